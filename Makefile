@@ -1,0 +1,61 @@
+# Every target makes its own environment in .venv when it is missing and
+# reuses it afterwards; nothing outside the checkout is touched.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: help demo test lint bench clean
+
+help:
+	@echo "make demo   synthesise speech, train, evaluate: a table and a picture"
+	@echo "make test   every test"
+	@echo "make lint   ruff and mypy, a built wheel installs and imports"
+	@echo "make bench  every benchmark, side by side with its peers"
+	@echo "make clean  remove .venv and caches"
+
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is older than Python 3.11; run: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
+	@echo "creating $(VENV) (once; about two minutes)"
+	@$(PYTHON) -m venv $(VENV)
+
+# One stamp per set of extras: an environment that already holds them is reused.
+$(VENV)/.base: $(PY) setup.cfg pyproject.toml constraints.txt
+	@echo "installing s8bqat_jax"
+	@$(PIP) -e '.[demo,subword]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.base
+	@echo "installing the test extra"
+	@$(PIP) -e '.[demo,subword,test]'
+	@touch $@
+
+$(VENV)/.lint: $(VENV)/.base
+	@$(PIP) -e '.[demo,subword,lint]'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.base
+	@echo "installing the bench extra (PyTorch among it)"
+	@$(PIP) -e '.[demo,subword,bench]'
+	@touch $@
+
+demo: $(VENV)/.base
+	@$(PY) -m experiments.demo
+
+test: $(VENV)/.test
+	@$(PY) -m pytest -n auto $(PYTEST_ARGS)
+
+lint: $(VENV)/.lint
+	@$(PY) -m ruff format --check .
+	@$(PY) -m ruff check .
+	@$(PY) -m mypy
+	@$(PY) tests/wheel_check.py
+
+bench: $(VENV)/.bench
+	@for script in benchmarks/*.py; do \
+	  case $$script in */_*) continue;; esac; \
+	  echo "== $$script"; $(PY) $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

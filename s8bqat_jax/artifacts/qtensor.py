@@ -1,0 +1,172 @@
+"""QTensor: one quantized tensor, as an 8-bit accelerator would read it.
+
+A QTensor is a pytree, so it can ride in a params tree, through `jit` and
+through a checkpoint. Treat it as a leaf with `is_leaf=is_qtensor`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+MAX_LEVELS = 256
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=('codes', 'scale', 'codebook'),
+  meta_fields=('levels',),
+)
+@dataclasses.dataclass(frozen=True)
+class QTensor:
+  """Codes and what they stand for.
+
+  With K = `levels` (2..256), elementwise over the tensor's own shape:
+
+    uniform    (codebook is None)   value = codes * scale,
+               codes int8, -(K // 2) <= codes <= (K - 1) // 2
+    centroids  (codebook of K)      value = codebook[codes] * scale,
+               codes uint8, 0 <= codes < K, codebook non-decreasing
+
+  `bits` = ceil(log2 K). K = 3 is ternary and packs five codes to a byte.
+  Three uniform levels are -1, 0, +1; one-bit weights are the centroids
+  (-1, +1), because no uniform grid of two levels is symmetric.
+
+  Attributes:
+    codes: int8 or uint8, the shape of the tensor it replaces.
+    scale: positive floating-point scalar, or one scale per channel in any
+      shape that broadcasts against `codes`. Its dtype is the tensor's dtype.
+    codebook: None, or K sorted values: int8 on the accelerator's grid, or
+      floating point where a method is studied without that constraint (such
+      a tensor can't be lowered to integers).
+    levels: K.
+  """
+
+  codes: Any
+  scale: Any
+  codebook: Any
+  levels: int
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return self.codes.shape
+
+  @property
+  def size(self) -> int:
+    return math.prod(self.codes.shape)
+
+  @property
+  def ndim(self) -> int:
+    return len(self.codes.shape)
+
+  @property
+  def dtype(self) -> Any:
+    return self.scale.dtype
+
+  @property
+  def bits(self) -> int:
+    return (self.levels - 1).bit_length()
+
+
+def uniform_range(levels: int) -> tuple[int, int]:
+  """Returns (lowest, highest) code of a uniform QTensor with `levels`."""
+  return -(levels // 2), (levels - 1) // 2
+
+
+def is_qtensor(x: Any) -> bool:
+  """True for a QTensor: pass as `is_leaf` to jax.tree functions."""
+  return isinstance(x, QTensor)
+
+
+def grid_values(q: QTensor) -> jax.Array:
+  """Returns the values before the scale: int8 unless the codebook is float."""
+  if q.codebook is None:
+    return q.codes
+  return jnp.take(q.codebook, q.codes.astype(jnp.int32), axis=0)
+
+
+def dequantize(q: QTensor) -> jax.Array:
+  """Returns the tensor that `q` stands for, in the dtype of its scale.
+
+  This product *defines* the value of a quantized weight: training-time views
+  compute it with the same two operands, so that they agree to the last bit.
+  """
+  return grid_values(q).astype(q.scale.dtype) * q.scale
+
+
+def decode(tree: Any) -> Any:
+  """Returns `tree` with every QTensor replaced by its dequantized array."""
+  return jax.tree.map(
+    lambda x: dequantize(x) if is_qtensor(x) else x, tree, is_leaf=is_qtensor
+  )
+
+
+def check(q: QTensor, name: str = 'tensor') -> QTensor:
+  """Verifies the equations of the class docstring on concrete values.
+
+  Args:
+    q: a QTensor of concrete arrays.
+    name: how an error names the tensor.
+
+  Returns:
+    `q` itself.
+
+  Raises:
+    ValueError: naming the tensor, what was expected and what was found.
+  """
+
+  def require(ok: Any, message: str) -> None:
+    if not ok:
+      raise ValueError(f'{name}: {message}')
+
+  codes, scale = np.asarray(q.codes), np.asarray(q.scale)
+  require(
+    2 <= q.levels <= MAX_LEVELS,
+    f'levels must be in 2..{MAX_LEVELS}, got {q.levels}',
+  )
+  require(
+    jnp.issubdtype(scale.dtype, jnp.floating),
+    f'scale must be floating point, got {scale.dtype}',
+  )
+  try:
+    broadcast = np.broadcast_shapes(scale.shape, codes.shape)
+  except ValueError:
+    broadcast = None
+  require(
+    broadcast == codes.shape,
+    f'scale of shape {scale.shape} does not broadcast to codes of shape '
+    f'{codes.shape}',
+  )
+  finite = np.isfinite(scale.astype(np.float32))
+  require(
+    np.all(finite & (scale > 0)), 'every scale must be finite and above zero'
+  )
+  if q.codebook is None:
+    low, high = uniform_range(q.levels)
+    require(codes.dtype == np.int8, f'codes must be int8, got {codes.dtype}')
+  else:
+    low, high = 0, q.levels - 1
+    book = np.asarray(q.codebook)
+    require(codes.dtype == np.uint8, f'codes must be uint8, got {codes.dtype}')
+    require(
+      book.shape == (q.levels,),
+      f'codebook must have shape ({q.levels},), got {book.shape}',
+    )
+    require(
+      book.dtype == np.int8 or jnp.issubdtype(book.dtype, jnp.floating),
+      f'codebook must be int8 or floating point, got {book.dtype}',
+    )
+    require(np.all(book[1:] >= book[:-1]), 'codebook must be sorted')
+  if codes.size:
+    require(
+      low <= codes.min() and codes.max() <= high,
+      f'codes must lie in [{low}, {high}], found '
+      f'[{codes.min()}, {codes.max()}]',
+    )
+  return q

@@ -1,0 +1,221 @@
+"""`make_step`: the one place where a loss, an optimizer and a quantizer meet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from s8bqat_jax.quantizers import types
+
+Loss = Callable[[types.Branches, Any, jax.Array], tuple[jax.Array, dict]]
+# What optax calls its first moments: Adam's family, and momentum's.
+_FIRST_MOMENTS = ('mu', 'trace')
+
+
+class TrainState(NamedTuple):
+  """Everything that training carries from step to step.
+
+  Attributes:
+    step: int32, steps taken (skipped ones included).
+    seed: uint32, every random draw of a step follows from (seed, step).
+    params: the weights being trained.
+    quantizer: the quantizer's state.
+    opt_state: optimizer state of the params.
+    learned_opt_state: optimizer state of `quantizer.learned`.
+    average: exponential moving average of the params, or () if not asked for.
+    skipped: int32, steps skipped so far because something was not finite.
+    skipped_in_a_row: int32, how many of the latest steps were skipped.
+  """
+
+  step: jax.Array
+  seed: jax.Array
+  params: types.Params
+  quantizer: types.State
+  opt_state: Any
+  learned_opt_state: Any
+  average: Any
+  skipped: jax.Array
+  skipped_in_a_row: jax.Array
+
+
+class Step(NamedTuple):
+  """A training step as two pure functions.
+
+  Attributes:
+    init: (params, seed=0) -> TrainState.
+    update: (state, batch) -> (state, metrics). Not jitted: the caller decides
+      how (donation, shardings).
+  """
+
+  init: Callable[..., TrainState]
+  update: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def on_main(
+  loss: Callable[[types.Params, Any, jax.Array], tuple[jax.Array, dict]],
+) -> Loss:
+  """Returns a loss over branches from a loss over one set of params."""
+  return lambda views, batch, key: loss(views[types.MAIN], batch, key)
+
+
+def context(
+  state: TrainState, learning_rate: optax.ScalarOrSchedule
+) -> types.Ctx:
+  """Returns the Ctx of the step that `state` is about to take."""
+  key = jax.random.fold_in(jax.random.key(state.seed), state.step)
+  rate = learning_rate(state.step) if callable(learning_rate) else learning_rate
+  return types.Ctx(state.step, key, jnp.asarray(rate, jnp.float32))
+
+
+def make_step(
+  loss: Loss,
+  tx: optax.GradientTransformation,
+  quantizer: types.Quantizer | None = None,
+  *,
+  learning_rate: optax.ScalarOrSchedule,
+  learned_tx: optax.GradientTransformation | None = None,
+  clip_norm: float | None = None,
+  average_decay: float | None = None,
+) -> Step:
+  """Wires a loss, an optimizer and a quantizer into one training step.
+
+  One step is: views -> loss -> gradient (clipped) + penalty's gradient ->
+  optimizer -> after_update -> moments of moved weights cleared -> average.
+  A step whose loss or gradient is not finite changes nothing but the counters.
+
+  Args:
+    loss: (views, batch, key) -> (scalar, aux dict of scalars); `on_main` makes
+      one from a loss that takes params.
+    tx: optimizer of the params, without gradient clipping.
+    quantizer: the method; None trains in floating point.
+    learning_rate: what `tx` was built with, number or schedule; quantizers see
+      it as `ctx.learning_rate`.
+    learned_tx: optimizer of `State.learned`; Adam at 1e-3 if None.
+    clip_norm: global norm that the task gradient is clipped to.
+    average_decay: decay of the moving average of the params, warmed up over
+      the first steps; None keeps no average.
+
+  Returns:
+    The Step (init, update). Metrics are the loss's aux, `loss`, `penalty`,
+    `grad_norm`, `learning_rate` and `skipped`.
+  """
+  quantizer = types.float_only() if quantizer is None else quantizer
+  learned_tx = optax.adam(1e-3) if learned_tx is None else learned_tx
+
+  def init(params: types.Params, seed: int = 0) -> TrainState:
+    quantizer_state = quantizer.init(params)
+    return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      seed=jnp.asarray(seed, jnp.uint32),
+      params=params,
+      quantizer=quantizer_state,
+      opt_state=tx.init(params),
+      learned_opt_state=learned_tx.init(quantizer_state.learned),
+      average=() if average_decay is None else jax.tree.map(jnp.copy, params),
+      skipped=jnp.zeros((), jnp.int32),
+      skipped_in_a_row=jnp.zeros((), jnp.int32),
+    )
+
+  def update(
+    state: TrainState, batch: Any
+  ) -> tuple[TrainState, dict[str, jax.Array]]:
+    ctx = context(state, learning_rate)
+    carried = state.quantizer.carried
+
+    def task(params, learned):
+      views = quantizer.views(params, types.State(learned, carried), ctx)
+      # The quantizer draws from ctx.key, the loss (dropout, masks) from a
+      # stream of its own.
+      return loss(views, batch, jax.random.fold_in(ctx.key, 1))
+
+    def penalty(params, learned):
+      return quantizer.penalty(params, types.State(learned, carried), ctx)
+
+    trained = (state.params, state.quantizer.learned)
+    (value, aux), grads = jax.value_and_grad(task, (0, 1), has_aux=True)(
+      *trained
+    )
+    extra, extra_grads = jax.value_and_grad(penalty, (0, 1))(*trained)
+    norm = optax.tree.norm(grads[0])
+    finite = jnp.isfinite(value) & jnp.isfinite(norm) & jnp.isfinite(extra)
+    grads, learned_grads = grads
+    if clip_norm is not None:
+      factor = jnp.minimum(1.0, clip_norm / jnp.maximum(norm, 1e-12))
+      grads = jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
+    grads, learned_grads = jax.tree.map(
+      jnp.add, (grads, learned_grads), extra_grads
+    )
+
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    updates, learned_opt_state = learned_tx.update(
+      learned_grads, state.learned_opt_state, state.quantizer.learned
+    )
+    learned = optax.apply_updates(state.quantizer.learned, updates)
+    params, quantizer_state, moved = quantizer.after_update(
+      params, types.State(learned, carried), ctx
+    )
+    new = state._replace(
+      params=params,
+      quantizer=quantizer_state,
+      opt_state=_clear_first_moments(opt_state, moved),
+      learned_opt_state=learned_opt_state,
+    )
+    if average_decay is not None:
+      new = new._replace(
+        average=_average(
+          state.average, params, moved, state.step, average_decay
+        )
+      )
+    new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+    new = new._replace(
+      step=state.step + 1,
+      skipped=state.skipped + ~finite,
+      skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
+    )
+    metrics = {
+      **aux,
+      'loss': value,
+      'penalty': extra,
+      'grad_norm': norm,
+      'learning_rate': ctx.learning_rate,
+      'skipped': new.skipped,
+    }
+    return new, metrics
+
+  return Step(init, update)
+
+
+def _clear_first_moments(opt_state: Any, moved: Any) -> Any:
+  """Zeroes the first moments of weights that jumped; second ones are kept."""
+  by_path = dict(_with_names(moved))
+
+  def clear(path, leaf):
+    for i, entry in enumerate(path):
+      if getattr(entry, 'name', None) in _FIRST_MOMENTS:
+        jumped = by_path.get(jax.tree_util.keystr(path[i + 1 :]))
+        return leaf if jumped is None else jnp.where(jumped, 0, leaf)
+    return leaf
+
+  return jax.tree_util.tree_map_with_path(clear, opt_state)
+
+
+def _with_names(tree: Any) -> list[tuple[str, Any]]:
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
+
+
+def _average(average, params, moved, step, decay):
+  # Early on the window grows with the steps taken, so that the average does
+  # not remember the initial weights.
+  decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+
+  def leaf(old, new, jumped):
+    mixed = old + (1.0 - decay).astype(old.dtype) * (new - old)
+    return jnp.where(jumped, new, mixed)
+
+  return jax.tree.map(leaf, average, params, moved)

@@ -1,4 +1,4 @@
-"""`make_step`: the one place where a loss, an optimizer and a quantizer meet."""
+"""`make_step`: where a loss, an optimizer and a quantizer meet."""
 
 from __future__ import annotations
 

@@ -1,0 +1,10 @@
+"""Models, in flax.linen; none of them knows a quantizer.
+
+lstm.LSTM   one layer, one fused kernel, a fast backward
+rnnt.RNNT   streaming RNN transducer
+"""
+
+from s8bqat_jax.models.lstm import LSTM
+from s8bqat_jax.models.rnnt import RNNT
+
+__all__ = ['LSTM', 'RNNT']

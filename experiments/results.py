@@ -1,0 +1,178 @@
+"""Results files: what every figure in README and BUILD_NOTES comes from.
+
+One JSON file per experiment, written whole or not at all:
+
+  name, command     what ran
+  revision, dirty   the commit, and whether uncommitted code was in play
+  machine           processor, cores, accelerator, versions
+  corpus            {"spec", "fingerprint"} or a list of them
+  rows              [{"system", "method", "bits", "seed", "split", "metrics"}]
+  comparisons       [{"a", "b", "metric", "relative", "p", ...}]
+  not_run           cells that were planned and not run
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pathlib
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+FOLDER = pathlib.Path(__file__).parent / 'results'
+_ROOT = pathlib.Path(__file__).parents[1]
+
+
+def machine() -> dict[str, Any]:
+  """Returns what a reader must know of this machine to place a figure."""
+  devices = jax.devices()
+  return {
+    'processor': _processor(),
+    'cores': len(os.sched_getaffinity(0))
+    if hasattr(os, 'sched_getaffinity')
+    else os.cpu_count(),
+    'accelerator': devices[0].device_kind
+    if devices[0].platform != 'cpu'
+    else None,
+    'devices': len(devices),
+    'python': platform.python_version(),
+    'jax': jax.__version__,
+  }
+
+
+def command() -> str:
+  """Returns the command line that is running, as one would type it."""
+  main = sys.modules['__main__']
+  spec = getattr(main, '__spec__', None)
+  start = ['python', '-m', spec.name] if spec else ['python', _relative()]
+  return shlex.join([*start, *sys.argv[1:]])
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+  """Returns a short hash of a JSON-able config: the name of a cached stage."""
+  text = json.dumps(config, sort_keys=True, default=str)
+  return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def write(
+  name: str,
+  rows: Sequence[Mapping[str, Any]],
+  *,
+  comparisons: Sequence[Mapping[str, Any]] = (),
+  corpus: Any = None,
+  not_run: Sequence[Any] = (),
+  folder: os.PathLike | str = FOLDER,
+  **extra: Any,
+) -> pathlib.Path:
+  """Writes `<folder>/<name>.json`, replacing an older one in one step.
+
+  Args:
+    name: of the experiment.
+    rows: one per measured cell.
+    comparisons: between rows, over all seeds.
+    corpus: {"spec", "fingerprint"} or a list of them.
+    not_run: planned cells that were not run.
+    folder: where results live.
+    **extra: any further JSON-able fields.
+
+  Returns:
+    The path written.
+  """
+  revision, dirty = _revision()
+  content = {
+    'name': name,
+    'command': command(),
+    'revision': revision,
+    'dirty': dirty,
+    'machine': machine(),
+    'corpus': corpus,
+    **extra,
+    'rows': list(rows),
+    'comparisons': list(comparisons),
+    'not_run': list(not_run),
+  }
+  path = pathlib.Path(folder) / f'{name}.json'
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_suffix('.json.partial')
+  partial.write_text(json.dumps(content, indent=1, allow_nan=False) + '\n')
+  os.replace(partial, path)
+  return path
+
+
+def read(name: str, folder: os.PathLike | str = FOLDER) -> dict[str, Any]:
+  """Returns the content of a results file."""
+  return json.loads((pathlib.Path(folder) / f'{name}.json').read_text())
+
+
+def table(
+  rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | None = None
+) -> str:
+  """Returns rows as a Markdown table.
+
+  Args:
+    rows: flat or with a nested "metrics", whose entries count as columns.
+    columns: {key: format spec}, in order; all keys as they are, if None.
+  """
+  flat = [{**row, **row.get('metrics', {})} for row in rows]
+  for row in flat:
+    row.pop('metrics', None)
+  if columns is None:
+    columns = dict.fromkeys(key for row in flat for key in row)  # type: ignore
+    columns = {key: '' for key in columns}
+  lines = [list(columns)]
+  lines += [[_cell(row.get(k), f) for k, f in columns.items()] for row in flat]
+  widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+  out = [
+    '| ' + ' | '.join(c.ljust(w) for c, w in zip(line, widths)) + ' |'
+    for line in lines
+  ]
+  out.insert(1, '|' + '|'.join('-' * (w + 2) for w in widths) + '|')
+  return '\n'.join(out)
+
+
+def _cell(value: Any, spec: str) -> str:
+  if value is None:
+    return ''
+  if isinstance(value, list | tuple):
+    return ' .. '.join(_cell(v, spec) for v in value)
+  if isinstance(value, float):
+    return format(value, spec or '.4g')
+  return str(value)
+
+
+def _relative() -> str:
+  script = pathlib.Path(sys.argv[0]).resolve()
+  return (
+    str(script.relative_to(_ROOT))
+    if script.is_relative_to(_ROOT)
+    else script.name
+  )
+
+
+def _processor() -> str:
+  try:
+    lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
+    names = [x.split(':', 1)[1].strip() for x in lines if 'model name' in x]
+    return names[0] if names else platform.processor()
+  except OSError:
+    return platform.processor()
+
+
+def _revision() -> tuple[str | None, bool | None]:
+  def git(*args):
+    return subprocess.run(
+      ['git', *args], cwd=_ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+  try:
+    code = ['--', '*.py', 'setup.cfg', 'constraints.txt']
+    return git('rev-parse', 'HEAD'), bool(git('status', '--porcelain', *code))
+  except (OSError, subprocess.CalledProcessError):
+    return None, None

@@ -124,8 +124,7 @@ def table(
   for row in flat:
     row.pop('metrics', None)
   if columns is None:
-    columns = dict.fromkeys(key for row in flat for key in row)  # type: ignore
-    columns = {key: '' for key in columns}
+    columns = {key: '' for row in flat for key in row}
   lines = [list(columns)]
   lines += [[_cell(row.get(k), f) for k, f in columns.items()] for row in flat]
   widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]

@@ -1,0 +1,165 @@
+"""Atomic checkpoints, through orbax: the latest few, and the best one.
+
+A state of any structure is stored as a flat {path: array}, so that what is on
+disk can be listed and compared with what a config expects before anything is
+loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+_ARRAYS, _NOTES = 'arrays', 'notes'
+
+
+class Checkpoints:
+  """The checkpoints under one directory.
+
+  Attributes:
+    directory: where they live: `latest/<step>` and `best/<step>`.
+  """
+
+  def __init__(self, directory: os.PathLike | str, keep: int = 2):
+    """Opens (and creates) the directory; `keep` latest ones are kept."""
+    self.directory = pathlib.Path(directory).absolute()
+    self._managers = {
+      name: ocp.CheckpointManager(
+        self.directory / name,
+        item_handlers={
+          _ARRAYS: ocp.StandardCheckpointHandler(),
+          _NOTES: ocp.JsonCheckpointHandler(),
+        },
+        options=ocp.CheckpointManagerOptions(
+          max_to_keep=count,
+          enable_async_checkpointing=False,
+          create=True,
+        ),
+      )
+      for name, count in (('latest', keep), ('best', 1))
+    }
+
+  def latest_step(self, which: str = 'latest') -> int | None:
+    """Returns the newest step stored under `which`, or None."""
+    return self._managers[which].latest_step()
+
+  def save(
+    self,
+    step: int,
+    state: Any,
+    notes: Mapping[str, Any] | None = None,
+    which: str = 'latest',
+  ) -> None:
+    """Stores `state` as the checkpoint of `step`; whole or not at all.
+
+    Args:
+      step: training steps taken.
+      state: any pytree of arrays.
+      notes: JSON-able facts to keep beside it.
+      which: 'latest' or 'best'.
+
+    Raises:
+      OSError: naming the directory, if it can't be written (a full disk).
+    """
+    try:
+      self._managers[which].save(
+        step,
+        args=ocp.args.Composite(
+          **{
+            _ARRAYS: ocp.args.StandardSave(_flatten(state)),
+            _NOTES: ocp.args.JsonSave(dict(notes or {})),
+          }
+        ),
+        force=True,
+      )
+    except ocp.checkpoint_manager.StepAlreadyExistsError:
+      return
+    except Exception as error:
+      raise OSError(
+        f'could not write the checkpoint of step {step} under '
+        f'{self.directory}: {error}. The one before it (step '
+        f'{self.latest_step(which)}) is intact: free some space, or fix the '
+        'permissions, and run the same command again to resume'
+      ) from error
+
+  def restore(
+    self, like: Any, which: str = 'latest', step: int | None = None
+  ) -> tuple[Any, dict[str, Any]]:
+    """Loads a checkpoint.
+
+    Args:
+      like: a state of the expected structure, shapes, dtypes and shardings
+        (arrays, or jax.ShapeDtypeStruct).
+      which: 'latest' or 'best'.
+      step: the newest one if None.
+
+    Returns:
+      The state, and the notes stored beside it.
+
+    Raises:
+      FileNotFoundError: if there is none.
+      ValueError: naming the tensors that differ, if it does not fit `like`.
+    """
+    manager = self._managers[which]
+    step = manager.latest_step() if step is None else step
+    if step is None:
+      raise FileNotFoundError(f'no checkpoint under {self.directory / which}')
+    wanted = _flatten(like)
+    self._compare(manager, step, wanted)
+    restored = manager.restore(
+      step,
+      args=ocp.args.Composite(
+        **{
+          _ARRAYS: ocp.args.StandardRestore(
+            jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted)
+          ),
+          _NOTES: ocp.args.JsonRestore(),
+        }
+      ),
+    )
+    leaves = [restored[_ARRAYS][name] for name in wanted]
+    state = jax.tree.unflatten(jax.tree.structure(like), leaves)
+    return state, restored[_NOTES]
+
+  def close(self) -> None:
+    """Waits for what is being written and releases the directory."""
+    for manager in self._managers.values():
+      manager.close()
+
+  def _compare(self, manager, step, wanted):
+    stored = manager.item_metadata(step)[_ARRAYS]
+    stored = getattr(stored, 'tree', stored)
+    shapes = {name: tuple(x.shape) for name, x in stored.items()}
+    problems = [
+      f'{name}: expected {tuple(x.shape)}, stored {shapes.get(name, "nothing")}'
+      for name, x in wanted.items()
+      if shapes.get(name) != tuple(x.shape)
+    ]
+    problems += [
+      f'{name}: expected nothing, stored {shape}'
+      for name, shape in shapes.items()
+      if name not in wanted
+    ]
+    if problems:
+      more = (
+        f'\n  ... and {len(problems) - 8} more' if len(problems) > 8 else ''
+      )
+      raise ValueError(
+        f'the checkpoint {self.directory} at step {step} does not fit this '
+        'config (another model, optimizer or quantizer?). Use the config it '
+        'was trained with, or a new --workdir:\n  '
+        + '\n  '.join(problems[:8])
+        + more
+      )
+
+
+def _flatten(state: Any) -> dict[str, Any]:
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='.'): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+  }

@@ -1,0 +1,89 @@
+"""Checkpoints: round trip, retention, and errors that say what to do."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from s8bqat_jax import training
+from s8bqat_jax.quantizers import step as quantizer_step
+
+
+def _state(width=3, **kwargs):
+  params = {'a': {'kernel': jnp.arange(4.0 * width).reshape(4, width)}}
+  step = quantizer_step.make_step(
+    lambda views, batch, key: (jnp.zeros(()), {}),
+    optax.adam(1e-3),
+    learning_rate=1e-3,
+    **kwargs,
+  )
+  return step.init(params, seed=5)
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+  opened = training.Checkpoints(tmp_path)
+  yield opened
+  opened.close()
+
+
+def test_round_trip(checkpoints):
+  state = _state(average_decay=0.9)
+  checkpoints.save(7, state, {'best': {'score': 0.5}})
+  like = jax.tree.map(jnp.zeros_like, state)
+  restored, notes = checkpoints.restore(like)
+  assert notes == {'best': {'score': 0.5}}
+  assert jax.tree.structure(restored) == jax.tree.structure(state)
+  for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(state)):
+    assert a.dtype == b.dtype
+    np.testing.assert_array_equal(a, b)
+
+
+def test_retention(checkpoints):
+  for step in (1, 2, 3, 4):
+    checkpoints.save(step, _state())
+  checkpoints.save(2, _state(), which='best')
+  checkpoints.save(3, _state(), which='best')
+  latest = sorted(p.name for p in (checkpoints.directory / 'latest').iterdir())
+  assert latest == ['3', '4']
+  assert checkpoints.latest_step('best') == 3
+
+
+def test_nothing_stored(checkpoints):
+  with pytest.raises(FileNotFoundError, match='no checkpoint under'):
+    checkpoints.restore(_state())
+
+
+@pytest.mark.parametrize(
+  'other, message',
+  [
+    (_state(width=2), r'kernel: expected \(4, 2\), stored \(4, 3\)'),
+    (_state(average_decay=0.9), 'average.a.kernel: expected .*stored nothing'),
+  ],
+)
+def test_incompatible(checkpoints, other, message):
+  checkpoints.save(1, _state())
+  with pytest.raises(ValueError, match=f'(?s)does not fit.*{message}'):
+    checkpoints.restore(other)
+
+
+def test_stored_but_unexpected(checkpoints):
+  checkpoints.save(1, _state(average_decay=0.9))
+  with pytest.raises(ValueError, match='expected nothing, stored'):
+    checkpoints.restore(_state())
+
+
+def test_a_failed_write_names_the_directory_and_keeps_the_last(
+  checkpoints, monkeypatch
+):
+  checkpoints.save(1, _state())
+  manager = checkpoints._managers['latest']
+
+  def no_space(*args, **kwargs):
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(manager, 'save', no_space)
+  with pytest.raises(OSError, match='step 2.*No space left.*step 1'):
+    checkpoints.save(2, _state())
+  assert checkpoints.latest_step() == 1

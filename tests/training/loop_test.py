@@ -1,0 +1,159 @@
+"""Training resumes exactly, spreads over devices and processes, and stops."""
+
+import os
+import pathlib
+import random
+import signal
+import socket
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from s8bqat_jax import training
+from tests.training import toy_run
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def _start(workdir, steps, *args, devices=1):
+  flags = f'--xla_force_host_platform_device_count={devices}'
+  return subprocess.Popen(
+    [
+      sys.executable,
+      '-m',
+      'tests.training.toy_run',
+      workdir,
+      str(steps),
+      *args,
+    ],
+    cwd=ROOT,
+    env={**os.environ, 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def _end(process):
+  out, err = process.communicate(timeout=120)
+  lines = [line for line in out.splitlines() if line.startswith('end')]
+  assert process.returncode == 0 and lines, err[-2000:]
+  return lines[-1].split()[1:]  # reason, step, digest
+
+
+def _kill_at(process, step, how):
+  for line in process.stdout:
+    if line.strip() == f'at {step}':
+      process.send_signal(how)
+      break
+  return process
+
+
+def test_killed_and_resumed_equals_uninterrupted(tmp_path):
+  steps, rng = 60, random.Random(3)
+  reason, step, digest = _end(_start(tmp_path / 'whole', steps))
+  assert (reason, step) == ('finished', '60')
+
+  workdir = tmp_path / 'killed'
+  first = _kill_at(
+    _start(workdir, steps), rng.randrange(15, 30), signal.SIGKILL
+  )
+  first.communicate(timeout=60)
+  assert first.returncode == -signal.SIGKILL
+  second = _start(workdir, steps)
+  stopped_at = rng.randrange(35, 50)
+  reason, step, _ = _end(_kill_at(second, stopped_at, signal.SIGTERM))
+  assert reason == 'interrupted'
+  # It saves at once: within a step or two of the signal, not at the next
+  # multiple of save_every.
+  assert stopped_at <= int(step) <= stopped_at + 3
+  assert _end(_start(workdir, steps)) == ['finished', '60', digest]
+  # The metrics read as if nothing had happened.
+  logged = [r['step'] for r in training.read_metrics(workdir / 'metrics.jsonl')]
+  assert sorted(set(logged)) == logged
+
+
+def test_one_device_and_eight_agree():
+  devices = jax.devices()
+  assert len(devices) == 8
+  one = toy_run.run(None, 30, devices[:1]).state
+  eight = toy_run.run(None, 30, devices).state
+  for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(eight.params)):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_two_processes_train_and_checkpoint_together(tmp_path):
+  with socket.socket() as probe:
+    probe.bind(('127.0.0.1', 0))
+    port = str(probe.getsockname()[1])
+  run = lambda i: _start(tmp_path, 20, str(i), '2', port)
+  processes = [run(0), run(1)]
+  ends = [_end(p) for p in processes]
+  assert ends[0] == ends[1]
+  assert ends[0][:2] == ['finished', '20']
+  # What the two wrote together, one process can read: same values as alone.
+  alone = toy_run.run(None, 20, jax.devices()[:1]).state
+  checkpoints = training.Checkpoints(tmp_path)
+  together, _ = checkpoints.restore(alone)
+  checkpoints.close()
+  for a, b in zip(
+    jax.tree.leaves(alone.params), jax.tree.leaves(together.params)
+  ):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def _plain_update(state, batch):
+  del batch
+  step = state.step + 1
+  return state._replace(step=step), {'loss': jnp.zeros(()), 'skipped': step * 0}
+
+
+def _train(evaluate, tmp_path=None, **config):
+  state = toy_run.make_step().init(toy_run.init_params())
+  return training.train(
+    _plain_update,
+    state,
+    lambda start: iter(lambda: None, 0),
+    training.LoopConfig(**config),
+    evaluate=evaluate,
+    checkpoints=training.Checkpoints(tmp_path) if tmp_path else None,
+    progress=False,
+  )
+
+
+def test_early_stopping_keeps_the_best(tmp_path):
+  scores = {2: 5.0, 4: 3.0, 6: 4.0, 8: 3.0, 10: 1.0}
+  evaluate = lambda state: {'wer': scores[int(state.step)]}
+  outcome = _train(evaluate, tmp_path, steps=20, eval_every=2, patience=2)
+  assert outcome.reason == 'early stop'
+  assert outcome.best == {'step': 4, 'score': 3.0}
+  assert int(outcome.state.step) == 8
+  checkpoints = training.Checkpoints(tmp_path)
+  assert checkpoints.latest_step('best') == 4
+  checkpoints.close()
+  # Started again, it knows that it has stopped.
+  again = _train(None, tmp_path, steps=20, eval_every=2, patience=2)
+  assert again.reason == 'early stop' and int(again.state.step) == 8
+
+
+def test_persistent_nan_ends_the_run_and_a_single_one_does_not():
+  step = toy_run.make_step()
+  state = step.init(toy_run.init_params())
+  bad = np.full((4, 4), np.nan, np.float32)
+
+  def batches(kinds):
+    return lambda start: (bad if k else toy_run.batch_at(k) for k in kinds)
+
+  config = training.LoopConfig(steps=8, log_every=1, max_skipped=3)
+  update = jax.jit(step.update)
+  outcome = training.train(
+    update, state, batches([0, 1, 0, 1, 1, 0, 0, 0]), config, progress=False
+  )
+  assert int(outcome.state.skipped) == 3
+  assert np.isfinite(outcome.state.params['w1']).all()
+  with pytest.raises(FloatingPointError, match='last 3 steps.*learning rate'):
+    training.train(update, state, batches([1] * 8), config, progress=False)

@@ -1,0 +1,181 @@
+"""A codebook: a few sorted centroids per tensor, and where each weight stands.
+
+On the int8 grid every decision boundary (the midpoint of two neighbours) is a
+whole number of half grid steps, so one look into a table of 512 half steps
+says, exactly, which centroid is nearest: no comparison per centroid. Codebooks
+off the grid are searched by bisection, log2 K comparisons.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from s8bqat_jax.artifacts import qtensor
+
+INT8_MIN, INT8_MAX = -128, 127
+
+
+class Codebook(NamedTuple):
+  """K centroids: `values * scale`.
+
+  Attributes:
+    values: [K], non-decreasing: int8 on the accelerator's grid, or floating
+      point without that constraint.
+    scale: positive scalar in the dtype of the weights.
+  """
+
+  values: Any
+  scale: Any
+
+
+class Regions(NamedTuple):
+  """The two neighbouring centroids around each weight, as real values.
+
+  Inside the range left <= w < right (to one rounding). Outside, and at the highest
+  centroid, left == right == the nearest end, so `right > left` tells inside
+  from outside and `right - left` is the region's width.
+
+  Attributes:
+    left: the highest centroid that is not above w.
+    right: the lowest centroid above w.
+  """
+
+  left: jax.Array
+  right: jax.Array
+
+
+def centroids(codebook: Codebook) -> jax.Array:
+  """Returns the K real centroids, in the dtype of the scale.
+
+  Args:
+    codebook: a Codebook.
+
+  Returns:
+    [K], the very products that `qtensor.dequantize` forms.
+  """
+  scale = jnp.asarray(codebook.scale)
+  return jnp.asarray(codebook.values).astype(scale.dtype) * scale
+
+
+def on_grid(values_K: jax.Array, scale: jax.Array) -> Codebook:
+  """Snaps real centroids to the int8 grid of one scale.
+
+  Args:
+    values_K: real centroids in any order.
+    scale: positive scalar, the grid's step.
+
+  Returns:
+    A Codebook with int8 values, rounded to nearest, clipped to the grid and
+    sorted; two centroids may fall on one grid point.
+  """
+  scale = jnp.asarray(scale)
+  steps = jnp.asarray(values_K).astype(jnp.float32) / scale.astype(jnp.float32)
+  steps = jnp.clip(jnp.round(steps), INT8_MIN, INT8_MAX)
+  return Codebook(jnp.sort(steps.astype(jnp.int8)), scale)
+
+
+def nearest(w: jax.Array, codebook: Codebook) -> jax.Array:
+  """Returns the code of the nearest centroid of each weight.
+
+  A weight halfway between two centroids takes the lower one, and equal
+  centroids are all known by the first of them, so that the codes of decoded
+  weights are the codes they came from. Weights outside the range take the
+  nearest end; NaN takes code 0.
+
+  Args:
+    w: weights of any shape and floating dtype.
+    codebook: a Codebook.
+
+  Returns:
+    uint8 codes, the shape of `w`.
+  """
+  values = jnp.asarray(codebook.values)
+  # Equal centroids share the first one's code.
+  first = jnp.searchsorted(values, values).astype(jnp.uint8)
+  if values.dtype != jnp.int8:
+    real = centroids(codebook).astype(jnp.float32)
+    bounds = real[:-1] / 2 + real[1:] / 2
+    x = jnp.nan_to_num(jnp.asarray(w).astype(jnp.float32), nan=-jnp.inf)
+    return first[jnp.searchsorted(bounds, x, method='scan_unrolled')]
+  # x > b / 2 exactly when ceil(2 x) > b, for the whole number b = v_i + v_i+1.
+  halves = jnp.ceil(2 * _in_steps(w, codebook.scale))
+  lowest = 2 * INT8_MIN
+  steps = values.astype(jnp.int32)
+  cells = jnp.arange(lowest, 2 * INT8_MAX + 2)
+  table = first[jnp.searchsorted(steps[:-1] + steps[1:], cells)]
+  return _look_up(table, halves, lowest)
+
+
+def quantize(w: jax.Array, codebook: Codebook) -> qtensor.QTensor:
+  """Returns the QTensor of each weight's nearest centroid.
+
+  Args:
+    w: weights of any shape and floating dtype.
+    codebook: a Codebook.
+
+  Returns:
+    A QTensor with K levels; see `nearest` for ties.
+  """
+  return qtensor.QTensor(
+    codes=nearest(w, codebook),
+    scale=jnp.asarray(codebook.scale),
+    codebook=jnp.asarray(codebook.values),
+    levels=len(codebook.values),
+  )
+
+
+def snap(w: jax.Array, codebook: Codebook) -> jax.Array:
+  """Returns each weight's nearest centroid: dequantize(quantize(w))."""
+  return qtensor.dequantize(quantize(w, codebook))
+
+
+def regions(w: jax.Array, codebook: Codebook) -> Regions:
+  """Returns the two centroids around each weight.
+
+  Both are the same floats that `snap` returns, so a snapped weight equals its
+  left or its right neighbour to the last bit.
+
+  Args:
+    w: weights of any shape and floating dtype.
+    codebook: a Codebook.
+
+  Returns:
+    The Regions: arrays of the shape of `w` and the dtype of the scale.
+  """
+  values, real = jnp.asarray(codebook.values), centroids(codebook)
+  last = len(values) - 1
+  if values.dtype != jnp.int8:
+    right = jnp.searchsorted(
+      real.astype(jnp.float32),
+      jnp.asarray(w).astype(jnp.float32),
+      side='right',
+      method='scan_unrolled',
+    )
+    return Regions(
+      real[jnp.maximum(right - 1, 0)], real[jnp.minimum(right, last)]
+    )
+  # v <= x exactly when v <= floor(x), for whole v.
+  steps = jnp.floor(_in_steps(w, codebook.scale))
+  lowest = INT8_MIN - 1
+  cells = jnp.arange(lowest, INT8_MAX + 1)
+  right = jnp.searchsorted(values.astype(jnp.int32), cells, side='right')
+  return Regions(
+    _look_up(real[jnp.maximum(right - 1, 0)], steps, lowest),
+    _look_up(real[jnp.minimum(right, last)], steps, lowest),
+  )
+
+
+def _in_steps(w: jax.Array, scale: jax.Array) -> jax.Array:
+  # In float32 whatever the dtype: 127 steps need more bits than bfloat16 has.
+  scale = jnp.asarray(scale).astype(jnp.float32)
+  return jnp.asarray(w).astype(jnp.float32) / scale
+
+
+def _look_up(table: jax.Array, cell: jax.Array, lowest: int) -> jax.Array:
+  """Returns table[cell - lowest], clipped at both ends; NaN reads the first."""
+  cell = jnp.clip(cell - lowest, 0, len(table) - 1)
+  index = jnp.where(jnp.isnan(cell), 0, cell).astype(jnp.int32)
+  return table.at[index].get(mode='promise_in_bounds')

@@ -1,0 +1,147 @@
+"""Rules as data: which weights are quantized, to how many levels, with whom.
+
+A list of rules is read from the top and the first one whose pattern matches a
+weight's whole name decides, as in:
+
+  (
+    Rule('decoder/.*', None),  # stays in floating point
+    Rule(r'(encoder/layer_\\d+)/.*', 'ternary', r'\\1'),  # a group per layer
+    Rule('.*', 8),
+  )
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from s8bqat_jax.quantizers import tree as trees
+
+TERNARY = 'ternary'
+Bits = int | str
+
+
+class Rule(NamedTuple):
+  """One line of the list.
+
+  Attributes:
+    pattern: regular expression that must match a weight's whole name.
+    bits: 1..8, or 'ternary' for three levels; None leaves it in floating point.
+    group: name of the group, which may refer to the pattern's own groups as in
+      `re.Match.expand`; None makes each weight a group of its own. What a
+      group shares is the member's business: a table, a random draw.
+  """
+
+  pattern: str
+  bits: Bits | None
+  group: str | None = None
+
+
+class Spec(NamedTuple):
+  """What the rules say about one weight.
+
+  Attributes:
+    name: the weight's name.
+    levels: how many values its elements may take, 2..256.
+    group: name of its group.
+  """
+
+  name: str
+  levels: int
+  group: str
+
+  @property
+  def bits(self) -> int:
+    return (self.levels - 1).bit_length()
+
+
+Rules = Bits | Sequence[Rule]
+
+
+def levels_of(bits: Bits) -> int:
+  """Returns the number of levels of `bits`: 2 ** bits, or 3 for 'ternary'."""
+  if bits == TERNARY:
+    return 3
+  if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8:
+    raise ValueError(f"bits must be 1..8 or 'ternary', got {bits!r}")
+  return 2**bits
+
+
+def as_rules(rules: Rules) -> tuple[Rule, ...]:
+  """Returns a tuple of checked rules; plain bits mean every weight."""
+  if isinstance(rules, int | str):
+    rules = (Rule('.*', rules),)
+  rules = tuple(Rule(*rule) for rule in rules)
+  for rule in rules:
+    if rule.bits is not None:
+      levels_of(rule.bits)
+    try:
+      re.compile(rule.pattern)
+    except re.error as error:
+      raise ValueError(f'{rule}: not a regular expression: {error}') from error
+  return rules
+
+
+def from_bits(bits: Mapping[str, Bits | None]) -> tuple[Rule, ...]:
+  """Returns rules that give each named weight its own bits."""
+  return tuple(Rule(re.escape(name), n) for name, n in bits.items())
+
+
+def first_match(
+  patterns: Sequence[str], names: Sequence[str]
+) -> dict[str, tuple[int, re.Match[str]]]:
+  """Finds the first pattern that matches each name whole.
+
+  Args:
+    patterns: regular expressions, in order.
+    names: names to look up.
+
+  Returns:
+    {name: (index of its pattern, the match)} for the names that match one.
+
+  Raises:
+    ValueError: naming every pattern that decides about no name, and the names.
+  """
+  found = {}
+  for name in names:
+    for i, pattern in enumerate(patterns):
+      match = re.fullmatch(pattern, name)
+      if match:
+        found[name] = i, match
+        break
+  used = {i for i, _ in found.values()}
+  unused = [p for i, p in enumerate(patterns) if i not in used]
+  if unused:
+    listing = '\n  '.join(names) or '(none)'
+    raise ValueError(
+      f'unused rules {unused}: each matches no weight, or only weights that a '
+      'rule before it takes. A pattern must match the whole name. The weights '
+      f'(floating point, two axes or more) are:\n  {listing}'
+    )
+  return found
+
+
+def resolve(rules: Rules, params: Any) -> dict[str, Spec]:
+  """Applies rules to a params tree.
+
+  Args:
+    rules: bits for every weight, or a sequence of rules.
+    params: any params pytree.
+
+  Returns:
+    {name: Spec} of the weights to quantize, in the tree's order.
+
+  Raises:
+    ValueError: if a rule decides about no weight.
+  """
+  rules = as_rules(rules)
+  leaves = trees.named(params)
+  names = [name for name, x in leaves.items() if trees.is_quantizable(x)]
+  specs = {}
+  for name, (i, match) in first_match([r[0] for r in rules], names).items():
+    bits, group = rules[i].bits, rules[i].group
+    if bits is not None:
+      group = name if group is None else match.expand(group)
+      specs[name] = Spec(name, levels_of(bits), group)
+  return specs

@@ -1,0 +1,124 @@
+"""Names and leaves of any params pytree: linen, nnx state, plain containers.
+
+A leaf has one name wherever it comes from: its keys joined by slashes, such as
+`encoder/layer_0/kernel`. The box that nnx (`Param`) or linen (`Partitioned`)
+puts around an array has no part in it, nor has a leading `params` collection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import shard_alike
+
+from s8bqat_jax.artifacts import qtensor
+
+
+def name_of(path: tuple[Any, ...]) -> str:
+  """Returns the name of the leaf at a jax key path."""
+  last = path[-1] if path else None
+  if isinstance(last, jax.tree_util.GetAttrKey) and last.name == 'value':
+    path = path[:-1]
+  keys = [jax.tree_util.keystr((entry,), simple=True) for entry in path]
+  if len(keys) > 1 and keys[0] == 'params':
+    keys = keys[1:]
+  return '/'.join(keys)
+
+
+def named(tree: Any) -> dict[str, Any]:
+  """Returns {name: leaf} in the tree's own order; a QTensor is one leaf.
+
+  Args:
+    tree: a pytree. `None` in the place of a leaf means that it is masked out.
+
+  Returns:
+    The leaves by name.
+
+  Raises:
+    ValueError: if two leaves have the same name.
+  """
+  leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=qtensor.is_qtensor)
+  by_name = {name_of(path): leaf for path, leaf in leaves}
+  if len(by_name) < len(leaves):
+    names = [name_of(path) for path, _ in leaves]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    raise ValueError(
+      f'these names stand for more than one leaf each: {twice}; rename the '
+      'modules or keys that differ only in how they are boxed'
+    )
+  return by_name
+
+
+def replace(tree: Any, leaves: Mapping[str, Any]) -> Any:
+  """Returns `tree` with the named leaves replaced and the others as they are.
+
+  Args:
+    tree: a pytree.
+    leaves: new leaves by name; a leaf may be a QTensor.
+
+  Returns:
+    A tree of the same structure.
+  """
+  return jax.tree_util.tree_map_with_path(
+    lambda path, leaf: leaves.get(name_of(path), leaf),
+    tree,
+    is_leaf=qtensor.is_qtensor,
+  )
+
+
+def keep(tree: Any, names: Any) -> Any:
+  """Returns `tree` with `None` for every leaf whose name is not in `names`.
+
+  What is left keeps its full path, so that a rule sees the same names in a
+  masked tree as in a whole one.
+  """
+  return jax.tree_util.tree_map_with_path(
+    lambda path, leaf: leaf if name_of(path) in names else None,
+    tree,
+    is_leaf=qtensor.is_qtensor,
+  )
+
+
+def is_quantizable(leaf: Any) -> bool:
+  """True for weights: floating point, two axes or more.
+
+  Biases and normalization gains have one axis; they are a thousandth of the
+  bytes and stay in floating point.
+  """
+  return jnp.ndim(leaf) >= 2 and jnp.issubdtype(
+    jnp.result_type(leaf), jnp.floating
+  )
+
+
+def shard_like(x: jax.Array, w: jax.Array) -> jax.Array:
+  """Returns `x` laid out over devices as `w` is, inside `jit` or outside."""
+  if isinstance(w, jax.core.Tracer) or isinstance(x, jax.core.Tracer):
+    return shard_alike.shard_alike(x, w)[0]
+  if isinstance(w, jax.Array) and w.committed:
+    return jax.device_put(x, w.sharding)
+  return x
+
+
+def inherit_sharding(state: Any, weights: Mapping[str, jax.Array]) -> Any:
+  """Gives param-shaped state the layout of the weight it belongs to.
+
+  Args:
+    state: any pytree of dicts keyed by weight names, at any depth.
+    weights: the weights by name.
+
+  Returns:
+    `state`, where every leaf that lies below the name of a weight and has its
+    shape is laid out over the devices as that weight is.
+  """
+
+  def place(path, leaf):
+    for entry in path:
+      w = weights.get(str(getattr(entry, 'key', '')))
+      if w is not None and jnp.shape(leaf) == jnp.shape(w):
+        return shard_like(leaf, w)
+    return leaf
+
+  return jax.tree_util.tree_map_with_path(place, state)

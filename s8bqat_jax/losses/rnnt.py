@@ -1,0 +1,242 @@
+"""The RNN transducer loss, without the [B, T, U, V] tensor.
+
+The probability of a transcript is a sum over all monotonic paths through a
+lattice of T frames by U + 1 label states: in state (t, u) the model either
+emits blank and moves to the next frame, or emits label u and stays. Only two
+of the V log-probabilities of a state enter that sum. So the joint network is
+run for a few label states at a time, the two numbers are kept and the logits
+are thrown away; the backward pass computes them again (`jax.checkpoint`), so
+that neither direction ever holds more than one chunk of logits.
+
+The sum itself runs over anti-diagonals t + u = n: all states of a diagonal
+are independent, so T + U vector steps replace T * (U + 1) scalar ones. It is
+plain autodiff throughout, hence Hessian-vector products work.
+
+Dimension key: B batch, T frames, U labels, U1 = U + 1 label states, V
+vocabulary with blank, D encoder, E prediction network, C states in a chunk,
+N = T + U diagonals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+Joint = Callable[[jax.Array, jax.Array], jax.Array]
+
+# Log-probability of a state that no path reaches. Finite, so that no
+# difference of two such values is NaN, and so far below any reachable state
+# that its share of a sum is exactly zero.
+_UNREACHABLE = -1e30
+# Floor of one log-probability (a logit of -inf): T + U of them still lie
+# above _UNREACHABLE. Below the floor the gradient is zero.
+_FLOOR = -1e20
+# Logits held at a time, in elements: 4 MB of float32 stays near the cache,
+# which is also faster than larger chunks; a smaller chunk starves the GEMM.
+_CHUNK_ELEMENTS = 2**20
+
+
+def rnnt_loss(
+  joint: Joint,
+  enc_BxTxD: jax.Array,
+  pred_BxU1xE: jax.Array,
+  labels_BxU: jax.Array,
+  enc_lengths_B: jax.Array,
+  label_lengths_B: jax.Array,
+  *,
+  blank: int = 0,
+) -> jax.Array:
+  """Negative log-likelihood of each transcript; memory of a few label states.
+
+  `joint` may close over parameters: they receive gradients. It is traced
+  once and run ceil(U1 / C) times, where C is chosen so that a chunk of
+  logits is about 4 MB. Logits may be bfloat16; everything after them, and
+  the encoder's gradient over the chunks, is accumulated in float32.
+
+  Args:
+    joint: (enc [..., D], pred [..., E]) -> logits [..., V], where the leading
+      axes broadcast against each other.
+    enc_BxTxD: encoder output.
+    pred_BxU1xE: output of the prediction network; state u has seen u labels.
+    labels_BxU: labels, anything beyond each length.
+    enc_lengths_B: frames of each row, 0..T.
+    label_lengths_B: labels of each row, 0..U.
+    blank: index of blank in V.
+
+  Returns:
+    nll_B, float32. A row of no frames and no labels (batch padding) is 0;
+    labels without frames are impossible: +inf, with a gradient of zero.
+
+  References:
+    A. Graves, Sequence Transduction with Recurrent Neural Networks, 2012.
+    Diagonal-by-diagonal evaluation: T. Bagby et al., Efficient Implementation
+    of Recurrent Neural Network Transducer in TensorFlow, SLT 2018.
+  """
+  B, T = enc_BxTxD.shape[:2]
+  U1 = pred_BxU1xE.shape[1]
+  _check_shapes(
+    'enc and pred', (B, T, U1), labels_BxU, enc_lengths_B, label_lengths_B
+  )
+  if pred_BxU1xE.shape[0] != B:
+    raise ValueError(
+      f'enc {enc_BxTxD.shape} and pred {pred_BxU1xE.shape} differ in batch size'
+    )
+  V = jax.eval_shape(joint, enc_BxTxD[:, 0], pred_BxU1xE[:, 0]).shape[-1]
+  chunks = _num_chunks(B * T, U1, V)
+  C = -(-U1 // chunks)
+
+  # The labels of state u, and any label for the last state: its arc leads
+  # out of the lattice, where no path comes back from.
+  targets_BxU1 = jnp.pad(labels_BxU, [(0, 0), (0, 1)])
+  pad_u = [(0, 0), (0, chunks * C - U1)]
+  pred_xs = jnp.pad(pred_BxU1xE, [*pad_u, (0, 0)])
+  pred_xs = jnp.moveaxis(pred_xs.reshape(B, chunks, C, -1), 1, 0)
+  targets_xs = jnp.pad(targets_BxU1, pad_u).reshape(B, chunks, C)
+  targets_xs = jnp.moveaxis(targets_xs, 1, 0)
+  # Cast back inside the loop, so that its transpose adds up in float32.
+  wide_enc_BxTxD = _at_least_float32(enc_BxTxD)
+
+  @jax.checkpoint
+  def chunk(xs):
+    pred_BxCxE, targets_BxC = xs
+    enc = wide_enc_BxTxD.astype(enc_BxTxD.dtype)
+    logits_BxTxCxV = joint(enc[:, :, None], pred_BxCxE[:, None])
+    return _arc_log_probs(logits_BxTxCxV, targets_BxC, blank)
+
+  arcs_xs = jax.lax.map(chunk, (pred_xs, targets_xs))  # 2 x [chunks, B, T, C]
+  blank_BxTxU1, label_BxTxU1 = (
+    jnp.moveaxis(x, 0, 2).reshape(B, T, chunks * C)[:, :, :U1] for x in arcs_xs
+  )
+  return _lattice_nll(
+    blank_BxTxU1, label_BxTxU1, enc_lengths_B, label_lengths_B
+  )
+
+
+def rnnt_loss_from_logits(
+  logits_BxTxU1xV: jax.Array,
+  labels_BxU: jax.Array,
+  enc_lengths_B: jax.Array,
+  label_lengths_B: jax.Array,
+  *,
+  blank: int = 0,
+) -> jax.Array:
+  """The same loss from logits already in memory, for small problems.
+
+  Args:
+    logits_BxTxU1xV: joint output; it need not be normalized over V.
+    labels_BxU: labels, anything beyond each length.
+    enc_lengths_B: frames of each row, 0..T.
+    label_lengths_B: labels of each row, 0..U.
+    blank: index of blank in V.
+
+  Returns:
+    nll_B, float32, as `rnnt_loss`.
+  """
+  _check_shapes(
+    'logits',
+    logits_BxTxU1xV.shape[:3],
+    labels_BxU,
+    enc_lengths_B,
+    label_lengths_B,
+  )
+  targets_BxU1 = jnp.pad(labels_BxU, [(0, 0), (0, 1)])
+  blank_BxTxU1, label_BxTxU1 = _arc_log_probs(
+    logits_BxTxU1xV, targets_BxU1, blank
+  )
+  return _lattice_nll(
+    blank_BxTxU1, label_BxTxU1, enc_lengths_B, label_lengths_B
+  )
+
+
+def _num_chunks(rows: int, U1: int, V: int) -> int:
+  """Chunks of label states; never one chunk only, unless U1 is 1."""
+  states = max(1, _CHUNK_ELEMENTS // max(1, rows * V))
+  return min(U1, max(2, -(-U1 // states)))
+
+
+def _arc_log_probs(logits_BxTxCxV, targets_BxC, blank):
+  """Log-probabilities of blank and of the target, 2 x [B, T, C].
+
+  The target is picked by comparing with iota: it fuses with the softmax in
+  both directions, where a gather's transpose is a scatter into [B, T, C, V].
+  """
+  logits_BxTxCxV = _at_least_float32(logits_BxTxCxV)
+  log_z_BxTxC = jax.nn.logsumexp(logits_BxTxCxV, axis=-1)
+  V = logits_BxTxCxV.shape[-1]
+  is_target_BxCxV = targets_BxC[..., None] == jnp.arange(V)
+  target_BxTxC = jnp.sum(
+    jnp.where(is_target_BxCxV[:, None], logits_BxTxCxV, 0.0), axis=-1
+  )
+  blank_BxTxC = logits_BxTxCxV[..., blank]
+  return blank_BxTxC - log_z_BxTxC, target_BxTxC - log_z_BxTxC
+
+
+def _lattice_nll(blank_BxTxU1, label_BxTxU1, enc_lengths_B, label_lengths_B):
+  """-log of the sum over paths, diagonal by diagonal."""
+  B, _, U1 = blank_BxTxU1.shape
+  # The arcs that arrive in diagonal n leave from diagonal n - 1.
+  blank_NxBxU1 = _skew(jnp.maximum(blank_BxTxU1, _FLOOR))
+  label_NxBxU1 = _skew(jnp.maximum(label_BxTxU1, _FLOOR))
+
+  def diagonal(alpha_BxU1, arcs):
+    blank_BxU1, label_BxU1 = arcs
+    stay = alpha_BxU1 + blank_BxU1  # (t - 1, u) -> (t, u)
+    emit = (alpha_BxU1 + label_BxU1)[:, :-1]  # (t, u - 1) -> (t, u)
+    emit = jnp.pad(emit, [(0, 0), (1, 0)], constant_values=_UNREACHABLE)
+    return _log_add(stay, emit), alpha_BxU1
+
+  alpha_BxU1 = jnp.full([B, U1], _UNREACHABLE, blank_NxBxU1.dtype)
+  alpha_BxU1 = alpha_BxU1.at[:, 0].set(0.0)
+  _, alpha_NxBxU1 = jax.lax.scan(
+    diagonal, alpha_BxU1, (blank_NxBxU1, label_NxBxU1)
+  )
+  # The last arc is the blank that leaves the last state (T_b - 1, U_b).
+  last_B = jnp.maximum(enc_lengths_B - 1 + label_lengths_B, 0)
+  rows_B = jnp.arange(B)
+  end = (last_B, rows_B, label_lengths_B)
+  nll_B = -(alpha_NxBxU1[end] + blank_NxBxU1[end])
+  without_frames_B = jnp.where(label_lengths_B > 0, jnp.inf, 0.0)
+  return jnp.where(enc_lengths_B > 0, nll_B, without_frames_B)
+
+
+def _log_add(x, y):
+  """log(e^x + e^y) of finite values, smooth where x == y.
+
+  Written out because the second derivative of maximum and abs is wrong at a
+  tie, and a custom_jvp does not survive a scan differentiated twice.
+  """
+  peak = jax.lax.stop_gradient(jnp.maximum(x, y))
+  return peak + jnp.log(jnp.exp(x - peak) + jnp.exp(y - peak))
+
+
+def _skew(x_BxTxU1):
+  """y[n, b, u] = x[b, n - u, u], where n = 0..T+U-1; other entries unreachable.
+
+  Rows of length T + U1 read with a stride of T + U1 - 1 move by one each.
+  """
+  B, T, U1 = x_BxTxU1.shape
+  x_U1xBxT = jnp.moveaxis(x_BxTxU1, 2, 0)
+  pad = [(0, 0), (0, 0), (0, U1)]
+  x_U1xBxW = jnp.pad(x_U1xBxT, pad, constant_values=_UNREACHABLE)
+  flat = jnp.moveaxis(x_U1xBxW, 1, 0).reshape(B, -1)[:, :-U1]
+  return jnp.transpose(flat.reshape(B, U1, T + U1 - 1), (2, 0, 1))
+
+
+def _at_least_float32(x):
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _check_shapes(name, shape_BxTxU1, labels, enc_lengths, label_lengths):
+  B, _, U1 = shape_BxTxU1
+  if labels.shape != (B, U1 - 1):
+    raise ValueError(
+      f'labels {labels.shape} do not match {name}, which have batch {B} and '
+      f'{U1} label states: expected labels {(B, U1 - 1)}, one fewer than states'
+    )
+  for what, lengths in [('enc', enc_lengths), ('label', label_lengths)]:
+    if lengths.shape != (B,):
+      raise ValueError(
+        f'{what}_lengths {lengths.shape} do not match {name}: expected {(B,)}'
+      )

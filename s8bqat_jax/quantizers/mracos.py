@@ -1,0 +1,181 @@
+"""MRACos: the multi-regional absolute cosine that gathers weights at centroids.
+
+Centroids cut the line into regions. For a weight w between the centroids l and
+r = l + d, with m midway and u = w - m,
+
+  value(w) = (d / pi)^p |cos(pi u / d)|  =  (d / pi)^p sin(pi |w - q| / d)
+
+with q the centroid nearer to w. It is zero at every centroid and largest
+midway; its slope is zero midway and largest at the centroids: a weight decides
+slowly and then locks. Along its gradient flow tan(pi u / 2 d) grows as e^t,
+where t is the time times (d / pi)^(p - 2), until it is +-1 at the centroid,
+which happens in finite time. `flow` takes that step exactly.
+
+Published: a multi-regional absolute-cosine regularizer in the loss pulls each
+weight to its nearest Lloyd-Max centroid. Our reconstruction: the formula about
+the midpoint, its weight (d / pi)^p with p = 2 (every region locks at the same
+rate; p = 0 is the bare cosine and locks narrow regions first), the linear pull
+outside the outermost centroids, the zero gradient at a centroid, the coupling
+by flow, and the schedule.
+
+References:
+  Zhen et al., Sub-8-Bit Quantization Aware Training for 8-Bit Neural Network
+  Accelerator with On-Device Speech Recognition, Interspeech 2022,
+  arXiv:2206.15408.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
+def value(
+  w: jax.Array,
+  left: jax.Array,
+  right: jax.Array,
+  width: jax.Array,
+  power: float = 2.0,
+) -> jax.Array:
+  """Returns the penalty of every weight; centroids count as constants.
+
+  A region's weight (d / pi)^p is scaled by (width / pi)^(2 - p): a region of
+  average width counts alike under every p, and one strength serves them all.
+
+  Args:
+    w: weights, any shape.
+    left: the centroid at or below each weight, shape of `w`. For a weight
+      outside all centroids `left` and `right` bound the outermost region.
+    right: the centroid at or above each weight, shape of `w`.
+    width: average width of the regions of this codebook, scalar.
+    power: p.
+  """
+  inside, d, u, outside = _locate(w, left, right)
+  bump = (d / jnp.pi) ** 2 * _relative(d, width, power - 2.0)
+  bump = bump * jnp.cos(jnp.pi * u / d)
+  return jnp.where(inside, bump, width / jnp.pi * outside)
+
+
+@value.defjvp
+def _value_jvp(power, primals, tangents):
+  # Autodiff of the literal |cos| is one-sided at a centroid and would push
+  # every snapped weight the same way.
+  return value(*primals, power), slope(*primals, power) * tangents[0]
+
+
+def slope(
+  w: jax.Array,
+  left: jax.Array,
+  right: jax.Array,
+  width: jax.Array,
+  power: float = 2.0,
+) -> jax.Array:
+  """Returns the derivative of `value` by `w`; exactly 0 at a centroid."""
+  inside, d, u, _ = _locate(w, left, right)
+  bump = -d / jnp.pi * _relative(d, width, power - 2.0)
+  bump = bump * jnp.sin(jnp.pi * u / d)
+  pull = width / jnp.pi * jnp.where(w < left, -1.0, 1.0)
+  at_centroid = (w == left) | (w == right)
+  return jnp.where(at_centroid, 0.0, jnp.where(inside, bump, pull))
+
+
+def flow(
+  w: jax.Array,
+  left: jax.Array,
+  right: jax.Array,
+  width: jax.Array,
+  time: jax.Array,
+  power: float = 2.0,
+) -> jax.Array:
+  """Returns the weights after following -`slope` for `time`, exactly.
+
+  tan(pi u' / 2 d) = clip(e^c tan(pi u / 2 d), -1, 1), c = time (d/width)^(p-2),
+  and outside the centroids a straight walk to the outermost one.
+  A weight that arrives is equal to its centroid.
+  """
+  inside, d, u, outside = _locate(w, left, right)
+  c = time * _relative(d, width, power - 2.0)
+  tangent = jnp.tan(jnp.pi / 2 * u / d)
+  # The difference of two arctangents, so that a small step keeps its digits
+  # and none at all leaves the weight as it is.
+  turn = jnp.arctan(
+    tangent * jnp.expm1(c) / (1.0 + tangent * tangent * jnp.exp(c))
+  )
+  nearest = jnp.where(u < 0, left, right)
+  arrived = jnp.abs(tangent) * jnp.exp(c) >= 1.0
+  inner = jnp.where(arrived, nearest, w + 2.0 / jnp.pi * d * turn)
+  edge = jnp.where(w < left, left, right)
+  walk = time * width / jnp.pi
+  outer = jnp.where(outside <= walk, edge, w + jnp.where(w < left, walk, -walk))
+  return jnp.where(inside, inner, outer).astype(w.dtype)
+
+
+def _locate(w, left, right):
+  """Returns (inside, region width, offset from midpoint, distance outside)."""
+  d = right - left
+  inside = (left <= w) & (w <= right) & (d > 0)
+  d = jnp.where(d > 0, d, 1.0)
+  # Halves first: centroids near the largest float must not overflow.
+  u = jnp.clip(w - (left + d / 2), -d / 2, d / 2)
+  outside = jnp.maximum(jnp.maximum(left - w, w - right), 0.0)
+  return inside, d, u, outside
+
+
+def _relative(d, width, exponent):
+  if exponent == 0.0:
+    return 1.0
+  return (d / jnp.where(width > 0, width, 1.0)) ** exponent
+
+
+def pressure_schedule(
+  total: float,
+  total_steps: int,
+  learning_rate: optax.ScalarOrSchedule,
+  until: float = 0.8,
+) -> optax.Schedule:
+  """Returns the schedule that spreads `total` over training.
+
+  It rises quadratically from zero until `until` of the steps and then stays,
+  and is scaled such that the sum over all steps of pressure times learning
+  rate is `total`. As a decoupled weight decay does, the flow moves weights by
+  pressure times learning rate, hence by `total` over the whole training:
+  e^total is how much closer to its centroid a weight's tan(pi u / 2 d) gets
+  if the task does not object.
+
+  Args:
+    total: the one hyperparameter, whatever the bits, tensors, model size,
+      steps and learning rate; 4 is a good start.
+    total_steps: steps of the training.
+    learning_rate: of that training, number or schedule, as `make_step` gets.
+    until: fraction of the steps after which the pressure stays.
+
+  Returns:
+    An optax schedule: step -> pressure.
+
+  Raises:
+    ValueError: if there are no steps or the learning rate is never positive.
+  """
+  if total_steps < 1:
+    raise ValueError(f'total_steps must be at least 1, got {total_steps}')
+  if not 0 < until <= 1:
+    raise ValueError(f'until must be in (0, 1], got {until}')
+
+  def ramp(step):
+    return jnp.minimum((step + 1.0) / (until * total_steps), 1.0) ** 2
+
+  steps = jnp.arange(total_steps)
+  rates = (
+    jax.vmap(learning_rate)(steps) if callable(learning_rate) else learning_rate
+  )
+  area = float(np.sum(np.asarray(ramp(steps) * rates, np.float64)))
+  if not area > 0:
+    raise ValueError(
+      'learning_rate must be positive in some step that has pressure; its sum '
+      f'over {total_steps} steps weighted by the ramp is {area}'
+    )
+  return lambda step: total / area * ramp(step)

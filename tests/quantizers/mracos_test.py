@@ -1,0 +1,188 @@
+"""The penalty and its flow against float64 formulas and an ODE solver."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scipy import integrate
+
+from s8bqat_jax.quantizers import mracos
+
+CENTROIDS = np.array([-1.3, -0.4, -0.1, 0.0, 0.35, 1.1])
+WIDTH = np.diff(CENTROIDS).mean()
+POWERS = (0.0, 1.0, 2.0)
+
+
+def neighbors(w):
+  i = np.clip(np.searchsorted(CENTROIDS, w, side='right') - 1, 0, 4)
+  return CENTROIDS[i], CENTROIDS[i + 1]
+
+
+def nearest(w):
+  return CENTROIDS[np.argmin(np.abs(w[:, None] - CENTROIDS), axis=1)]
+
+
+def value_by_definition(w, power):
+  """sin(pi |w - q| / d), brute force over all centroids."""
+  left, right = neighbors(w)
+  d, distance = right - left, np.abs(w - nearest(w))
+  inner = (WIDTH / np.pi) ** (2 - power) * (d / np.pi) ** power
+  inner = inner * np.sin(np.pi * distance / d)
+  outside = (w < CENTROIDS[0]) | (w > CENTROIDS[-1])
+  return np.where(outside, WIDTH / np.pi * distance, inner)
+
+
+def run(function, w, *args, **kwargs):
+  with jax.enable_x64(True):
+    left, right = neighbors(w)
+    return np.asarray(
+      function(
+        *map(jnp.asarray, (w, left, right)), jnp.asarray(WIDTH), *args, **kwargs
+      )
+    )
+
+
+@pytest.mark.parametrize('power', POWERS)
+def test_value_is_the_definition(power):
+  w = np.linspace(-1.9, 1.9, 501)
+  np.testing.assert_allclose(
+    run(mracos.value, w, power), value_by_definition(w, power), atol=1e-14
+  )
+
+
+def test_zero_at_every_centroid_and_largest_midway():
+  middle = (CENTROIDS[1:] + CENTROIDS[:-1]) / 2
+  np.testing.assert_allclose(run(mracos.value, CENTROIDS), 0, atol=1e-16)
+  np.testing.assert_allclose(
+    run(mracos.value, middle), (np.diff(CENTROIDS) / np.pi) ** 2
+  )
+
+
+@pytest.mark.parametrize('power', POWERS)
+def test_gradient_is_the_derivative(power):
+  rng = np.random.default_rng(0)
+  w = rng.uniform(-1.8, 1.8, 300)
+  kinks = np.concatenate([CENTROIDS, (CENTROIDS[1:] + CENTROIDS[:-1]) / 2])
+  w = w[np.abs(w[:, None] - kinks).min(1) > 1e-3]
+  grad = run(
+    lambda w, *rest: jax.grad(lambda w: mracos.value(w, *rest, power).sum())(w),
+    w,
+  )
+  e = 1e-6
+  numeric = value_by_definition(w + e, power) - value_by_definition(
+    w - e, power
+  )
+  np.testing.assert_allclose(grad, numeric / (2 * e), atol=1e-8)
+
+
+def test_gradient_vanishes_at_centroids_and_points_to_them_beside():
+  grad = jax.grad(lambda w, *rest: mracos.value(w, *rest).sum())
+  for scale in (1.0, 3e-4, 70.0):
+    q = jnp.asarray(CENTROIDS * scale, jnp.float32)
+    for left, right in ((q[:-1], q[1:]),):
+      width = jnp.mean(right - left)
+      for at in (left, right):
+        assert not np.any(grad(at, left, right, width))
+      inch = (right - left) * 1e-3
+      assert np.all(grad(left + inch, left, right, width) > 0)
+      assert np.all(grad(right - inch, left, right, width) < 0)
+
+
+def ode_end(w0, time, power):
+  """Integrates dw/dt = -dR/dw in float64 until `time` or the centroid."""
+  left, right = neighbors(np.array([w0]))
+  d = (right - left)[0]
+  q = nearest(np.array([w0]))[0]
+  if CENTROIDS[0] < w0 < CENTROIDS[-1]:
+    weight = (WIDTH / np.pi) ** (2 - power) * (d / np.pi) ** power
+
+    def fall(_, w):
+      return (
+        -weight * np.pi / d * np.cos(np.pi * abs(w - q) / d) * np.sign(w - q)
+      )
+  else:
+
+    def fall(_, w):
+      return -WIDTH / np.pi * np.sign(w - q)
+
+  def arrival(_, w):
+    return (w - q)[0] * np.sign(w0 - q)
+
+  arrival.terminal = True
+  out = integrate.solve_ivp(
+    fall, (0, time), [w0], events=arrival, rtol=1e-11, atol=1e-13
+  )
+  return q if out.status == 1 else out.y[0, -1]
+
+
+@pytest.mark.parametrize('power', POWERS)
+def test_flow_is_the_gradient_flow(power):
+  rng = np.random.default_rng(1)
+  w = rng.uniform(-1.7, 1.7, 40)
+  for time in (0.05, 0.7, 3.0):
+    got = run(mracos.flow, w, jnp.asarray(time), power)
+    want = np.array([ode_end(w0, time, power) for w0 in w])
+    np.testing.assert_allclose(got, want, atol=1e-8)
+
+
+def test_flow_in_float32_and_in_many_small_steps():
+  w = np.linspace(-1.7, 1.7, 201)
+  left, right = (jnp.asarray(x, jnp.float32) for x in neighbors(w))
+  width = jnp.float32(WIDTH)
+  many = jnp.asarray(w, jnp.float32)
+  step = jax.jit(mracos.flow)
+  for _ in range(400):
+    many = step(many, left, right, width, 2.0 / 400)
+  want = run(mracos.flow, w, jnp.asarray(2.0))
+  np.testing.assert_allclose(many, want, atol=1e-4)
+
+
+def test_flow_lands_on_the_centroid_and_stays():
+  w = np.linspace(-1.7, 1.7, 202)
+  left, right = (jnp.asarray(x, jnp.float32) for x in neighbors(w))
+  w = jnp.asarray(w, jnp.float32)
+  width = jnp.float32(WIDTH)
+  landed = mracos.flow(w, left, right, width, 30.0)
+  assert np.all((landed == left) | (landed == right))
+  again = mracos.flow(landed, left, right, width, 0.1)
+  np.testing.assert_array_equal(again, landed)
+  unmoved = mracos.flow(w, left, right, width, 0.0)
+  np.testing.assert_array_equal(unmoved, w)
+
+
+def test_a_codebook_of_equal_centroids_pulls_nothing():
+  w = jnp.array([-1.0, 0.5, 2.0])
+  same, zero = jnp.full(3, 0.5), jnp.float32(0)
+  for power in POWERS:
+    assert not np.any(mracos.value(w, same, same, zero, power))
+    assert not np.any(mracos.slope(w, same, same, zero, power))
+    np.testing.assert_array_equal(
+      mracos.flow(w, same, same, zero, 1.0, power), w
+    )
+
+
+def test_pressure_times_learning_rate_sums_to_the_total():
+  rate = optax.warmup_cosine_decay_schedule(0.0, 3e-3, 20, 200)
+  for learning_rate in (1e-3, rate):
+    schedule = mracos.pressure_schedule(4.0, 200, learning_rate)
+    steps = np.arange(200)
+    pressure = np.array([schedule(t) for t in steps])
+    rates = (
+      np.array([rate(t) for t in steps])
+      if callable(learning_rate)
+      else (learning_rate)
+    )
+    assert np.sum(pressure * rates) == pytest.approx(4.0, rel=1e-5)
+    # Quadratic up to 80% of the steps, then level.
+    assert pressure[79] / pressure[159] == pytest.approx(0.25, rel=1e-5)
+    np.testing.assert_allclose(pressure[159:], pressure[159])
+
+
+def test_pressure_refuses_what_has_no_sum():
+  with pytest.raises(ValueError, match='total_steps'):
+    mracos.pressure_schedule(4.0, 0, 1e-3)
+  with pytest.raises(ValueError, match='learning_rate'):
+    mracos.pressure_schedule(4.0, 10, 0.0)
+  with pytest.raises(ValueError, match='until'):
+    mracos.pressure_schedule(4.0, 10, 1e-3, until=1.5)

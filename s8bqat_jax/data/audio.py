@@ -1,0 +1,94 @@
+"""Audio files to int16 at 16 kHz."""
+
+import functools
+import math
+import pathlib
+
+import numpy as np
+import scipy.signal
+import soundfile
+
+from s8bqat_jax.data import corpus as corpus_lib
+
+
+def to_int16(audio_S: np.ndarray) -> np.ndarray:
+  """Returns float samples in [-1, 1] as int16; louder ones are clipped."""
+  scaled_S = np.clip(np.rint(audio_S * 32768), -32768, 32767)
+  return scaled_S.astype(np.int16)
+
+
+@functools.cache
+def _lowpass(up: int, down: int) -> np.ndarray:
+  """The polyphase filter; scipy would design it again at every call."""
+  widest = max(up, down)
+  taps = scipy.signal.firwin(
+    20 * widest + 1, 1 / widest, window=('kaiser', 5.0)
+  )
+  return taps.astype(np.float32)
+
+
+def resample(audio_S: np.ndarray, rate: int) -> np.ndarray:
+  """Returns float32 samples at 16 kHz (polyphase, no aliasing).
+
+  Args:
+    audio_S: [S] samples at `rate`.
+    rate: Samples per second.
+
+  Returns:
+    [ceil(S * 16000 / rate)] float32.
+  """
+  audio_S = audio_S.astype(np.float32, copy=False)
+  if rate == corpus_lib.SAMPLE_RATE or not audio_S.size:
+    return audio_S
+  divisor = math.gcd(rate, corpus_lib.SAMPLE_RATE)
+  up, down = corpus_lib.SAMPLE_RATE // divisor, rate // divisor
+  return scipy.signal.resample_poly(
+    audio_S, up, down, window=_lowpass(up, down)
+  )
+
+
+def duration(path: pathlib.Path, where: str) -> float:
+  """Returns the seconds that the header of an audio file promises.
+
+  Args:
+    path: The file.
+    where: Row of the manifest, for the error.
+  """
+  try:
+    info = soundfile.info(str(path))
+  except (soundfile.LibsndfileError, OSError) as e:
+    raise corpus_lib.BadUtteranceError(
+      f'{where}: cannot read {path}: {e}'
+    ) from e
+  return info.frames / info.samplerate
+
+
+def read(path: pathlib.Path, where: str, seconds: float) -> np.ndarray:
+  """Decodes a file that soundfile knows; several channels are averaged.
+
+  Args:
+    path: The file.
+    where: Row of the manifest, for the error.
+    seconds: How long it should be; a shorter file is truncated.
+
+  Returns:
+    int16 [S] at 16 kHz.
+  """
+  try:
+    audio_SxC, rate = soundfile.read(str(path), dtype='float32', always_2d=True)
+  except (soundfile.LibsndfileError, OSError) as e:
+    raise corpus_lib.BadUtteranceError(
+      f'{where}: cannot read {path}: {e}'
+    ) from e
+  there = len(audio_SxC) / rate
+  # Manifests round to milliseconds, some to hundredths.
+  if abs(there - seconds) > 0.02:
+    raise corpus_lib.BadUtteranceError(
+      f'{where}: {path} holds {there:.3f} s of audio, {seconds:.3f} s were '
+      f'promised: truncated, or a wrong duration_s'
+    )
+  if not np.isfinite(audio_SxC).all():
+    raise corpus_lib.BadUtteranceError(
+      f'{where}: {path} has samples that are not finite'
+    )
+  return to_int16(resample(audio_SxC.mean(axis=1), rate))

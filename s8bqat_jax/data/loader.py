@@ -1,0 +1,298 @@
+"""From a corpus and a tokenizer to batches, read ahead in a thread."""
+
+import dataclasses
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+from absl import logging
+
+from s8bqat_jax.data import batching
+from s8bqat_jax.data import corpus as corpus_lib
+
+Batch = dict[str, np.ndarray]
+# (pcm_S, seed, epoch, index) -> pcm_S
+Perturb = Callable[[np.ndarray, int, int, int], np.ndarray]
+
+
+class Tokenizer(Protocol):
+  """The part of a tokenizer that batching needs."""
+
+  def encode(self, text: str) -> list[int]: ...
+
+
+@dataclasses.dataclass
+class Skipped:
+  """Utterances that training did without, and why; grows while reading."""
+
+  reasons: dict[str, str] = dataclasses.field(default_factory=dict)
+
+  def add(self, utt_id: str, reason: str) -> None:
+    if utt_id not in self.reasons:
+      self.reasons[utt_id] = reason
+      logging.warning('skipped %s: %s', utt_id, reason)
+
+  def __len__(self) -> int:
+    return len(self.reasons)
+
+
+def encode_texts(
+  corpus: corpus_lib.Corpus, tokenizer: Tokenizer
+) -> list[list[int]]:
+  """Encodes every transcript; a character without a label is an error.
+
+  Args:
+    corpus: Whose transcripts.
+    tokenizer: Anything with `encode`.
+
+  Returns:
+    Labels of each utterance.
+  """
+  labels_N = []
+  for utt_id, text in zip(corpus.utt_ids_N, corpus.texts_N):
+    try:
+      labels_N.append(list(tokenizer.encode(text)))
+    except ValueError as e:
+      raise ValueError(f'{corpus.spec}: {utt_id}: {e}') from e
+  return labels_N
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Loader:
+  """Batches of a corpus by global step.
+
+  `loader.batches(start)` is the same sequence whatever came before, so a run
+  that was interrupted after step k - 1 goes on with `batches(k)`.
+
+  Attributes:
+    corpus: What is read.
+    labels_N: Labels of each utterance.
+    plan: Who is in which batch.
+    perturb: Host-side augmentation, None for none.
+    strict: True raises on unusable audio (evaluation, where every utterance
+      counts); False leaves it out and reports it in `skipped`.
+    max_skipped: Share of the corpus that may be skipped before it is an error.
+    process_index: This process.
+    process_count: Processes that share each global batch.
+    prefetch: Batches read ahead; 0 reads in the caller's thread.
+    skipped: Utterances left out so far.
+  """
+
+  corpus: corpus_lib.Corpus
+  labels_N: Sequence[Sequence[int]]
+  plan: batching.Plan
+  perturb: Perturb | None = None
+  strict: bool = False
+  max_skipped: float = 0.1
+  process_index: int = 0
+  process_count: int = 1
+  prefetch: int = 4
+  skipped: Skipped = dataclasses.field(default_factory=Skipped)
+
+  @property
+  def steps_per_epoch(self) -> int:
+    """Batches of an epoch."""
+    return self.plan.steps_per_epoch
+
+  def make(self, planned: batching.PlannedBatch) -> Batch:
+    """Reads one planned batch (this process's rows).
+
+    Args:
+      planned: Of the plan.
+
+    Returns:
+      `audio_BxS` int16, `audio_lengths_B`, `labels_BxU` and `label_lengths_B`
+      int32, `indices_B` int32 (-1: padding) and `weights_B` float32.
+    """
+    rows_B = batching.shard(planned, self.process_index, self.process_count)
+    size, bucket = len(rows_B), planned.bucket
+    batch: Batch = {
+      'audio_BxS': np.zeros((size, bucket.samples), np.int16),
+      'audio_lengths_B': np.zeros(size, np.int32),
+      'labels_BxU': np.zeros((size, bucket.labels), np.int32),
+      'label_lengths_B': np.zeros(size, np.int32),
+      'indices_B': np.full(size, -1, np.int32),
+      'weights_B': np.zeros(size, np.float32),
+    }
+    for row, index in enumerate(rows_B.tolist()):
+      if index < 0:
+        continue
+      pcm_S = self._read(index, planned)
+      if pcm_S is None:
+        continue
+      labels = self.labels_N[index]
+      batch['audio_BxS'][row, : len(pcm_S)] = pcm_S
+      batch['audio_lengths_B'][row] = len(pcm_S)
+      batch['labels_BxU'][row, : len(labels)] = labels
+      batch['label_lengths_B'][row] = len(labels)
+      batch['indices_B'][row] = index
+      batch['weights_B'][row] = 1
+    return batch
+
+  def _read(
+    self, index: int, planned: batching.PlannedBatch
+  ) -> np.ndarray | None:
+    try:
+      pcm_S = self.corpus.pcm(index)
+      if self.perturb is not None:
+        pcm_S = self.perturb(pcm_S, self.plan.seed, planned.epoch, index)
+      if len(pcm_S) > planned.bucket.samples:
+        raise corpus_lib.BadUtteranceError(
+          f'{self.corpus.utt_ids_N[index]}: {len(pcm_S)} samples, expected at '
+          f'most {planned.bucket.samples} from its duration of '
+          f'{self.corpus.durations_N[index]:.3f} s'
+        )
+      return pcm_S
+    except corpus_lib.BadUtteranceError as e:
+      if self.strict:
+        raise
+      self.skipped.add(self.corpus.utt_ids_N[index], str(e))
+      if len(self.skipped) > max(1.0, self.max_skipped * len(self.corpus)):
+        raise ValueError(
+          f'{self.corpus.spec}: {len(self.skipped)} of {len(self.corpus)} '
+          f'utterances are unusable, the last: {e}'
+        ) from e
+      return None
+
+  def batches(self, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
+    """Yields the batches of global steps start .. stop - 1.
+
+    Args:
+      start: First global step.
+      stop: End; None never ends. `steps_per_epoch` makes one pass.
+
+    Yields:
+      As `make`.
+    """
+    made = map(self.make, self.plan.batches(start, stop))
+    return read_ahead(made, self.prefetch) if self.prefetch else made
+
+
+def read_ahead(items: Iterator[Batch], depth: int) -> Iterator[Batch]:
+  """Runs an iterator in a thread, `depth` items ahead.
+
+  Args:
+    items: Consumed in the thread.
+    depth: How many may wait.
+
+  Yields:
+    The items, in order. An exception of the iterator is raised here; closing
+    the generator ends the thread.
+  """
+  ready: queue.Queue = queue.Queue(depth)
+  closed = threading.Event()
+
+  def put(entry) -> bool:
+    while not closed.is_set():
+      try:
+        ready.put(entry, timeout=0.1)
+        return True
+      except queue.Full:
+        continue
+    return False
+
+  def work():
+    try:
+      for item in items:
+        if not put((item, None)):
+          return
+      put((None, None))
+    except BaseException as e:  # goes to the reader, whatever it is
+      put((None, e))
+
+  threading.Thread(target=work, name='read-ahead', daemon=True).start()
+  try:
+    while True:
+      item, error = ready.get()
+      if error is not None:
+        raise error
+      if item is None:
+        return
+      yield item
+  finally:
+    closed.set()
+
+
+def make_loader(
+  corpus: corpus_lib.Corpus,
+  tokenizer: Tokenizer,
+  *,
+  batch_size: int,
+  num_buckets: int = 4,
+  seed: int = 0,
+  train: bool = True,
+  perturb: Perturb | None = None,
+  stretch: float = 1.0,
+  samples_per_label: int = 0,
+  process_index: int = 0,
+  process_count: int = 1,
+  prefetch: int = 4,
+) -> Loader:
+  """Plans a corpus: everything that can be wrong up front is found here.
+
+  Args:
+    corpus: What to read.
+    tokenizer: Anything with `encode`.
+    batch_size: Rows of a global batch.
+    num_buckets: Shapes at most.
+    seed: Of shuffling and augmentation.
+    train: Shuffle and skip bad audio; otherwise read each utterance once per
+      epoch, in a fixed order, and raise on bad audio.
+    perturb: Host-side augmentation, e.g. `augment.perturb` bound to a config.
+    stretch: Factor by which `perturb` lengthens audio at most.
+    samples_per_label: Audio that a label needs (CTC: hop x time reduction). In
+      training a longer transcript is skipped and reported; 0 checks nothing.
+    process_index: This process.
+    process_count: Processes that share each global batch.
+    prefetch: Batches read ahead; 0 reads in the caller's thread.
+
+  Returns:
+    The loader.
+  """
+  labels_N = encode_texts(corpus, tokenizer)
+  label_lengths_N = np.array([len(l) for l in labels_N])
+  samples_N = np.asarray(corpus.durations_N) * corpus.sample_rate / stretch
+  too_long = np.flatnonzero(label_lengths_N * samples_per_label > samples_N)
+  skipped = Skipped()
+  leave_out = too_long.tolist() if train else []
+  for i in leave_out:
+    skipped.add(
+      corpus.utt_ids_N[i],
+      f'{label_lengths_N[i]} labels do not fit {corpus.durations_N[i]:.2f} s '
+      f'of audio at {samples_per_label} samples a label',
+    )
+  if len(leave_out) == len(corpus):
+    raise ValueError(
+      f'{corpus.spec}: no transcript fits its audio at {samples_per_label} '
+      'samples a label'
+    )
+  kept_N = np.setdiff1d(np.arange(len(corpus)), leave_out)
+  buckets = batching.make_buckets(
+    np.asarray(corpus.durations_N)[kept_N],
+    label_lengths_N[kept_N],
+    batch_size=batch_size,
+    num_buckets=num_buckets,
+    stretch=stretch,
+  )
+  plan = batching.make_plan(
+    corpus.durations_N,
+    label_lengths_N,
+    buckets,
+    seed=seed,
+    shuffle=train,
+    stretch=stretch,
+    leave_out=leave_out,
+  )
+  return Loader(
+    corpus,
+    labels_N,
+    plan,
+    perturb=perturb,
+    strict=not train,
+    process_index=process_index,
+    process_count=process_count,
+    prefetch=prefetch,
+    skipped=skipped,
+  )

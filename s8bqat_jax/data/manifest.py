@@ -1,0 +1,177 @@
+"""`manifest:PATH.csv`: a table of recordings beside the CSV.
+
+Columns `path` (relative to the CSV) and `text`; optional `speaker`, `utt_id`,
+`duration_s` and any that the options of a split name.
+"""
+
+import csv
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from concurrent import futures
+
+import numpy as np
+
+from s8bqat_jax.data import audio, select
+from s8bqat_jax.data import corpus as corpus_lib
+
+OPTIONS = select.OPTIONS
+
+# Decoded recordings stay in memory as int16 up to this size.
+_CACHE_BYTES = 2**30
+
+
+def read_csv(path: pathlib.Path) -> dict[str, list[str]]:
+  """Reads a manifest and checks what can be checked without the audio.
+
+  Args:
+    path: The CSV.
+
+  Returns:
+    Its columns, `utt_id` added (the path without suffix) when absent, and
+    `row`, the line of each entry.
+  """
+  if not path.is_file():
+    raise ValueError(f'{path}: no such file')
+  with path.open(newline='', encoding='utf-8-sig') as f:
+    reader = csv.DictReader(f)
+    names = list(reader.fieldnames or [])
+    lines = [(reader.line_num, line) for line in reader]
+  if not lines:
+    raise ValueError(f'{path}: the manifest is empty (no row after the header)')
+  missing = [n for n in ('path', 'text') if n not in names]
+  if missing:
+    raise ValueError(
+      f'{path}: needs a column {" and ".join(missing)}; there are '
+      f'{", ".join(names)}'
+    )
+  for number, line in lines:
+    if None in line or None in line.values():
+      raise ValueError(
+        f'{path}, line {number}: expected {len(names)} fields (quote a text '
+        'that holds a comma)'
+      )
+    for name in ('path', 'text'):
+      if not line[name].strip():
+        raise ValueError(f'{path}, line {number}: the {name} is empty')
+  columns = {n: [line[n] for _, line in lines] for n in names}
+  columns['row'] = [str(number) for number, _ in lines]
+  if 'utt_id' not in columns:
+    columns['utt_id'] = [
+      pathlib.PurePosixPath(p).with_suffix('').as_posix()
+      for p in columns['path']
+    ]
+  seen: dict[str, str] = {}
+  for utt_id, row in zip(columns['utt_id'], columns['row']):
+    if utt_id in seen:
+      raise ValueError(
+        f'{path}: utt_id {utt_id!r} is in lines {seen[utt_id]} and {row}'
+      )
+    seen[utt_id] = row
+  return columns
+
+
+def _durations(
+  files: Sequence[pathlib.Path],
+  wheres: Sequence[str],
+  values: Sequence[str] | None,
+) -> np.ndarray:
+  if values is None:
+    with futures.ThreadPoolExecutor() as pool:
+      seconds = list(pool.map(audio.duration, files, wheres))
+    return np.asarray(seconds, np.float32)
+  for where, value in zip(wheres, values):
+    try:
+      good = 0 < float(value) < float('inf')
+    except ValueError:
+      good = False
+    if not good:
+      raise ValueError(
+        f'{where}: duration_s={value!r}: expected seconds; without the column '
+        'durations are read from the audio files'
+      )
+  return np.asarray([float(v) for v in values], np.float32)
+
+
+@dataclasses.dataclass
+class Reader:
+  """Decodes recording i; keeps what it decoded while that is small."""
+
+  files: Sequence[pathlib.Path]
+  wheres: Sequence[str]
+  durations_N: np.ndarray
+
+  def __post_init__(self):
+    size = 2 * corpus_lib.SAMPLE_RATE * float(self.durations_N.sum())
+    self._cache: dict[int, np.ndarray] | None = (
+      {} if size <= _CACHE_BYTES else None
+    )
+
+  def __call__(self, index: int) -> np.ndarray:
+    if self._cache is not None and index in self._cache:
+      return self._cache[index]
+    pcm_S = audio.read(
+      self.files[index], self.wheres[index], float(self.durations_N[index])
+    )
+    if self._cache is not None:
+      pcm_S.flags.writeable = False
+      self._cache[index] = pcm_S
+    return pcm_S
+
+
+def from_files(
+  columns: Mapping[str, Sequence[str]],
+  root: pathlib.Path,
+  options: Mapping[str, str],
+  spec: str,
+  source: str,
+) -> corpus_lib.Corpus:
+  """Makes a corpus of a table of audio files; the scheme modules share it.
+
+  Args:
+    columns: `path`, `text`, `utt_id`, `row`; optional `speaker`, `duration_s`
+      and columns that the options name.
+    root: What the paths are relative to.
+    options: Selection, see `select.OPTIONS`.
+    spec: The spec asked for.
+    source: File that errors name.
+
+  Returns:
+    The selected rows.
+  """
+  rows = select.rows(columns, options)
+  chosen = {n: [values[i] for i in rows] for n, values in columns.items()}
+  texts = [select.change_case(t, options) for t in chosen['text']]
+  files = [root / p for p in chosen['path']]
+  wheres = [f'{source}, line {r}' for r in chosen['row']]
+  sizes = []
+  absent = []
+  for file, where in zip(files, wheres):
+    try:
+      sizes.append(file.stat().st_size)
+    except OSError:
+      absent.append(f'{where}: {file}')
+  if absent:
+    shown = '\n  '.join(absent[:5])
+    raise ValueError(
+      f'{len(absent)} of {len(files)} audio files are missing:\n  {shown}'
+    )
+  durations_N = _durations(files, wheres, chosen.get('duration_s'))
+  speakers = chosen.get('speaker', [''] * len(rows))
+  return corpus_lib.Table(
+    spec=spec,
+    utt_ids_N=chosen['utt_id'],
+    texts_N=texts,
+    speakers_N=speakers,
+    durations_N=durations_N,
+    read=Reader(files, wheres, durations_N),
+    fingerprint=corpus_lib.fingerprint(
+      zip(chosen['path'], texts, speakers, sizes)
+    ),
+  )
+
+
+def load(rest: str, options: Mapping[str, str], spec: str) -> corpus_lib.Corpus:
+  """Opens `manifest:rest`; see `from_files`."""
+  path = pathlib.Path(rest).expanduser()
+  return from_files(read_csv(path), path.parent, options, spec, str(path))

@@ -1,0 +1,91 @@
+"""A data spec, `scheme:rest?option=value&option=value`, names a corpus.
+
+Every scheme is one module of this package with `OPTIONS` (name -> what it
+means) and `load(rest, options, spec) -> Corpus`; a new scheme is one file and
+one line in `SCHEMES`.
+"""
+
+import dataclasses
+import difflib
+import importlib
+from collections.abc import Mapping
+
+from s8bqat_jax.data import corpus as corpus_lib
+
+SCHEMES = {
+  'espeak': 's8bqat_jax.data.espeak',
+  'manifest': 's8bqat_jax.data.manifest',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+  """A parsed spec; `options` are still strings."""
+
+  scheme: str
+  rest: str
+  options: Mapping[str, str]
+
+
+def _did_you_mean(word: str, words) -> str:
+  close = difflib.get_close_matches(word, words, n=1)
+  return f' Did you mean {close[0]!r}?' if close else ''
+
+
+def parse(spec: str) -> Spec:
+  """Splits a spec string and checks the scheme.
+
+  Args:
+    spec: `scheme:rest` with options after `?`, separated by `&`.
+
+  Returns:
+    The three parts.
+  """
+  body, _, query = spec.partition('?')
+  scheme, colon, rest = body.partition(':')
+  if not colon or scheme not in SCHEMES:
+    raise ValueError(
+      f'data spec {spec!r}: unknown scheme {scheme!r}.'
+      f'{_did_you_mean(scheme, SCHEMES)} A spec is scheme:rest?option=value, '
+      f'with a scheme of {", ".join(sorted(SCHEMES))}.'
+    )
+  options: dict[str, str] = {}
+  for item in query.split('&') if query else ():
+    name, equals, value = item.partition('=')
+    if not equals or not name:
+      raise ValueError(
+        f'data spec {spec!r}: expected option=value, got {item!r}.'
+      )
+    if name in options:
+      raise ValueError(f'data spec {spec!r}: option {name!r} is given twice.')
+    options[name] = value
+  return Spec(scheme, rest, options)
+
+
+def load(spec: str) -> corpus_lib.Corpus:
+  """Opens the corpus that a spec names; ` + ` between specs joins corpora.
+
+  Args:
+    spec: e.g. `espeak:digits?split=dev&hours=0.5` or `manifest:a.csv`.
+
+  Returns:
+    The corpus. Audio is read (or synthesized) as the scheme's module says.
+  """
+  parts = spec.split(' + ')
+  if len(parts) > 1:
+    return corpus_lib.concat([load(part.strip()) for part in parts])
+  parsed = parse(spec.strip())
+  module = importlib.import_module(SCHEMES[parsed.scheme])
+  for name in parsed.options:
+    if name not in module.OPTIONS:
+      listing = '\n'.join(f'  {k}: {v}' for k, v in module.OPTIONS.items())
+      raise ValueError(
+        f'data spec {spec!r}: {parsed.scheme}: has no option {name!r}.'
+        f'{_did_you_mean(name, module.OPTIONS)} Its options are\n{listing}'
+      )
+  try:
+    return module.load(parsed.rest, parsed.options, spec.strip())
+  except corpus_lib.BadUtteranceError:
+    raise
+  except ValueError as e:
+    raise ValueError(f'data spec {spec!r}: {e}') from e

@@ -1,0 +1,112 @@
+"""A folder that keeps a corpus's samples: one int16 file, memory-mapped."""
+
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+_SAMPLES = 'samples.int16'
+_INDEX = 'index.json'
+
+
+class Entry(NamedTuple):
+  """One utterance to keep."""
+
+  pcm_S: np.ndarray
+  text: str
+  speaker: str
+
+
+class Store(NamedTuple):
+  """Utterance i is samples_S[offsets_N1[i] : offsets_N1[i + 1]]."""
+
+  samples_S: np.ndarray
+  offsets_N1: np.ndarray
+  texts_N: Sequence[str]
+  speakers_N: Sequence[str]
+
+
+def default_folder() -> pathlib.Path:
+  """Returns the user's cache: S8BQAT_CACHE, XDG_CACHE_HOME or ~/.cache."""
+  if 'S8BQAT_CACHE' in os.environ:
+    return pathlib.Path(os.environ['S8BQAT_CACHE']).expanduser()
+  base = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+  return pathlib.Path(base).expanduser() / 's8bqat_jax'
+
+
+def collect(entries: Iterable[Entry]) -> Store:
+  """Returns the entries as a store in memory."""
+  kept = list(entries)
+  return Store(
+    np.concatenate([e.pcm_S for e in kept]),
+    np.cumsum([0, *(len(e.pcm_S) for e in kept)]),
+    [e.text for e in kept],
+    [e.speaker for e in kept],
+  )
+
+
+def read(folder: pathlib.Path) -> Store:
+  """Opens a folder that `write` made; samples stay on disk.
+
+  Args:
+    folder: The store.
+
+  Returns:
+    Its content.
+  """
+  index = json.loads((folder / _INDEX).read_text())
+  offsets_N1 = np.cumsum([0, *index['lengths']])
+  there = (folder / _SAMPLES).stat().st_size
+  if there != 2 * offsets_N1[-1]:
+    raise ValueError(
+      f'{folder / _SAMPLES} has {there} bytes, its index says '
+      f'{2 * offsets_N1[-1]}: delete {folder}, it is made again'
+    )
+  samples_S = np.memmap(folder / _SAMPLES, np.int16, 'r')
+  return Store(samples_S, offsets_N1, index['texts'], index['speakers'])
+
+
+def write(folder: pathlib.Path, entries: Iterable[Entry]) -> None:
+  """Writes a store beside `folder` and renames it: whole or not at all.
+
+  Args:
+    folder: Where it goes; when another process finished first, its copy (equal
+      by construction) stays.
+    entries: The utterances, streamed to disk as they come.
+  """
+  try:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = pathlib.Path(
+      tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent)
+    )
+  except OSError as e:
+    raise OSError(
+      e.errno, f'cannot make {folder}: {e.strerror}; choose another with cache='
+    ) from e
+  try:
+    index: dict[str, list] = {'lengths': [], 'texts': [], 'speakers': []}
+    with (partial / _SAMPLES).open('wb') as f:
+      for entry in entries:
+        f.write(entry.pcm_S.astype('<i2', copy=False).data)
+        index['lengths'].append(len(entry.pcm_S))
+        index['texts'].append(entry.text)
+        index['speakers'].append(entry.speaker)
+    (partial / _INDEX).write_text(json.dumps(index))
+    try:
+      os.replace(partial, folder)
+    except OSError:
+      if not (folder / _INDEX).is_file():
+        raise
+  except OSError as e:
+    raise OSError(
+      e.errno,
+      f'cannot write the cache {folder}: {e.strerror}; make room there, choose '
+      'another folder with cache=DIR or S8BQAT_CACHE, or use cache=none',
+    ) from e
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import shard_alike
 
 from s8bqat_jax.artifacts import qtensor
 
@@ -95,11 +94,15 @@ def is_quantizable(leaf: Any) -> bool:
 
 def shard_like(x: jax.Array, w: jax.Array) -> jax.Array:
   """Returns `x` laid out over devices as `w` is, inside `jit` or outside."""
-  if isinstance(w, jax.core.Tracer) or isinstance(x, jax.core.Tracer):
-    return shard_alike.shard_alike(x, w)[0]
-  if isinstance(w, jax.Array) and w.committed:
-    return jax.device_put(x, w.sharding)
-  return x
+  if not isinstance(w, jax.core.Tracer):
+    committed = isinstance(w, jax.Array) and w.committed
+    return jax.device_put(x, w.sharding) if committed else x
+  sharding = jax.typeof(w).sharding
+  if sharding.mesh.explicit_axes and jax.typeof(x).sharding != sharding:
+    x = jax.sharding.reshard(x, sharding)
+  # On automatic axes a layout is known only to the compiler, which lays
+  # elementwise operands out alike.
+  return jnp.where(w != w, x, x)
 
 
 def inherit_sharding(state: Any, weights: Mapping[str, jax.Array]) -> Any:

@@ -1,0 +1,206 @@
+"""Quantizers made of quantizers: one after another, or each its own weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from s8bqat_jax.artifacts import qtensor
+from s8bqat_jax.quantizers import rules as rule_lib
+from s8bqat_jax.quantizers import tree as trees
+from s8bqat_jax.quantizers import types
+
+
+def chain(*quantizers: types.Quantizer) -> types.Quantizer:
+  """Applies several quantizers to the same tree, in order.
+
+  Each one's views see the weights that the one before it made, and so do their
+  updates; penalties add up. A weight that several of them encode ships as the
+  last of these says. Metrics of equal name are told apart by the position of
+  their member: `distance`, `1/distance`.
+
+  Args:
+    *quantizers: the members. At most one of them may have several branches.
+
+  Returns:
+    The Quantizer; its state is the tuple of theirs.
+
+  Raises:
+    ValueError: on use, if several members have several branches.
+  """
+
+  def each(state: types.State) -> list[tuple[types.Quantizer, types.State]]:
+    states = map(types.State, state.learned, state.carried)
+    return list(zip(quantizers, states))
+
+  def init(params: types.Params) -> types.State:
+    return _join([q.init(params) for q in quantizers])
+
+  def views(
+    params: types.Params, state: types.State, ctx: types.Ctx
+  ) -> types.Branches:
+    branches = {types.MAIN: params}
+    for i, (q, s) in enumerate(each(state)):
+      own = _for_member(ctx, i)
+      if list(branches) == [types.MAIN]:
+        branches = q.views(branches[types.MAIN], s, own)
+        continue
+      seen = {b: q.views(tree, s, own) for b, tree in branches.items()}
+      for made in seen.values():
+        if list(made) != [types.MAIN]:
+          raise ValueError(
+            f'member {i} of the chain has branches {sorted(made)}, but one '
+            f'before it already made {sorted(branches)}'
+          )
+      branches = {b: made[types.MAIN] for b, made in seen.items()}
+    return branches
+
+  def encode(params: types.Params, state: types.State) -> Any:
+    encoded = params
+    for q, s in each(state):
+      encoded = trees.replace(encoded, _qtensors(q.encode(params, s)))
+    return encoded
+
+  def penalty(
+    params: types.Params, state: types.State, ctx: types.Ctx
+  ) -> jax.Array:
+    total = jnp.zeros((), jnp.float32)
+    for i, (q, s) in enumerate(each(state)):
+      total = total + q.penalty(params, s, _for_member(ctx, i))
+    return total
+
+  def after_update(
+    params: types.Params, state: types.State, ctx: types.Ctx
+  ) -> tuple[types.Params, types.State, Any]:
+    moved, states = types.nothing_moved(params), []
+    for i, (q, s) in enumerate(each(state)):
+      params, s, jumped = q.after_update(params, s, _for_member(ctx, i))
+      moved = jax.tree.map(jnp.logical_or, moved, jumped)
+      states.append(s)
+    return params, _join(states), moved
+
+  def metrics(params: types.Params, state: types.State) -> dict[str, jax.Array]:
+    return _merge([q.metrics(params, s) for q, s in each(state)])
+
+  return types.Quantizer(init, views, encode, penalty, after_update, metrics)
+
+
+def by_path(
+  routes: Sequence[tuple[str, types.Quantizer]],
+) -> types.Quantizer:
+  """Gives each weight to the first quantizer whose pattern matches its name.
+
+  A member sees the whole tree with `None` for the leaves that are not its own,
+  so its rules read the same full names. Leaves that no pattern matches stay in
+  floating point.
+
+  Args:
+    routes: (pattern, quantizer) pairs; a pattern must match a whole name. A
+      member that has one branch serves all the branches of the others.
+
+  Returns:
+    The Quantizer; its state is the tuple of theirs.
+
+  Raises:
+    ValueError: on use, if a pattern decides about no weight, or if two members
+      have different branches.
+  """
+  routes = tuple(routes)
+  quantizers = [q for _, q in routes]
+
+  def split(params: types.Params) -> list[types.Params]:
+    leaves = trees.named(params)
+    names = [n for n, x in leaves.items() if trees.is_quantizable(x)]
+    found = rule_lib.first_match([pattern for pattern, _ in routes], names)
+    return [
+      trees.keep(params, {n for n, (i, _) in found.items() if i == own})
+      for own in range(len(routes))
+    ]
+
+  def each(params, state):
+    states = map(types.State, state.learned, state.carried)
+    return list(zip(quantizers, split(params), states))
+
+  def init(params: types.Params) -> types.State:
+    return _join([q.init(p) for q, p in zip(quantizers, split(params))])
+
+  def views(
+    params: types.Params, state: types.State, ctx: types.Ctx
+  ) -> types.Branches:
+    seen = [
+      q.views(p, s, _for_member(ctx, i))
+      for i, (q, p, s) in enumerate(each(params, state))
+    ]
+    several = [b for b in seen if list(b) != [types.MAIN]]
+    branches = list(several[0]) if several else [types.MAIN]
+    for made in several:
+      if set(made) != set(branches):
+        raise ValueError(
+          f'members have different branches: {branches} and {list(made)}'
+        )
+    whole = {}
+    for b in branches:
+      whole[b] = params
+      for made in seen:
+        part = made[b] if b in made else made[types.MAIN]
+        whole[b] = trees.replace(whole[b], trees.named(part))
+    return whole
+
+  def encode(params: types.Params, state: types.State) -> Any:
+    encoded = params
+    for q, p, s in each(params, state):
+      encoded = trees.replace(encoded, _qtensors(q.encode(p, s)))
+    return encoded
+
+  def penalty(
+    params: types.Params, state: types.State, ctx: types.Ctx
+  ) -> jax.Array:
+    total = jnp.zeros((), jnp.float32)
+    for i, (q, p, s) in enumerate(each(params, state)):
+      total = total + q.penalty(p, s, _for_member(ctx, i))
+    return total
+
+  def after_update(
+    params: types.Params, state: types.State, ctx: types.Ctx
+  ) -> tuple[types.Params, types.State, Any]:
+    moved, states = types.nothing_moved(params), []
+    for i, (q, p, s) in enumerate(each(params, state)):
+      p, s, jumped = q.after_update(p, s, _for_member(ctx, i))
+      params = trees.replace(params, trees.named(p))
+      moved = trees.replace(moved, trees.named(jumped))
+      states.append(s)
+    return params, _join(states), moved
+
+  def metrics(params: types.Params, state: types.State) -> dict[str, jax.Array]:
+    return _merge([q.metrics(p, s) for q, p, s in each(params, state)])
+
+  return types.Quantizer(init, views, encode, penalty, after_update, metrics)
+
+
+def _join(states: Sequence[types.State]) -> types.State:
+  return types.State(
+    tuple(s.learned for s in states), tuple(s.carried for s in states)
+  )
+
+
+def _for_member(ctx: types.Ctx, index: int) -> types.Ctx:
+  """A random stream for each member; the first keeps the one it has alone."""
+  if index == 0:
+    return ctx
+  return ctx._replace(key=jax.random.fold_in(ctx.key, index))
+
+
+def _qtensors(encoded: Any) -> dict[str, qtensor.QTensor]:
+  leaves = trees.named(encoded)
+  return {n: x for n, x in leaves.items() if qtensor.is_qtensor(x)}
+
+
+def _merge(metrics: Sequence[dict[str, jax.Array]]) -> dict[str, jax.Array]:
+  merged: dict[str, jax.Array] = {}
+  for i, own in enumerate(metrics):
+    for name, value in own.items():
+      merged[f'{i}/{name}' if name in merged else name] = value
+  return merged

@@ -2,6 +2,8 @@
 
   load(spec)     the corpus that a data spec names (`spec.py` lists schemes)
   make_loader    batches of a corpus: planned, padded, read ahead, resumable
+  Perturbation   speed, loudness and noise, on the host
+  spec_augment   masks over features, inside the jitted step
   Plan           which utterances each global step reads, a pure function
 
 Adding a kind of corpus: one module with `OPTIONS` and `load`, and its line in
@@ -20,4 +22,7 @@ from s8bqat_jax.data.corpus import concat as concat
 from s8bqat_jax.data.corpus import subset as subset
 from s8bqat_jax.data.loader import Loader as Loader
 from s8bqat_jax.data.loader import make_loader as make_loader
+from s8bqat_jax.data.perturb import Perturbation as Perturbation
 from s8bqat_jax.data.spec import load as load
+from s8bqat_jax.data.spec_augment import SpecAugment as SpecAugment
+from s8bqat_jax.data.spec_augment import spec_augment as spec_augment

@@ -3,7 +3,7 @@
 import dataclasses
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -13,8 +13,17 @@ from s8bqat_jax.data import batching
 from s8bqat_jax.data import corpus as corpus_lib
 
 Batch = dict[str, np.ndarray]
-# (pcm_S, seed, epoch, index) -> pcm_S
-Perturb = Callable[[np.ndarray, int, int, int], np.ndarray]
+
+
+class Perturb(Protocol):
+  """Host-side augmentation, e.g. `perturb.Perturbation`."""
+
+  @property
+  def stretch(self) -> tuple[float, float]: ...
+
+  def __call__(
+    self, pcm_S: np.ndarray, seed: int, epoch: int, index: int
+  ) -> np.ndarray: ...
 
 
 class Tokenizer(Protocol):
@@ -224,7 +233,6 @@ def make_loader(
   seed: int = 0,
   train: bool = True,
   perturb: Perturb | None = None,
-  stretch: float = 1.0,
   samples_per_label: int = 0,
   process_index: int = 0,
   process_count: int = 1,
@@ -240,8 +248,7 @@ def make_loader(
     seed: Of shuffling and augmentation.
     train: Shuffle and skip bad audio; otherwise read each utterance once per
       epoch, in a fixed order, and raise on bad audio.
-    perturb: Host-side augmentation, e.g. `augment.perturb` bound to a config.
-    stretch: Factor by which `perturb` lengthens audio at most.
+    perturb: Host-side augmentation, None for none.
     samples_per_label: Audio that a label needs (CTC: hop x time reduction). In
       training a longer transcript is skipped and reported; 0 checks nothing.
     process_index: This process.
@@ -251,9 +258,10 @@ def make_loader(
   Returns:
     The loader.
   """
+  shortest, longest = (1.0, 1.0) if perturb is None else perturb.stretch
   labels_N = encode_texts(corpus, tokenizer)
   label_lengths_N = np.array([len(l) for l in labels_N])
-  samples_N = np.asarray(corpus.durations_N) * corpus.sample_rate / stretch
+  samples_N = np.asarray(corpus.durations_N) * corpus.sample_rate * shortest
   too_long = np.flatnonzero(label_lengths_N * samples_per_label > samples_N)
   skipped = Skipped()
   leave_out = too_long.tolist() if train else []
@@ -274,7 +282,7 @@ def make_loader(
     label_lengths_N[kept_N],
     batch_size=batch_size,
     num_buckets=num_buckets,
-    stretch=stretch,
+    stretch=longest,
   )
   plan = batching.make_plan(
     corpus.durations_N,
@@ -282,7 +290,7 @@ def make_loader(
     buckets,
     seed=seed,
     shuffle=train,
-    stretch=stretch,
+    stretch=longest,
     leave_out=leave_out,
   )
   return Loader(

@@ -72,13 +72,13 @@ def draw(rng: np.random.Generator, size: int, side: int = 0) -> np.ndarray:
     side: See `bank`.
 
   Returns:
-    float32 [size]; a stretch longer than the bank wraps around.
+    float32 [size]; longer than the bank, it repeats.
   """
   noise_S = bank(KINDS[int(rng.integers(len(KINDS)))], side)
-  start = int(rng.integers(len(noise_S)))
-  if start + size <= len(noise_S):
-    return noise_S[start : start + size]
-  return noise_S[np.arange(start, start + size) % len(noise_S)]
+  if size > len(noise_S):
+    noise_S = np.tile(noise_S, -(-size // len(noise_S)))
+  start = int(rng.integers(len(noise_S) - size + 1))
+  return noise_S[start : start + size]
 
 
 def speech_power(audio_S: np.ndarray) -> float:

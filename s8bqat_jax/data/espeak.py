@@ -329,15 +329,9 @@ def load(rest: str, options: Mapping[str, str], spec: str) -> corpus_lib.Corpus:
   def entries() -> Iterator[store.Entry]:
     return task.utterances(0, count) if count else task.until(seconds)
 
-  if options.get('cache') == 'none':
-    kept = store.collect(entries())
-  else:
-    cache = options.get('cache')
-    base = pathlib.Path(cache).expanduser() if cache else store.default_folder()
-    folder = base / f'espeak-{rest}-{task.split}-{name}'
-    if not folder.is_dir():
-      store.write(folder, entries())
-    kept = store.read(folder)
+  kept = store.cached(
+    f'espeak-{rest}-{task.split}-{name}', options.get('cache'), entries
+  )
   offsets_N1 = kept.offsets_N1
   return corpus_lib.Table(
     spec=spec,

@@ -12,10 +12,10 @@ from concurrent import futures
 
 import numpy as np
 
-from s8bqat_jax.data import audio, select
+from s8bqat_jax.data import audio, compose, select
 from s8bqat_jax.data import corpus as corpus_lib
 
-OPTIONS = select.OPTIONS
+OPTIONS = select.OPTIONS | compose.OPTIONS
 
 # Decoded recordings stay in memory as int16 up to this size.
 _CACHE_BYTES = 2**30
@@ -132,12 +132,12 @@ def from_files(
     columns: `path`, `text`, `utt_id`, `row`; optional `speaker`, `duration_s`
       and columns that the options name.
     root: What the paths are relative to.
-    options: Selection, see `select.OPTIONS`.
+    options: Selection (`select.OPTIONS`) and composition (`compose.OPTIONS`).
     spec: The spec asked for.
     source: File that errors name.
 
   Returns:
-    The selected rows.
+    The selected rows, or strings composed of them.
   """
   rows = select.rows(columns, options)
   chosen = {n: [values[i] for i in rows] for n, values in columns.items()}
@@ -158,7 +158,7 @@ def from_files(
     )
   durations_N = _durations(files, wheres, chosen.get('duration_s'))
   speakers = chosen.get('speaker', [''] * len(rows))
-  return corpus_lib.Table(
+  table = corpus_lib.Table(
     spec=spec,
     utt_ids_N=chosen['utt_id'],
     texts_N=texts,
@@ -169,6 +169,7 @@ def from_files(
       zip(chosen['path'], texts, speakers, sizes)
     ),
   )
+  return compose.apply(table, options)
 
 
 def load(rest: str, options: Mapping[str, str], spec: str) -> corpus_lib.Corpus:

@@ -116,12 +116,13 @@ class Perturbation:
     rng = np.random.default_rng([seed, epoch, index])
     speed = self.speeds[int(rng.integers(len(self.speeds)))]
     gain = 0.0 if self.gain_db is None else rng.uniform(*self.gain_db)
-    noisy = self.snr_db is not None and rng.random() < self.noise_probability
-    if speed == 1 and not gain and not noisy:
+    snr_db = None
+    if self.snr_db is not None and rng.random() < self.noise_probability:
+      snr_db = rng.uniform(*self.snr_db)
+    if speed == 1 and not gain and snr_db is None:
       return pcm_S
     scale = np.float32(10 ** (gain / 20) / 32768)
     audio_S = change_speed(pcm_S * scale, speed)
-    if noisy:
-      noise_S = noise.draw(rng, len(audio_S))
-      audio_S = noise.mix(audio_S, noise_S, rng.uniform(*self.snr_db))
+    if snr_db is not None:
+      audio_S = noise.mix(audio_S, noise.draw(rng, len(audio_S)), snr_db)
     return audio.to_int16(audio_S)

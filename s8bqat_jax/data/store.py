@@ -5,7 +5,7 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -110,3 +110,24 @@ def write(folder: pathlib.Path, entries: Iterable[Entry]) -> None:
     ) from e
   finally:
     shutil.rmtree(partial, ignore_errors=True)
+
+
+def cached(
+  name: str, cache: str | None, make: Callable[[], Iterable[Entry]]
+) -> Store:
+  """Reads a store from the cache, made there first if it is not.
+
+  Args:
+    name: Says what is in it; other content, other name.
+    cache: Folder of the cache, `none` for memory, None for the user's.
+    make: Makes the entries.
+
+  Returns:
+    The store.
+  """
+  if cache == 'none':
+    return collect(make())
+  base = pathlib.Path(cache).expanduser() if cache else default_folder()
+  if not (base / name).is_dir():
+    write(base / name, make())
+  return read(base / name)

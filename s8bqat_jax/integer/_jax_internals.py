@@ -1,0 +1,194 @@
+"""The one place that reads jaxprs: everything else sees a `Graph`.
+
+`trace` turns a function into straight-line equations over our own variables:
+jit, remat and custom-derivative bodies are inlined, dead equations dropped,
+closed-over arrays made literals. The layout of jaxprs and of `scan`'s
+parameters differs between jax 0.10 and 0.12; both are handled here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Callable, NamedTuple, Sequence
+
+import jax
+from jax._src import source_info_util
+from jax.extend import core as jex_core
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Var:
+  """A value of a Graph; compared by identity."""
+
+  shape: tuple[int, ...]
+  dtype: Any
+
+  @property
+  def is_float(self) -> bool:
+    return jax.numpy.issubdtype(self.dtype, np.floating)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Lit:
+  """A constant of a Graph."""
+
+  value: Any
+
+
+Atom = Var | Lit
+
+
+class Eqn(NamedTuple):
+  """One primitive application."""
+
+  primitive: Any
+  params: dict[str, Any]
+  ins: tuple[Atom, ...]
+  outs: tuple[Var, ...]
+  source: Any
+
+  @property
+  def name(self) -> str:
+    return self.primitive.name
+
+  def bind(self, *args: Any) -> list[Any]:
+    """Applies the primitive to arrays; always a list of results."""
+    out = self.primitive.bind(*args, **self.params)
+    return list(out) if self.primitive.multiple_results else [out]
+
+  def where(self) -> str:
+    """The user's source line."""
+    return source_info_util.summarize(self.source)
+
+
+class Graph(NamedTuple):
+  """Straight-line equations."""
+
+  ins: tuple[Var, ...]
+  eqns: tuple[Eqn, ...]
+  outs: tuple[Atom, ...]
+
+
+class Scan(NamedTuple):
+  """The parts of a scan equation."""
+
+  body: Graph
+  num_consts: int
+  num_carry: int
+  length: int
+  reverse: bool
+  unroll: Any
+
+
+# Primitives that only wrap a jaxpr, and the parameter that holds it.
+_WRAPPERS = ('jaxpr', 'call_jaxpr', 'fun_jaxpr')
+_INLINED = (
+  'jit', 'pjit', 'closed_call', 'core_call', 'remat', 'remat2', 'checkpoint',
+  'custom_jvp_call', 'custom_vjp_call', 'custom_vjp_call_jaxpr',
+  'custom_lin',
+)  # fmt: skip
+
+
+def trace(fn: Callable[..., Any], *args: Any) -> tuple[Graph, Any]:
+  """Returns (graph of fn, tree of its outputs).
+
+  Args:
+    fn: a function of pytrees of arrays.
+    *args: arrays or ShapeDtypeStructs; only shapes and dtypes matter.
+  """
+  closed, shape = jax.make_jaxpr(fn, return_shape=True)(*args)
+  return to_graph(closed), jax.tree.structure(shape)
+
+
+def to_graph(jaxpr: Any) -> Graph:
+  """Returns the inlined, dead-code-free Graph of a jaxpr."""
+  consts = list(getattr(jaxpr, 'consts', ()))
+  inner = getattr(jaxpr, 'jaxpr', jaxpr)
+  ins = [_var(v) for v in inner.invars]
+  eqns: list[Eqn] = []
+  outs = _inline(inner, consts, ins, eqns)
+  return drop_dead(Graph(tuple(ins), tuple(eqns), tuple(outs)))
+
+
+def _var(v: Any) -> Var:
+  return Var(tuple(v.aval.shape), v.aval.dtype)
+
+
+def _inline(jaxpr, consts, ins: Sequence[Atom], eqns: list[Eqn]) -> list[Atom]:
+  """Appends the equations of `jaxpr` applied to `ins`; returns its outputs."""
+  env: dict[Any, Atom] = {}
+
+  def read(a) -> Atom:
+    if isinstance(a, jex_core.Literal):
+      return Lit(np.asarray(a.val, a.aval.dtype))
+    return env[a]
+
+  env.update(zip(jaxpr.constvars, map(Lit, consts)))
+  env.update(zip(jaxpr.invars, ins))
+  for e in jaxpr.eqns:
+    args = [read(a) for a in e.invars]
+    name = e.primitive.name
+    inner = next((e.params[k] for k in _WRAPPERS if k in e.params), None)
+    if name in _INLINED and inner is not None:
+      outs = _inline(
+        getattr(inner, 'jaxpr', inner), getattr(inner, 'consts', ()), args, eqns
+      )
+      env.update(zip(e.outvars, outs))
+      continue
+    outs = [_var(v) for v in e.outvars]
+    env.update(zip(e.outvars, outs))
+    eqns.append(
+      Eqn(e.primitive, e.params, tuple(args), tuple(outs), e.source_info)
+    )
+  return [read(a) for a in jaxpr.outvars]
+
+
+def drop_dead(graph: Graph) -> Graph:
+  """Drops equations whose results reach no output."""
+  live = {a for a in graph.outs if isinstance(a, Var)}
+  kept = []
+  for e in reversed(graph.eqns):
+    if any(v in live for v in e.outs):
+      kept.append(e)
+      live.update(a for a in e.ins if isinstance(a, Var))
+  return graph._replace(eqns=tuple(reversed(kept)))
+
+
+def scan_parts(eqn: Eqn) -> Scan:
+  """Returns the parts of a scan equation, whatever the jax version."""
+  p = eqn.params
+  if 'ft_in' in p:  # jax 0.12: the split is that of a flat tree.
+    consts, carry, _ = (len(list(t)) for t in p['ft_in'].unpack())
+  else:
+    consts, carry = p['num_consts'], p['num_carry']
+  return Scan(
+    to_graph(p['jaxpr']), consts, carry, p['length'], p['reverse'], p['unroll']
+  )
+
+
+def cond_parts(eqn: Eqn) -> list[Graph]:
+  """Returns the branches of a cond equation."""
+  return [to_graph(b) for b in eqn.params['branches']]
+
+
+def while_parts(eqn: Eqn) -> tuple[Graph, int, Graph, int]:
+  """Returns (condition, its number of constants, body, its number)."""
+  p = eqn.params
+  return (
+    to_graph(p['cond_jaxpr']),
+    p['cond_nconsts'],
+    to_graph(p['body_jaxpr']),
+    p['body_nconsts'],
+  )
+
+
+def inner_jaxprs(eqn: Any) -> list[Any]:
+  """Returns every jaxpr among the parameters of a raw jaxpr equation."""
+  found = []
+  for value in eqn.params.values():
+    for item in value if isinstance(value, (tuple, list)) else (value,):
+      inner = getattr(item, 'jaxpr', item)
+      if hasattr(inner, 'eqns') and hasattr(inner, 'invars'):
+        found.append(item)
+  return found

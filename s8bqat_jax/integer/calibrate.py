@@ -1,0 +1,289 @@
+"""Ranges of every value of a float function, measured on data.
+
+The function's graph is run as it is, in float, through scan, cond, while, jit
+and custom-derivative bodies, and the extremes of each value are kept under
+its name (keys.py). Values beyond `MASK_LIMIT` are attention masks, not data,
+and are left out.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Callable, Iterable, NamedTuple, Sequence
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+
+from s8bqat_jax.artifacts import qtensor
+from s8bqat_jax.integer import _jax_internals as internals
+from s8bqat_jax.integer import keys
+
+Ranges = dict[str, tuple[float, float]]
+
+MASK_LIMIT = 1e6
+EMA = 0.95
+PERCENTILE = 99.99
+_BINS = 2048
+_CANDIDATES = 100
+
+
+class _Meter(NamedTuple):
+  """How one statistic is measured and merged."""
+
+  measure: Callable[[str, jax.Array], Any]
+  merge: Callable[[Any, Any], Any]
+  empty: Callable[[], Any]
+
+
+def _extremes(key, x):
+  del key
+  ok = jnp.abs(x) < MASK_LIMIT  # Also false for NaN.
+  low = jnp.min(jnp.where(ok, x, jnp.inf), initial=jnp.inf)
+  high = jnp.max(jnp.where(ok, x, -jnp.inf), initial=-jnp.inf)
+  return jnp.stack([low, high]).astype(jnp.float32)
+
+
+_MINMAX = _Meter(
+  _extremes,
+  lambda a, b: jnp.stack([jnp.minimum(a[0], b[0]), jnp.maximum(a[1], b[1])]),
+  lambda: jnp.array([jnp.inf, -jnp.inf], jnp.float32),
+)
+
+
+def _histogram(ranges: Ranges) -> _Meter:
+  """Counts in `_BINS` equal bins between the extremes of each value."""
+
+  def measure(key, x):
+    low, high = ranges.get(key, (0.0, 0.0))
+    width = max(high - low, 1e-30) / _BINS
+    ok = jnp.abs(x) < MASK_LIMIT
+    bins = jnp.where(ok, (x - low) / width, _BINS)
+    bins = jnp.clip(bins, 0, _BINS).astype(jnp.int32).reshape(-1)
+    # The value at the very top belongs to the last bin, a mask to none.
+    bins = jnp.where((bins == _BINS) & ok.reshape(-1), _BINS - 1, bins)
+    counts = jnp.zeros(_BINS + 1, jnp.float32).at[bins].add(1.0)
+    return counts[:_BINS]
+
+  return _Meter(measure, jnp.add, lambda: jnp.zeros(_BINS, jnp.float32))
+
+
+def calibrate(
+  fn: Callable[..., Any],
+  params: Any,
+  batches: Iterable[Any],
+  method: str = 'minmax',
+) -> Ranges:
+  """Runs `fn` on data and returns the range of each of its values.
+
+  Args:
+    fn: float function (params, *inputs) -> outputs; any supported function is
+      also what `lower` and `twin` take.
+    params: pytree of its parameters; QTensor leaves are decoded.
+    batches: the inputs of each call: a tuple, or one array.
+    method: 'minmax'; 'ema' (minima and maxima averaged over batches with
+      weight 0.95 on the past, as in Q-ASR); 'percentile' (the central 99.99%);
+      'mse' (the clipping with the least 8-bit error).
+
+  Returns:
+    {name: (low, high)}, plain floats, fit for JSON.
+
+  Raises:
+    ValueError: unknown method, no batch, or a value that is never finite.
+  """
+  if method not in ('minmax', 'ema', 'percentile', 'mse'):
+    raise ValueError(
+      f"method must be 'minmax', 'ema', 'percentile' or 'mse', got {method!r}"
+    )
+  params = qtensor.decode(params)
+  batches = [b if isinstance(b, tuple) else (b,) for b in batches]
+  if not batches:
+    raise ValueError('calibrate needs at least one batch')
+  weight = EMA if method == 'ema' else None
+  ranges = _extremes_over(fn, params, batches, weight)
+  if method in ('minmax', 'ema'):
+    return ranges
+  run = jax.jit(functools.partial(_run, fn, _histogram(ranges)))
+  totals: dict[str, np.ndarray] = {}
+  for inputs in batches:
+    for key, counts in run(params, *inputs).items():
+      totals[key] = totals.get(key, 0) + np.asarray(counts, np.float64)
+  clip = _percentile if method == 'percentile' else _least_error
+  return {k: clip(totals[k], *ranges[k]) for k in ranges}
+
+
+def _extremes_over(fn, params, batches, weight) -> Ranges:
+  run = jax.jit(functools.partial(_run, fn, _MINMAX))
+  total: dict[str, np.ndarray] = {}
+  for inputs in batches:
+    for key, value in run(params, *inputs).items():
+      new = np.asarray(value, np.float64)
+      old = total.get(key, new)
+      if weight is None:
+        total[key] = np.array([min(old[0], new[0]), max(old[1], new[1])])
+      else:
+        total[key] = weight * old + (1 - weight) * new
+  never = sorted(k for k, v in total.items() if not np.all(np.isfinite(v)))
+  if never:
+    raise ValueError(
+      f'no finite value was seen for {never[:5]} ({len(never)} in all); check '
+      'the calibration data and the model for NaN'
+    )
+  return {k: (float(v[0]), float(v[1])) for k, v in total.items()}
+
+
+def _percentile(counts: np.ndarray, low: float, high: float):
+  """The bins that hold the central `PERCENTILE` of the values."""
+  share = np.cumsum(counts) / max(counts.sum(), 1.0)
+  tail = (1 - PERCENTILE / 100) / 2
+  first = int(np.searchsorted(share, tail, side='right'))
+  last = int(np.searchsorted(share, 1 - tail, side='left'))
+  width = (high - low) / _BINS
+  return low + first * width, low + min(last + 1, _BINS) * width
+
+
+def _least_error(counts: np.ndarray, low: float, high: float):
+  """Shrinks both ends together to the least squared error of 8-bit codes."""
+  centers = low + (np.arange(_BINS) + 0.5) * (high - low) / _BINS
+  best, answer = np.inf, (low, high)
+  for share in np.linspace(1.0, 0.05, _CANDIDATES):
+    lo, hi = float(min(low * share, 0.0)), float(max(high * share, 0.0))
+    step = max(hi - lo, 1e-30) / 255
+    grid = np.clip(np.rint((centers - lo) / step), 0, 255) * step + lo
+    error = float(np.sum(counts * (centers - grid) ** 2))
+    if error < best:
+      best, answer = error, (lo, hi)
+  return answer
+
+
+def input_names(count: int) -> list[str]:
+  """Names of a function's inputs: 'in:0', 'in:1', ... (flattened)."""
+  return [f'in:{i}' for i in range(count)]
+
+
+def _run(fn, meter: _Meter, params, *inputs) -> dict[str, Any]:
+  """One traced run: {name: statistic}."""
+  graph, _ = internals.trace(fn, params, *inputs)
+  paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(params)) or ((), ())
+  flat = jax.tree.leaves(inputs)
+  names = keys.of_params([keys.path_name(p) for p in paths])
+  names += [keys.Key(n) for n in input_names(len(flat))]
+  stats: dict[str, Any] = {}
+  for name, value in zip(names[len(leaves) :], flat):
+    if jnp.issubdtype(value.dtype, jnp.floating):
+      stats[name.name] = meter.measure(name.name, value)
+  _, inner = _evaluate(graph, names, [*leaves, *flat], meter)
+  return _merge(stats, inner, meter)
+
+
+def _merge(a: dict, b: dict, meter: _Meter) -> dict:
+  return {
+    k: meter.merge(a[k], b[k]) if k in a and k in b else a.get(k, b.get(k))
+    for k in {**a, **b}
+  }
+
+
+def _evaluate(
+  graph: internals.Graph, names: Sequence[keys.Key], values, meter: _Meter
+) -> tuple[list[Any], dict[str, Any]]:
+  """Runs a graph in float; returns its outputs and the statistics."""
+  named, _ = keys.assign(graph, names)
+  env = dict(zip(graph.ins, values))
+  stats: dict[str, Any] = {}
+
+  def read(a):
+    return a.value if isinstance(a, internals.Lit) else env[a]
+
+  def name_of(a):
+    return keys.Key('', True) if isinstance(a, internals.Lit) else named[a]
+
+  for e in graph.eqns:
+    args = [read(a) for a in e.ins]
+    arg_names = [name_of(a) for a in e.ins]
+    inner = _CONTROL.get(e.name)
+    if inner is None:
+      outs, seen = e.bind(*args), {}
+    else:
+      outs, seen = inner(e, arg_names, args, meter)
+    env.update(zip(e.outs, outs))
+    stats = _merge(stats, seen, meter)
+    for var, value in zip(e.outs, outs):
+      key = named[var]
+      if var.is_float and not key.const:
+        stats = _merge(stats, {key.name: meter.measure(key.name, value)}, meter)
+  return [read(a) for a in graph.outs], stats
+
+
+def _keys_of(fn, *args) -> list[str]:
+  return sorted(jax.eval_shape(fn, *args))
+
+
+def _scan(e, arg_names, args, meter):
+  parts = internals.scan_parts(e)
+  c, n = parts.num_consts, parts.num_carry
+  consts, init, xs = args[:c], args[c : c + n], args[c + n :]
+  body_names = keys.scan_body(parts, arg_names)
+
+  def body(carry, x):
+    state, stats = carry
+    outs, seen = _evaluate(parts.body, body_names, [*consts, *state, *x], meter)
+    return (outs[:n], _merge(stats, seen, meter)), outs[n:]
+
+  one = lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+  seen = jax.eval_shape(
+    lambda s, x: _evaluate(parts.body, body_names, [*consts, *s, *x], meter)[1],
+    init,
+    [one(jnp.asarray(x)) for x in xs],
+  )
+  empty = {k: meter.empty() for k in seen}
+  (state, stats), ys = lax.scan(
+    body,
+    ([jnp.asarray(i) for i in init], empty),
+    xs,
+    length=parts.length,
+    reverse=parts.reverse,
+  )
+  return [*state, *ys], stats
+
+
+def _cond(e, arg_names, args, meter):
+  branches = internals.cond_parts(e)
+  runs = [
+    lambda *ops, b=b: _evaluate(b, arg_names[1:], ops, meter) for b in branches
+  ]
+  union = {k for r in runs for k in jax.eval_shape(r, *args[1:])[1]}
+
+  def complete(run):
+    def branch(*ops):
+      outs, stats = run(*ops)
+      return outs, {k: stats.get(k, meter.empty()) for k in sorted(union)}
+
+    return branch
+
+  return lax.switch(args[0], [complete(r) for r in runs], *args[1:])
+
+
+def _while(e, arg_names, args, meter):
+  cond, skip, body, consts = internals.while_parts(e)
+  cond_consts, body_consts = args[:skip], args[skip : skip + consts]
+  init = [jnp.asarray(a) for a in args[skip + consts :]]
+  names = [
+    *arg_names[skip : skip + consts],
+    *[keys.Key(keys.CARRY)] * len(init),
+  ]
+  run = lambda state: _evaluate(body, names, [*body_consts, *state], meter)
+
+  def test(carry):
+    fresh = [keys.Key(keys.CARRY)] * (skip + len(init))
+    return _evaluate(cond, fresh, [*cond_consts, *carry[0]], meter)[0][0]
+
+  def step(carry):
+    outs, seen = run(carry[0])
+    return outs, _merge(carry[1], seen, meter)
+
+  empty = {k: meter.empty() for k in jax.eval_shape(run, init)[1]}
+  return lax.while_loop(test, step, (init, empty))
+
+
+_CONTROL = {'scan': _scan, 'cond': _cond, 'while': _while}

@@ -1,0 +1,143 @@
+"""q_dot: an integer dot product of any dimension numbers, requantized."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+
+from s8bqat_jax.integer import primitives
+from s8bqat_jax.integer import requantize
+
+# ((lhs contracting, rhs contracting), (lhs batch, rhs batch)), as in lax.
+Dims = tuple[
+  tuple[tuple[int, ...], tuple[int, ...]],
+  tuple[tuple[int, ...], tuple[int, ...]],
+]
+
+
+def dot_int32(lhs: jax.Array, rhs: jax.Array, dims: Dims) -> jax.Array:
+  """Returns the int32 dot product of int8 operands (wraps modulo 2^32).
+
+  XLA's CPU backend runs an int8 matrix-vector product several times slower
+  than a matrix product of two rows, so one row is padded to two.
+  """
+  (lhs_contract, _), (lhs_batch, _) = dims
+  free = [i for i in range(lhs.ndim) if i not in (*lhs_contract, *lhs_batch)]
+  single = not lhs_batch and free and math.prod(lhs.shape[i] for i in free) == 1
+  if single:
+    padding = [(0, 0, 0)] * lhs.ndim
+    padding[free[-1]] = (0, 1, 0)
+    lhs = lax.pad(lhs, np.asarray(0, lhs.dtype), padding)
+  acc = lax.dot_general(lhs, rhs, dims, preferred_element_type=jnp.int32)
+  if single:
+    acc = lax.slice_in_dim(acc, 0, 1, axis=len(free) - 1)
+  return acc
+
+
+def _zero_terms(lhs, rhs, dims: Dims, zeros: tuple[int, int], sum_fn: Any):
+  """What the zero points add to the product of the codes.
+
+  sum (l - zl)(r - zr) = sum l r - zl sum r - zr sum l + K zl zr.
+  """
+  (lc, rc), (lb, rb) = dims
+  zero_l, zero_r = zeros
+  lf = [i for i in range(lhs.ndim) if i not in (*lc, *lb)]
+  rf = [i for i in range(rhs.ndim) if i not in (*rc, *rb)]
+  depth = math.prod(lhs.shape[i] for i in lc)
+  terms = depth * zero_l * zero_r
+  batch = [lhs.shape[i] for i in lb]
+  if zero_l:
+    sums = sum_fn(rhs, rc).transpose(_rank([*rb, *rf]))
+    shape = batch + [1] * len(lf) + [rhs.shape[i] for i in rf]
+    terms = terms - zero_l * sums.reshape(shape)
+  if zero_r:
+    sums = sum_fn(lhs, lc).transpose(_rank([*lb, *lf]))
+    shape = batch + [lhs.shape[i] for i in lf] + [1] * len(rf)
+    terms = terms - zero_r * sums.reshape(shape)
+  return terms
+
+
+def _rank(axes):
+  """Where each kept axis stands once the contracted ones are gone."""
+  kept = sorted(axes)
+  return [kept.index(a) for a in axes]
+
+
+def _kernel(
+  lhs, rhs, bias, multiplier, *, dimension_numbers, zeros, shift, out, site
+):
+  del site
+  acc = dot_int32(lhs, rhs, dimension_numbers)
+  sums = lambda x, axes: jnp.sum(x, axis=tuple(axes), dtype=jnp.int32)
+  if any(zeros):
+    acc = acc + _zero_terms(lhs, rhs, dimension_numbers, zeros, sums)
+  return requantize.requantize(acc + bias, multiplier, shift, out)
+
+
+def _oracle(
+  lhs, rhs, bias, multiplier, *, dimension_numbers, zeros, shift, out, site
+):
+  del site
+  (lc, rc), (lb, rb) = dimension_numbers
+  l64 = np.asarray(lhs, np.int64) - zeros[0]
+  r64 = np.asarray(rhs, np.int64) - zeros[1]
+  names = iter('abcdefghijklmnopqrstuvwxyz')
+  ls = {i: next(names) for i in range(l64.ndim)}
+  rs = {j: ls[i] for i, j in zip((*lc, *lb), (*rc, *rb))}
+  rs = {j: rs.get(j) or next(names) for j in range(r64.ndim)}
+  result = [ls[i] for i in lb]
+  result += [ls[i] for i in range(l64.ndim) if i not in (*lc, *lb)]
+  result += [rs[j] for j in range(r64.ndim) if j not in (*rc, *rb)]
+  spell = lambda s: ''.join(s[i] for i in range(len(s)))
+  acc = np.einsum(f'{spell(ls)},{spell(rs)}->{"".join(result)}', l64, r64)
+  acc = (acc + np.asarray(bias, np.int64)).astype(np.int32)
+  return requantize.requantize_np(acc, multiplier, shift, out)
+
+
+def _batch(args, axes, *, dimension_numbers, **params):
+  """A mapped operand gains a batch axis, or a free one if it is alone."""
+  lhs, rhs, bias, multiplier = args
+  l_axis, r_axis, b_axis, m_axis = axes
+  primitives.require_unmapped('q_dot', bias=b_axis, multiplier=m_axis)
+  (lc, rc), (lb, rb) = dimension_numbers
+  if l_axis is not None:
+    lhs = jnp.moveaxis(lhs, l_axis, 0)
+    lc, lb = _up(lc), _up(lb)
+  if r_axis is not None:
+    rhs = jnp.moveaxis(rhs, r_axis, 0)
+    rc, rb = _up(rc), _up(rb)
+  if l_axis is not None and r_axis is not None:
+    lb, rb = (0, *lb), (0, *rb)
+    position = 0
+  elif l_axis is not None:
+    position = len(lb)  # The first of lhs's free axes.
+  else:
+    position = len(lb) + lhs.ndim - len(lc) - len(lb)
+  # Bias and multiplier line up with the last axes of the result, so those
+  # that reach past the new one need an axis of their own.
+  rank = lhs.ndim + rhs.ndim - len(lc) - len(rc) - len(lb)
+  bias = _make_room(bias, rank, position)
+  multiplier = _make_room(multiplier, rank, position)
+  result = q_dot(
+    lhs, rhs, bias, multiplier, dimension_numbers=((lc, rc), (lb, rb)), **params
+  )
+  return result, position
+
+
+def _up(axes):
+  return tuple(a + 1 for a in axes)
+
+
+def _make_room(x, rank, position):
+  """Inserts a unit axis at `position` of the rank-`rank` result."""
+  if x.ndim < rank - position:
+    return x
+  return jnp.expand_dims(x, x.ndim - (rank - 1 - position))
+
+
+q_dot = primitives.define('q_dot', _kernel, _oracle, _batch)

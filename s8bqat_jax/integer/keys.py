@@ -1,0 +1,158 @@
+"""Names for the values of a float function that survive retracing.
+
+A range measured on the batch encoder must be found again by its streaming
+step, so a value is named by where it comes from, not by where its equation
+stands: the path of the last weight consumed, plus what was done since.
+
+  params 'enc/kernel', 'enc/bias', x an input
+  x @ kernel               enc/kernel:dot_general
+  ... + bias               enc/bias:add
+  sigmoid(...[:, :4])      enc/bias:add[0].logistic
+  a scan's carry, inside   ~
+  f * c, inside            mul(enc/bias:add[4].logistic,~)
+
+Reshapes and broadcasts keep the name, and so do slices along any axis but the
+last. Equal names share one range: the union. Long names end in a digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, NamedTuple, Sequence
+
+import numpy as np
+
+from s8bqat_jax.integer import _jax_internals as internals
+
+MAX_LENGTH = 96
+CARRY = '~'
+
+# Movement of values, which changes no value's range.
+_MOVEMENT = frozenset(
+  """reshape transpose broadcast_in_dim squeeze expand_dims rev copy slice split
+  convert_element_type stop_gradient dynamic_slice gather pad reduce_precision
+  optimization_barrier""".split()
+)
+
+
+class Key(NamedTuple):
+  """A value's name; `const` when it follows from parameters alone."""
+
+  name: str
+  const: bool = False
+
+
+def assign(
+  graph: internals.Graph, ins: Sequence[Key]
+) -> tuple[dict[internals.Var, Key], list[Key]]:
+  """Names every value of a graph.
+
+  Args:
+    graph: straight-line equations.
+    ins: names of its inputs.
+
+  Returns:
+    ({variable: key}, keys of the outputs). Bodies of scan, cond and while are
+    named when they are entered: see `scan_body`.
+  """
+  env: dict[internals.Var, Key] = dict(zip(graph.ins, ins))
+
+  def read(a):
+    return Key('', True) if isinstance(a, internals.Lit) else env[a]
+
+  for e in graph.eqns:
+    args = [read(a) for a in e.ins]
+    if e.name == 'scan':
+      parts = internals.scan_parts(e)
+      _, names = assign(parts.body, scan_body(parts, args))
+    elif e.name == 'cond':
+      branches = internals.cond_parts(e)
+      per_branch = [assign(b, args[1:])[1] for b in branches]
+      names = [
+        _shorten(Key('|'.join(k.name for k in n))) for n in zip(*per_branch)
+      ]
+    elif e.name == 'while':
+      names = while_outs(e, args)
+    else:
+      names = [_name(e, args, i) for i in range(len(e.outs))]
+    env.update(zip(e.outs, names))
+  return env, [read(a) for a in graph.outs]
+
+
+def scan_body(parts: internals.Scan, args: Sequence[Key]) -> list[Key]:
+  """Names the inputs of a scan's body; the carry is `~`, whatever it is."""
+  c, n = parts.num_consts, parts.num_carry
+  return [*args[:c], *[Key(CARRY)] * n, *args[c + n :]]
+
+
+def while_outs(e: internals.Eqn, args: Sequence[Key]) -> list[Key]:
+  """Names the results of a while loop: those of its body."""
+  _, skip, body, consts = internals.while_parts(e)
+  carry = len(args) - skip - consts
+  return assign(body, [*args[skip : skip + consts], *[Key(CARRY)] * carry])[1]
+
+
+def _name(e: internals.Eqn, args: Sequence[Key], index: int) -> Key:
+  suffix = _suffix(e, index)
+  if all(a.const for a in args):
+    name = next((a.name for a in args if a.name), '')
+    return _shorten(Key(name and name + _start(e, index), True))
+  data = [a.name for a in args if not a.const]
+  weights = [a.name for a in args if a.const and a.name]
+  if weights:
+    return _shorten(Key(f'{weights[-1]}:{e.name}{suffix}'))
+  if e.name in _MOVEMENT and len(data) == 1:
+    return _shorten(Key(data[0] + suffix))
+  if len(data) == 1:
+    return _shorten(Key(f'{data[0]}.{e.name}{suffix}'))
+  return _shorten(Key(f'{e.name}({",".join(data)}){suffix}'))
+
+
+def _start(e: internals.Eqn, index: int) -> str:
+  """Which part of a weight is taken, if not its beginning."""
+  if e.name == 'slice':
+    start = e.params['start_indices']
+  elif e.name == 'split':
+    start = (sum(e.params['sizes'][:index]),)
+  else:
+    return ''
+  return f'[{",".join(map(str, start))}]' if any(start) else ''
+
+
+def _suffix(e: internals.Eqn, index: int) -> str:
+  """Which part of a value's last axis is taken: other axes don't count."""
+  if e.name == 'slice':
+    start, limit = e.params['start_indices'], e.params['limit_indices']
+    whole = not start or (start[-1], limit[-1]) == (0, _shape(e.ins[0])[-1])
+    return '' if whole else f'[{start[-1]}]'
+  if e.name == 'split':
+    last = e.params['axis'] == len(_shape(e.ins[0])) - 1
+    return f'[{sum(e.params["sizes"][:index])}]' if last else ''
+  return f'#{index}' if len(e.outs) > 1 else ''
+
+
+def _shape(a: internals.Atom) -> tuple[int, ...]:
+  return np.shape(a.value) if isinstance(a, internals.Lit) else a.shape
+
+
+def _shorten(key: Key) -> Key:
+  if len(key.name) <= MAX_LENGTH:
+    return key
+  digest = hashlib.sha1(key.name.encode()).hexdigest()[:8]
+  return Key(f'{key.name[: MAX_LENGTH // 2]}..{digest}', key.const)
+
+
+def of_params(paths: Sequence[str]) -> list[Key]:
+  """Names of the parameters: their paths."""
+  return [Key(p, True) for p in paths]
+
+
+def path_name(path: Any) -> str:
+  """Returns 'a/b/0' for a jax key path."""
+  parts = []
+  for k in path:
+    for attribute in ('key', 'name', 'idx'):
+      if hasattr(k, attribute):
+        parts.append(str(getattr(k, attribute)))
+        break
+  return '/'.join(parts)

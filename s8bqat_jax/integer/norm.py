@@ -1,0 +1,97 @@
+"""q_layernorm: LayerNorm and RMSNorm in integers, over the last axis.
+
+With N the width and c = N x - sum x (or N x for RMSNorm), in codes:
+  variance  v = floor(sum c^2 / N) + eps',          64-bit
+  root      r = floor(sqrt(v)), integer Newton
+  value     n = floor(c floor(2^31 / r') / 2^k)     a Q14 number of c / r
+  output    requantize(n m_gamma + bias)
+
+so that one integer division and one square root serve a row. Error bound: the
+normalized value errs by at most 2^-13 |n| + 2^-13 (the root and its inverse
+carry 14 bits or more), then half an output LSB.
+
+References:
+  Kim et al., I-BERT: Integer-only BERT Quantization (arXiv 2101.01321), whose
+  LayerNorm takes the integer mean; ours keeps N x - sum x exact.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+
+from s8bqat_jax.integer import primitives
+from s8bqat_jax.integer import requantize
+
+VALUE_BITS = 14
+# A bias is given in 2^-12 of an output LSB.
+BIAS_BITS = 12
+_INVERSE_BITS = 46
+_NEWTON_STEPS = 6
+# The root is taken of v 2^8, so that a small variance keeps its precision.
+_ROOT_FRACTION = 4
+
+
+def isqrt(x: jax.Array) -> jax.Array:
+  """Returns floor(sqrt(x)) of int64 0 <= x < 2^62 (needs 64-bit enabled)."""
+  # Newton from above: the first guess is a power of two >= sqrt(x).
+  bits = 64 - lax.clz(jnp.maximum(x, 1))
+  y = lax.shift_left(jnp.ones_like(x), (bits + 1) // 2)
+  for _ in range(_NEWTON_STEPS):
+    y = jnp.minimum(y, (y + x // jnp.maximum(y, 1)) // 2)
+  return y
+
+
+def _layernorm(x, multiplier, bias, *, center, epsilon, zero, shift, out, site):
+  del site
+  width = x.shape[-1]
+  with jax.enable_x64(True):
+    x64 = lax.convert_element_type(x, jnp.int64) - zero
+    c = x64 * width
+    if center:
+      c = c - jnp.sum(x64, axis=-1, keepdims=True)
+    variance = jnp.sum(c * c, axis=-1, keepdims=True) // width + epsilon
+    variance = jnp.clip(variance, 1, 2 ** (62 - 2 * _ROOT_FRACTION) - 1)
+    root = isqrt(variance << (2 * _ROOT_FRACTION))
+    inverse = jnp.int64(1 << _INVERSE_BITS) // root
+    n = requantize.round_shift(
+      c * inverse, _INVERSE_BITS - _ROOT_FRACTION - VALUE_BITS
+    )
+    total = n * lax.convert_element_type(multiplier, jnp.int64)
+    total = total + lax.convert_element_type(bias, jnp.int64) * (
+      2 ** max(0, shift - BIAS_BITS)
+    )
+    return requantize.finish(total, shift, out)
+
+
+def _layernorm_np(
+  x, multiplier, bias, *, center, epsilon, zero, shift, out, site
+):
+  del site
+  x64 = np.asarray(x, np.int64) - zero
+  width = x64.shape[-1]
+  c = x64 * width
+  if center:
+    c = c - x64.sum(axis=-1, keepdims=True)
+  variance = (c * c).sum(axis=-1, keepdims=True) // width + epsilon
+  variance = np.clip(variance, 1, 2 ** (62 - 2 * _ROOT_FRACTION) - 1)
+  scaled = variance << (2 * _ROOT_FRACTION)
+  root = np.vectorize(math.isqrt, otypes=[np.int64])(scaled)
+  inverse = (1 << _INVERSE_BITS) // root
+  down = _INVERSE_BITS - _ROOT_FRACTION - VALUE_BITS
+  n = (c * inverse + (1 << (down - 1))) >> down
+  total = n * np.asarray(multiplier, np.int64)
+  total = total + np.asarray(bias, np.int64) * 2 ** max(0, shift - BIAS_BITS)
+  return requantize.finish_np(total, shift, out)
+
+
+q_layernorm = primitives.define(
+  'q_layernorm',
+  _layernorm,
+  _layernorm_np,
+  primitives.batch_leading(lambda: q_layernorm, 'q_layernorm'),
+)

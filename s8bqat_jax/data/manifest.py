@@ -12,7 +12,7 @@ from concurrent import futures
 
 import numpy as np
 
-from s8bqat_jax.data import audio, compose, select
+from s8bqat_jax.data import audio, compose, select, store
 from s8bqat_jax.data import corpus as corpus_lib
 
 OPTIONS = select.OPTIONS | compose.OPTIONS
@@ -29,7 +29,7 @@ def read_csv(path: pathlib.Path) -> dict[str, list[str]]:
 
   Returns:
     Its columns, `utt_id` added (the path without suffix) when absent, and
-    `row`, the line of each entry.
+    `row`, where each entry is.
   """
   if not path.is_file():
     raise ValueError(f'{path}: no such file')
@@ -55,7 +55,7 @@ def read_csv(path: pathlib.Path) -> dict[str, list[str]]:
       if not line[name].strip():
         raise ValueError(f'{path}, line {number}: the {name} is empty')
   columns = {n: [line[n] for _, line in lines] for n in names}
-  columns['row'] = [str(number) for number, _ in lines]
+  columns['row'] = [f'line {number}' for number, _ in lines]
   if 'utt_id' not in columns:
     columns['utt_id'] = [
       pathlib.PurePosixPath(p).with_suffix('').as_posix()
@@ -65,21 +65,14 @@ def read_csv(path: pathlib.Path) -> dict[str, list[str]]:
   for utt_id, row in zip(columns['utt_id'], columns['row']):
     if utt_id in seen:
       raise ValueError(
-        f'{path}: utt_id {utt_id!r} is in lines {seen[utt_id]} and {row}'
+        f'{path}: utt_id {utt_id!r} is in {seen[utt_id]} and {row}'
       )
     seen[utt_id] = row
   return columns
 
 
-def _durations(
-  files: Sequence[pathlib.Path],
-  wheres: Sequence[str],
-  values: Sequence[str] | None,
-) -> np.ndarray:
-  if values is None:
-    with futures.ThreadPoolExecutor() as pool:
-      seconds = list(pool.map(audio.duration, files, wheres))
-    return np.asarray(seconds, np.float32)
+def _check_durations(wheres: Sequence[str], values: Sequence[str]) -> None:
+  """Names the row whose duration is none."""
   for where, value in zip(wheres, values):
     try:
       good = 0 < float(value) < float('inf')
@@ -90,7 +83,13 @@ def _durations(
         f'{where}: duration_s={value!r}: expected seconds; without the column '
         'durations are read from the audio files'
       )
-  return np.asarray([float(v) for v in values], np.float32)
+
+
+def _header_durations(
+  files: Sequence[pathlib.Path], wheres: Sequence[str]
+) -> list[float]:
+  with futures.ThreadPoolExecutor() as pool:
+    return list(pool.map(audio.duration, files, wheres))
 
 
 @dataclasses.dataclass
@@ -143,7 +142,7 @@ def from_files(
   chosen = {n: [values[i] for i in rows] for n, values in columns.items()}
   texts = [select.change_case(t, options) for t in chosen['text']]
   files = [root / p for p in chosen['path']]
-  wheres = [f'{source}, line {r}' for r in chosen['row']]
+  wheres = [f'{source}, {r}' for r in chosen['row']]
   sizes = []
   absent = []
   for file, where in zip(files, wheres):
@@ -156,7 +155,17 @@ def from_files(
     raise ValueError(
       f'{len(absent)} of {len(files)} audio files are missing:\n  {shown}'
     )
-  durations_N = _durations(files, wheres, chosen.get('duration_s'))
+  if 'duration_s' in chosen:
+    _check_durations(wheres, chosen['duration_s'])
+    seconds = [float(v) for v in chosen['duration_s']]
+  else:
+    # An hour of LibriSpeech is 300 headers: worth keeping.
+    seconds = store.cached_json(
+      f'durations-{corpus_lib.fingerprint(zip(chosen["path"], sizes))}',
+      options.get('cache'),
+      lambda: _header_durations(files, wheres),
+    )
+  durations_N = np.asarray(seconds, np.float32)
   speakers = chosen.get('speaker', [''] * len(rows))
   table = corpus_lib.Table(
     spec=spec,

@@ -14,6 +14,7 @@ from s8bqat_jax.data import corpus as corpus_lib
 
 SCHEMES = {
   'espeak': 's8bqat_jax.data.espeak',
+  'librispeech': 's8bqat_jax.data.librispeech',
   'manifest': 's8bqat_jax.data.manifest',
 }
 

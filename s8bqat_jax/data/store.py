@@ -6,9 +6,10 @@ import pathlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 
 _SAMPLES = 'samples.int16'
 _INDEX = 'index.json'
@@ -131,3 +132,32 @@ def cached(
   if not (base / name).is_dir():
     write(base / name, make())
   return read(base / name)
+
+
+def cached_json(name: str, cache: str | None, make: Callable[[], Any]) -> Any:
+  """As `cached`, for something small that took long to find out.
+
+  Args:
+    name: Says what it is; other content, other name.
+    cache: As for `cached`.
+    make: Makes a value that JSON can hold.
+
+  Returns:
+    The value.
+  """
+  if cache == 'none':
+    return make()
+  base = pathlib.Path(cache).expanduser() if cache else default_folder()
+  file = base / f'{name}.json'
+  if file.is_file():
+    return json.loads(file.read_text())
+  value = make()
+  partial = file.with_name(f'.{file.name}-{os.getpid()}')
+  try:
+    base.mkdir(parents=True, exist_ok=True)
+    partial.write_text(json.dumps(value))
+    os.replace(partial, file)
+  except OSError as e:  # it can be found out again
+    logging.warning('cannot keep %s: %s', file, e)
+    partial.unlink(missing_ok=True)
+  return value

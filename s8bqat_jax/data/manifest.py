@@ -5,9 +5,9 @@ Columns `path` (relative to the CSV) and `text`; optional `speaker`, `utt_id`,
 """
 
 import csv
-import dataclasses
+import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent import futures
 
 import numpy as np
@@ -92,30 +92,58 @@ def _header_durations(
     return list(pool.map(audio.duration, files, wheres))
 
 
-@dataclasses.dataclass
-class Reader:
-  """Decodes recording i; keeps what it decoded while that is small."""
+def _remember(
+  read: Callable[[int], np.ndarray], seconds: float
+) -> Callable[[int], np.ndarray]:
+  """Keeps what was decoded, when all of it fits in `_CACHE_BYTES`."""
+  if 2 * corpus_lib.SAMPLE_RATE * seconds > _CACHE_BYTES:
+    return read
 
-  files: Sequence[pathlib.Path]
-  wheres: Sequence[str]
-  durations_N: np.ndarray
-
-  def __post_init__(self):
-    size = 2 * corpus_lib.SAMPLE_RATE * float(self.durations_N.sum())
-    self._cache: dict[int, np.ndarray] | None = (
-      {} if size <= _CACHE_BYTES else None
-    )
-
-  def __call__(self, index: int) -> np.ndarray:
-    if self._cache is not None and index in self._cache:
-      return self._cache[index]
-    pcm_S = audio.read(
-      self.files[index], self.wheres[index], float(self.durations_N[index])
-    )
-    if self._cache is not None:
-      pcm_S.flags.writeable = False
-      self._cache[index] = pcm_S
+  @functools.cache
+  def remembering(index: int) -> np.ndarray:
+    pcm_S = read(index)
+    pcm_S.flags.writeable = False
     return pcm_S
+
+  return remembering
+
+
+def make_table(
+  chosen: Mapping[str, Sequence[str]],
+  seconds: Sequence[float],
+  read: Callable[[int], np.ndarray],
+  options: Mapping[str, str],
+  spec: str,
+  content: Iterable[object],
+) -> corpus_lib.Table:
+  """Makes a corpus of columns and a reader; the scheme modules share it.
+
+  Args:
+    chosen: `text`, `utt_id` and, where known, `speaker` of the selected rows.
+    seconds: Their durations.
+    read: Decodes one of them.
+    options: For the case of the transcripts, and for composition.
+    spec: The spec asked for.
+    content: What the audio is, for the fingerprint.
+
+  Returns:
+    The rows, or strings composed of them.
+  """
+  texts = [select.change_case(t, options) for t in chosen['text']]
+  speakers = list(chosen.get('speaker', [''] * len(texts)))
+  durations_N = np.asarray(seconds, np.float32)
+  table = corpus_lib.Table(
+    spec=spec,
+    utt_ids_N=chosen['utt_id'],
+    texts_N=texts,
+    speakers_N=speakers,
+    durations_N=durations_N,
+    read=_remember(read, float(durations_N.sum())),
+    fingerprint=corpus_lib.fingerprint(
+      [*zip(chosen['utt_id'], texts, speakers), *content]
+    ),
+  )
+  return compose.apply(table, options)
 
 
 def from_files(
@@ -124,8 +152,8 @@ def from_files(
   options: Mapping[str, str],
   spec: str,
   source: str,
-) -> corpus_lib.Corpus:
-  """Makes a corpus of a table of audio files; the scheme modules share it.
+) -> corpus_lib.Table:
+  """Makes a corpus of a table of audio files.
 
   Args:
     columns: `path`, `text`, `utt_id`, `row`; optional `speaker`, `duration_s`
@@ -138,9 +166,7 @@ def from_files(
   Returns:
     The selected rows, or strings composed of them.
   """
-  rows = select.rows(columns, options)
-  chosen = {n: [values[i] for i in rows] for n, values in columns.items()}
-  texts = [select.change_case(t, options) for t in chosen['text']]
+  chosen = select.table(columns, options)
   files = [root / p for p in chosen['path']]
   wheres = [f'{source}, {r}' for r in chosen['row']]
   sizes = []
@@ -159,26 +185,20 @@ def from_files(
     _check_durations(wheres, chosen['duration_s'])
     seconds = [float(v) for v in chosen['duration_s']]
   else:
-    # An hour of LibriSpeech is 300 headers: worth keeping.
+    # Opening every file takes minutes for a large corpus: worth keeping.
     seconds = store.cached_json(
-      f'durations-{corpus_lib.fingerprint(zip(chosen["path"], sizes))}',
+      f'durations-{corpus_lib.fingerprint(zip(files, sizes))}',
       options.get('cache'),
       lambda: _header_durations(files, wheres),
     )
-  durations_N = np.asarray(seconds, np.float32)
-  speakers = chosen.get('speaker', [''] * len(rows))
-  table = corpus_lib.Table(
-    spec=spec,
-    utt_ids_N=chosen['utt_id'],
-    texts_N=texts,
-    speakers_N=speakers,
-    durations_N=durations_N,
-    read=Reader(files, wheres, durations_N),
-    fingerprint=corpus_lib.fingerprint(
-      zip(chosen['path'], texts, speakers, sizes)
-    ),
+  return make_table(
+    chosen,
+    seconds,
+    lambda i: audio.read(files[i], wheres[i], seconds[i]),
+    options,
+    spec,
+    zip(chosen['path'], sizes),
   )
-  return compose.apply(table, options)
 
 
 def load(rest: str, options: Mapping[str, str], spec: str) -> corpus_lib.Corpus:

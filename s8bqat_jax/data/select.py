@@ -197,3 +197,16 @@ def change_case(text: str, options: Mapping[str, str]) -> str:
     return text
   case = options_lib.choice(options, 'case', ('lower', 'upper'), 'lower')
   return text.lower() if case == 'lower' else text.upper()
+
+
+def table(
+  columns: Mapping[str, Sequence[str]], options: Mapping[str, str]
+) -> dict[str, list[str]]:
+  """Returns the columns cut down to the rows that the options select.
+
+  Args:
+    columns: As for `rows`.
+    options: As for `rows`.
+  """
+  keep = rows(columns, options)
+  return {name: [values[i] for i in keep] for name, values in columns.items()}

@@ -16,6 +16,7 @@ SCHEMES = {
   'espeak': 's8bqat_jax.data.espeak',
   'librispeech': 's8bqat_jax.data.librispeech',
   'manifest': 's8bqat_jax.data.manifest',
+  'tfds': 's8bqat_jax.data.tfds',
 }
 
 

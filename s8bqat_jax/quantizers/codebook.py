@@ -34,9 +34,9 @@ class Codebook(NamedTuple):
 class Regions(NamedTuple):
   """The two neighbouring centroids around each weight, as real values.
 
-  Inside the range left <= w < right (to one rounding). Outside, and at the highest
-  centroid, left == right == the nearest end, so `right > left` tells inside
-  from outside and `right - left` is the region's width.
+  Inside the codebook's range left <= w < right, to one rounding. Outside it,
+  and at the highest centroid, left == right == the nearest end, so that
+  `right > left` tells inside from outside and `right - left` is the width.
 
   Attributes:
     left: the highest centroid that is not above w.

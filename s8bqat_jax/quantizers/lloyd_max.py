@@ -1,0 +1,180 @@
+"""Lloyd-Max centroids: the k values that represent a tensor best.
+
+Published (Zhen et al. 2022): S8BQAT's centroids come from the converged
+float baseline by Lloyd-Max theory, "with practical adaptations". Ours: the
+optimum is found by dynamic programming rather than by iteration, and on the
+int8 grid the *constrained* problem is solved (which k of the 256 grid values,
+for the best of several scales), rather than rounding the free solution.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from s8bqat_jax.artifacts import qtensor
+from s8bqat_jax.quantizers import codebook as codebook_lib
+from s8bqat_jax.quantizers import segments, summary
+
+Grid = Literal['int8'] | None
+
+# Grid steps tried, in units of the one whose 127 steps reach the outermost free
+# centroid: over a wide range first, then around the best.
+_WIDE = np.geomspace(0.25, 1.5, 13)
+_NARROW = np.geomspace(0.87, 1.15, 16)
+
+_GRID = np.arange(codebook_lib.INT8_MIN, codebook_lib.INT8_MAX + 1)
+_HALVES = np.arange(2 * _GRID[0], 2 * _GRID[-1] + 2)
+
+
+def fit(
+  w: jax.Array, levels: int, *, grid: Grid = 'int8'
+) -> codebook_lib.Codebook:
+  """Returns the centroids of least squared error.
+
+  Jitted; can be called under jit and vmap. Under them a tensor that holds a
+  NaN or an infinity gets a NaN scale; outside it is an error.
+
+  Args:
+    w: at least one weight, any shape and floating dtype.
+    levels: how many centroids, 2..256.
+    grid: 'int8' takes centroids from the int8 grid of one scale per tensor,
+      which is chosen too; all `levels` of them differ. None leaves them free;
+      with fewer distinct weights than levels some centroids repeat.
+
+  Returns:
+    A Codebook: int8 values and a scale, or float values and scale 1, in the
+    dtype of `w`.
+
+  References:
+    Lloyd, "Least squares quantization in PCM", 1957/1982; Max, "Quantizing
+    for minimum distortion", 1960; Zhen et al., arXiv 2206.15408.
+  """
+  w = jnp.asarray(w)
+  if not jnp.issubdtype(w.dtype, jnp.floating):
+    raise ValueError(f'weights must be floating point, got {w.dtype}')
+  if not w.size:
+    raise ValueError(f'cannot fit centroids to no weights (shape {w.shape})')
+  if not 2 <= levels <= qtensor.MAX_LEVELS:
+    raise ValueError(f'levels must be in 2..{qtensor.MAX_LEVELS}, got {levels}')
+  if grid not in ('int8', None):
+    raise ValueError(f"grid must be 'int8' or None, got {grid!r}")
+  found = _fit_points(*_summarize(w), levels, grid, w.dtype)
+  if not isinstance(found.scale, jax.core.Tracer) and np.isnan(found.scale):
+    raise ValueError(
+      f'weights of shape {w.shape} hold NaN or infinity: no centroids fit'
+    )
+  return found
+
+
+def distortion(w: jax.Array, codebook: codebook_lib.Codebook) -> jax.Array:
+  """Returns the mean squared error of snapping `w`, a float32 scalar."""
+  snapped = codebook_lib.snap(w, codebook).astype(jnp.float32)
+  return jnp.mean(jnp.square(jnp.asarray(w).astype(jnp.float32) - snapped))
+
+
+@jax.jit
+def _summarize(w: jax.Array) -> tuple[summary.Points, jax.Array]:
+  return summary.summarize(w), jnp.all(jnp.isfinite(w))
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _fit_points(
+  points: summary.Points,
+  finite: jax.Array,
+  levels: int,
+  grid: Grid,
+  dtype: Any,
+) -> codebook_lib.Codebook:
+  """Points, not weights, so that tensors of all shapes share one compilation."""
+  free_K, _ = segments.segment(points, levels)
+  if grid is None:
+    values, scale = free_K.astype(dtype), jnp.ones((), dtype)
+  else:
+    values, scale = _fit_on_grid(points, free_K, dtype)
+  return codebook_lib.Codebook(values, jnp.where(finite, scale, jnp.nan))
+
+
+def _fit_on_grid(
+  points: summary.Points, free_K: jax.Array, dtype: Any
+) -> tuple[jax.Array, jax.Array]:
+  """Returns the best int8 values of the best of the scales tried."""
+  reach = jnp.max(jnp.abs(free_K)) / codebook_lib.INT8_MAX
+  reach = jnp.where(reach > 0, reach, 1.0)
+
+  def try_scales(factors):
+    # Rounded as the artefact will hold it, before anything is fitted to it.
+    scales = jnp.maximum((reach * factors).astype(dtype), _smallest(dtype))
+
+    def one(scale):
+      cost, values_K = _values_on_grid(points, scale, len(free_K))
+      return cost * jnp.square(scale / reach), values_K
+
+    costs, values = jax.lax.map(one, scales.astype(jnp.float32))
+    best = jnp.argmin(costs)
+    return values[best], scales[best], factors[best]
+
+  _, _, factor = try_scales(jnp.asarray(_WIDE, jnp.float32))
+  values_K, scale, _ = try_scales(factor * jnp.asarray(_NARROW, jnp.float32))
+  return values_K, scale
+
+
+def _smallest(dtype: Any) -> jax.Array:
+  return jnp.asarray(jnp.finfo(dtype).tiny, dtype)
+
+
+def _values_on_grid(
+  points: summary.Points, scale: jax.Array, levels: int
+) -> tuple[jax.Array, jax.Array]:
+  """Returns the exact optimum on one grid, by a shortest path over its values.
+
+  Every boundary between two grid values is a whole number of half steps, so
+  the sums over 512 half steps give the exact cost of any two neighbours.
+
+  Args:
+    points: weighted points.
+    scale: the grid's step.
+    levels: how many values to choose.
+
+  Returns:
+    (mean squared error in squared steps, int8 [levels] ascending).
+  """
+  grid_G, half_H = _GRID, _HALVES
+  x_M = points.means_M / scale
+  share_M = points.counts_M / jnp.sum(points.counts_M).astype(jnp.float32)
+  # Half step h holds (h - 1) / 2 < x <= h / 2; the ends hold all beyond.
+  index_M = jnp.clip(jnp.ceil(2 * x_M), half_H[0], half_H[-1]) - half_H[0]
+  index_M = jnp.where(jnp.isnan(index_M), 0, index_M).astype(jnp.int32)
+  centers_H = jnp.asarray((half_H - 0.5) / 2, jnp.float32)
+  offset_M = x_M - centers_H[index_M]
+  moments_M = share_M, share_M * offset_M, share_M * jnp.square(offset_M)
+  zeroth, first, second = (
+    jnp.zeros(len(half_H)).at[index_M].add(m) for m in moments_M
+  )
+  # Squared error of each half step's weights, were they sent to each value.
+  away_GxH = centers_H - grid_G[:, None]
+  error_GxH = jnp.maximum(
+    second + 2 * away_GxH * first + jnp.square(away_GxH) * zeroth, 0.0
+  )
+  above = half_H > 2 * grid_G[:, None]
+  up_GxH = jnp.cumsum(jnp.where(above, error_GxH, 0.0), axis=1)
+  down_GxH = jnp.cumsum(jnp.where(above, 0.0, error_GxH)[:, ::-1], axis=1)
+  down_GxH = down_GxH[:, ::-1]
+  # Between neighbours i < j the half steps up to i + j belong to i.
+  split_GxG = grid_G[:, None] + grid_G - half_H[0]
+  cost_GxG = jnp.take_along_axis(up_GxH, split_GxG, axis=1)
+  cost_GxG += jnp.take_along_axis(
+    down_GxH, jnp.minimum(split_GxG + 1, len(half_H) - 1), axis=1
+  ).T
+  upwards = grid_G[:, None] < grid_G
+  cost, path = segments.shortest_path(
+    start_G=down_GxH[:, 0],
+    end_G=up_GxH[:, -1],
+    cost_of=lambda step: jnp.where(upwards, cost_GxG, jnp.inf),
+    steps=levels - 1,
+  )
+  return cost, jnp.asarray(grid_G, jnp.int8)[path]

@@ -1,0 +1,256 @@
+"""The best K segments of a weighted line: optimal scalar quantization.
+
+An optimal quantizer cuts the sorted weights into K runs and puts each centroid
+at its run's mean, so the problem is a shortest path (Bruce 1965; Wu 1991).
+The path is exact over 1024 candidate cuts, then refined by exact paths through
+windows of ever finer cuts around the last one. Unlike Lloyd's iteration, which
+stops at the first local optimum, every pass moves all the cuts at once.
+
+Costs are differences of running sums that share most of their digits, so those
+sums are carried in pairs of float32 (Dekker 1971): 48 bits on any device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from s8bqat_jax.quantizers import summary
+
+_COARSE_CUTS = 1024
+_REACH = 12  # a window holds this many cuts on either side
+# How far a window reaches into the two runs beside its cut, pass by pass.
+_FRACTIONS = (1.0, 0.5, 1.0, 0.5, 0.25, 1.0, 0.5, 0.25, 0.1, 0.04, 0.0, 0.0)
+
+Pair = tuple[jax.Array, jax.Array]  # a value as an unevaluated sum, high + low
+
+
+class Sums(NamedTuple):
+  """Sums over the points before each of M + 1 cuts."""
+
+  count: jax.Array  # int32
+  first: Pair  # of x
+  second: Pair  # of x^2
+
+
+def segment(points: summary.Points, k: int) -> tuple[jax.Array, jax.Array]:
+  """Cuts a weighted line into k runs of least squared error.
+
+  Args:
+    points: weighted points in ascending order.
+    k: how many runs.
+
+  Returns:
+    centroids_K, the means of the runs in ascending order (a run without
+    points repeats its neighbour's), and the cuts, int32 [k + 1].
+
+  References:
+    Wu, "Optimal quantization by matrix searching", 1991.
+  """
+  # A power of two: scaling and unscaling are exact.
+  extreme = jnp.max(jnp.abs(points.means_M))
+  _, exponent = jnp.frexp(extreme)
+  x_M = jnp.ldexp(points.means_M, -exponent)
+  sums = _running_sums(x_M, points.counts_M)
+  cuts = _coarse_path(sums, _candidates(x_M, sums), k)
+  cuts, _ = jax.lax.scan(
+    lambda cuts, fraction: (_refine(sums, cuts, fraction), None),
+    cuts,
+    jnp.asarray(_FRACTIONS, jnp.float32),
+  )
+  means, count = _means(sums, cuts[:-1], cuts[1:])
+  means = jnp.ldexp(means, exponent)
+  lowest = jnp.min(jnp.where(count > 0, means, jnp.inf))
+  return jax.lax.cummax(jnp.where(count > 0, means, lowest)), cuts
+
+
+def _candidates(x_M: jax.Array, sums: Sums) -> jax.Array:
+  """Returns cuts at the density of optimal centroids, both ends included.
+
+  That density is the cube root of the weights' (Panter and Dite 1951), so a
+  block of share p and width d holds p^(1/3) d^(2/3) of them. Blocks are bounded
+  by rank and by value: neither alone sees both the bulk and the tails.
+  """
+  half = _COARSE_CUTS // 2
+  ranks = (jnp.linspace(0.0, 1.0, half) * sums.count[-1]).astype(jnp.int32)
+  blocks = jnp.sort(
+    jnp.concatenate(
+      [
+        jnp.searchsorted(sums.count, ranks),
+        jnp.searchsorted(x_M, jnp.linspace(x_M[0], x_M[-1], half)),
+      ]
+    )
+  )
+  share = jnp.diff(sums.count[blocks]) / sums.count[-1]
+  width = jnp.diff(x_M[jnp.minimum(blocks, len(x_M) - 1)])
+  held = jnp.cbrt(share * jnp.square(width))
+  held = jnp.concatenate([jnp.zeros(1), jnp.cumsum(held)])
+  even = jnp.linspace(0.0, 1.0, _COARSE_CUTS) * held[-1]
+  cuts = jnp.interp(even, held, blocks.astype(jnp.float32))
+  cuts = jnp.round(cuts).astype(jnp.int32)
+  return cuts.at[0].set(0).at[-1].set(len(x_M))
+
+
+def _coarse_path(sums: Sums, cuts_G: jax.Array, k: int) -> jax.Array:
+  """Returns the best path over candidate cuts, the same ones for every run."""
+  cost_GxG = _cost(sums, cuts_G[:, None], cuts_G[None, :])
+  at = jnp.arange(len(cuts_G))
+  cost_GxG = jnp.where(at[:, None] <= at[None, :], cost_GxG, jnp.inf)
+  _, path = shortest_path(
+    start_G=jnp.where(at == 0, 0.0, jnp.inf),
+    end_G=jnp.where(at == len(cuts_G) - 1, 0.0, jnp.inf),
+    cost_of=lambda step: cost_GxG,
+    steps=k,
+  )
+  return cuts_G[path]
+
+
+def _refine(sums: Sums, cuts: jax.Array, fraction: jax.Array) -> jax.Array:
+  """Returns the best path through windows of cuts around the present ones."""
+  k = len(cuts) - 1
+  runs = jnp.diff(cuts, prepend=cuts[:1], append=cuts[-1:]) * fraction
+  out_T = jnp.arange(1, _REACH + 1)
+  # Neighbouring cuts at the least, so that the last passes see every point.
+  away_KxT = jnp.maximum(out_T, (runs[:, None] * out_T / _REACH).astype(int))
+  cuts_KxT = cuts[:, None] + jnp.concatenate(
+    [-away_KxT[:-1, ::-1], jnp.zeros((k + 1, 1), int), away_KxT[1:]], axis=1
+  )
+  cuts_KxT = jnp.clip(cuts_KxT, cuts[0], cuts[-1])
+  # The two ends stay where they are.
+  cuts_KxT = cuts_KxT.at[jnp.array([0, k])].set(cuts[jnp.array([0, k]), None])
+  left, right = cuts_KxT[:-1, :, None], cuts_KxT[1:, None, :]
+  cost_KxTxT = jnp.where(
+    left <= right, _cost(sums, left, jnp.maximum(left, right)), jnp.inf
+  )
+  _, path = shortest_path(
+    start_G=jnp.zeros(cuts_KxT.shape[1]),
+    end_G=jnp.zeros(cuts_KxT.shape[1]),
+    cost_of=lambda step: cost_KxTxT[step],
+    steps=k,
+  )
+  return jnp.take_along_axis(cuts_KxT, path[:, None], axis=1)[:, 0]
+
+
+def shortest_path(
+  start_G: jax.Array,
+  end_G: jax.Array,
+  cost_of: Callable[[jax.Array], jax.Array],
+  steps: int,
+) -> tuple[jax.Array, jax.Array]:
+  """Returns the cheapest path of `steps` steps through G states.
+
+  Args:
+    start_G: cost of starting in each state.
+    end_G: cost of ending in each state.
+    cost_of: (step) -> cost_GxG of going from state i to state j.
+    steps: how many steps.
+
+  Returns:
+    (its cost, its states, int32 [steps + 1]).
+  """
+
+  def forward(best_G, step):
+    return jnp.min(best_G[:, None] + cost_of(step), axis=0), best_G
+
+  end_cost_G, best_SxG = jax.lax.scan(forward, start_G, jnp.arange(steps))
+  end_cost_G = end_cost_G + end_G
+  last = jnp.argmin(end_cost_G)
+
+  # Where the path came from is asked along the path only: a minimum
+  # vectorizes where an argmin of every state does not.
+  def backward(state, step_and_best):
+    step, best_G = step_and_best
+    return jnp.argmin(best_G + cost_of(step)[:, state]), state
+
+  first, path = jax.lax.scan(
+    backward, last, (jnp.arange(steps), best_SxG), reverse=True
+  )
+  path = jnp.concatenate([first[None], path])
+  return end_cost_G[last], path.astype(jnp.int32)
+
+
+def _running_sums(x_M: jax.Array, counts_M: jax.Array) -> Sums:
+  count = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(counts_M)])
+  first = _times(_pair_of_int(counts_M), x_M)
+  return Sums(count, _running(first), _running(_times(first, x_M)))
+
+
+def _running(x_M: Pair) -> Pair:
+  """Returns the M + 1 running sums of pairs, in blocks of 256."""
+  blocks = jax.tree.map(lambda a: a.reshape(256, -1).T, x_M)
+
+  def step(total, x):
+    return _add(total, x), total  # the sum before x
+
+  zero = jnp.zeros(256), jnp.zeros(256)
+  block_sums, within = jax.lax.scan(step, zero, blocks)
+  total, before = jax.lax.scan(step, (zero[0][0], zero[1][0]), block_sums)
+  sums = _add(before, within)
+  return jax.tree.map(
+    lambda a, end: jnp.append(a.T.reshape(-1), end), sums, total
+  )
+
+
+def _cost(sums: Sums, left: jax.Array, right: jax.Array) -> jax.Array:
+  """Returns the squared error of the points between two cuts about their mean."""
+  mean, count = _means(sums, left, right)
+  first = _between(sums.first, left, right)
+  second = _between(sums.second, left, right)
+  # second - 2 mean first + mean^2 count
+  product = _times(_pair_of_int(count), mean)
+  product = _add(_add(first, first), (-product[0], -product[1]))
+  product = _times(product, mean)
+  high, low = _add(second, (-product[0], -product[1]))
+  return jnp.where(count > 0, jnp.maximum(high + low, 0.0), 0.0)
+
+
+def _means(
+  sums: Sums, left: jax.Array, right: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  count = sums.count[right] - sums.count[left]
+  first = _between(sums.first, left, right)
+  pair = _pair_of_int(jnp.maximum(count, 1))
+  mean = first[0] / pair[0]
+  product = _times(pair, mean)
+  rest = _add(first, (-product[0], -product[1]))
+  return mean + rest[0] / pair[0], count
+
+
+def _between(sums: Pair, left: jax.Array, right: jax.Array) -> Pair:
+  high, low = sums
+  return _add((high[right], low[right]), (-high[left], -low[left]))
+
+
+def _pair_of_int(n: jax.Array) -> Pair:
+  low = n & 0xFFF
+  return _add_exactly((n - low).astype(jnp.float32), low.astype(jnp.float32))
+
+
+def _add_exactly(a: jax.Array, b: jax.Array) -> Pair:
+  """a + b without error (Knuth's two-sum)."""
+  total = a + b
+  b_part = total - a
+  return total, (a - (total - b_part)) + (b - b_part)
+
+
+def _add(a: Pair, b: Pair) -> Pair:
+  high, low = _add_exactly(a[0], b[0])
+  return _add_exactly(high, low + (a[1] + b[1]))
+
+
+def _times(a: Pair, b: jax.Array) -> Pair:
+  """a * b for one float32 b; products of 12-bit halves are exact."""
+  product = a[0] * b
+  a_high, a_low = _halves(a[0])
+  b_high, b_low = _halves(b)
+  error = (a_high * b_high - product) + a_high * b_low + a_low * b_high
+  return _add_exactly(product, (error + a_low * b_low) + a[1] * b)
+
+
+def _halves(x: jax.Array) -> Pair:
+  bits = jax.lax.bitcast_convert_type(x, jnp.uint32) & jnp.uint32(0xFFFFF000)
+  high = jax.lax.bitcast_convert_type(bits, jnp.float32)
+  return high, x - high

@@ -27,11 +27,103 @@ References:
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+from s8bqat_jax.artifacts import qtensor
+from s8bqat_jax.quantizers import codebook as books
+from s8bqat_jax.quantizers import lift, lloyd_max, types
+from s8bqat_jax.quantizers import rules as rule_lib
+
+FLOW, LOSS = 'flow', 'loss'
+
+
+def mracos(
+  rules: rule_lib.Rules,
+  *,
+  pressure: optax.ScalarOrSchedule,
+  power: float = 2.0,
+  coupling: str = FLOW,
+  fit: Callable[[jax.Array, int], books.Codebook] = lloyd_max.fit,
+  quantize: Callable[
+    [jax.Array, books.Codebook], qtensor.QTensor
+  ] = books.quantize,
+) -> types.Quantizer:
+  """Gathers weights at the centroids that are fitted to the initial weights.
+
+  The forward pass sees the float weights, so evaluate what `encode` returns.
+
+  Args:
+    rules: bits for every weight, or a sequence of `Rule`.
+    pressure: strength of the pull, number or schedule; `pressure_schedule`
+      makes one from a single hyperparameter.
+    power: p, the exponent of a region's width.
+    coupling: 'flow' moves the weights after the optimizer's step by the exact
+      gradient flow for the time pressure * learning rate. 'loss' adds pressure
+      times the sum of `value` to the loss; under Adam its strength is then
+      nearly lost, for Adam divides it by the gradient's own size.
+    fit: (w, levels) -> Codebook.
+    quantize: (w, Codebook) -> QTensor of the nearest centroids.
+
+  Returns:
+    The Quantizer. Metrics: `offset`, the mean distance to the nearest centroid
+    in widths of the region (0 to 0.5), and `locked`, the share of weights that
+    equal a centroid.
+
+  Raises:
+    ValueError: if `coupling` is neither of the two.
+
+  References:
+    Zhen et al., arXiv:2206.15408; see the head of this file for what of it is
+    published. Decoupling as in Loshchilov and Hutter, Decoupled Weight Decay
+    Regularization, arXiv:1711.05101.
+  """
+  if coupling not in (FLOW, LOSS):
+    raise ValueError(f"coupling must be 'flow' or 'loss', got {coupling!r}")
+  strength = pressure if callable(pressure) else lambda _: pressure
+
+  def penalty(w, state, spec, ctx):
+    del spec
+    w, left, right, width = _surroundings(w, state.carried)
+    return strength(ctx.step) * jnp.sum(value(w, left, right, width, power))
+
+  def after_update(w, state, spec, ctx):
+    del spec
+    x, left, right, width = _surroundings(w, state.carried)
+    time = strength(ctx.step) * ctx.learning_rate
+    x = flow(x, left, right, width, time, power)
+    return x.astype(w.dtype), state, jnp.zeros((), bool)
+
+  def metrics(w, state, spec):
+    del spec
+    w, left, right, _ = _surroundings(w, state.carried)
+    inside, d, u, _ = _locate(w, left, right)
+    offset = jnp.where(inside, 0.5 - jnp.abs(u) / d, 0.0)
+    locked = (w == left) | (w == right)
+    return {'offset': jnp.mean(offset), 'locked': jnp.mean(locked)}
+
+  return lift.lift_tensor(
+    rules,
+    init=lambda w, spec: types.State(carried=fit(w, spec.levels)),
+    quantize=lambda w, state, spec: quantize(w, state.carried),
+    penalty=penalty if coupling == LOSS else None,
+    after_update=after_update if coupling == FLOW else None,
+    metrics=metrics,
+  )
+
+
+def _surroundings(w: jax.Array, codebook: books.Codebook) -> Any:
+  """Returns (w, left, right, mean width) in float32."""
+  left, right = books.regions(w, codebook)
+  ends = books.centroids(codebook)[jnp.array([0, -1])].astype(jnp.float32)
+  width = (ends[1] - ends[0]) / (len(codebook.values) - 1)
+  w, left, right = (x.astype(jnp.float32) for x in (w, left, right))
+  return w, left, right, width
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
@@ -49,11 +141,15 @@ def value(
 
   Args:
     w: weights, any shape.
-    left: the centroid at or below each weight, shape of `w`. For a weight
-      outside all centroids `left` and `right` bound the outermost region.
-    right: the centroid at or above each weight, shape of `w`.
+    left: the highest centroid not above each weight, shape of `w`; below all
+      centroids the lowest one.
+    right: the lowest centroid above each weight, shape of `w`; above all
+      centroids the highest one, so that outside left == right.
     width: average width of the regions of this codebook, scalar.
     power: p.
+
+  Returns:
+    Penalties, the shape of `w`.
   """
   inside, d, u, outside = _locate(w, left, right)
   bump = (d / jnp.pi) ** 2 * _relative(d, width, power - 2.0)
@@ -65,7 +161,9 @@ def value(
 def _value_jvp(power, primals, tangents):
   # Autodiff of the literal |cos| is one-sided at a centroid and would push
   # every snapped weight the same way.
-  return value(*primals, power), slope(*primals, power) * tangents[0]
+  w, left, right, width = primals
+  out = value(w, left, right, width, power)
+  return out, slope(w, left, right, width, power) * tangents[0]
 
 
 def slope(
@@ -75,11 +173,22 @@ def slope(
   width: jax.Array,
   power: float = 2.0,
 ) -> jax.Array:
-  """Returns the derivative of `value` by `w`; exactly 0 at a centroid."""
+  """Returns the derivative of `value` by `w`; exactly 0 at a centroid.
+
+  Args:
+    w: weights, any shape.
+    left: as in `value`.
+    right: as in `value`.
+    width: as in `value`.
+    power: p.
+
+  Returns:
+    Slopes, the shape of `w`.
+  """
   inside, d, u, _ = _locate(w, left, right)
   bump = -d / jnp.pi * _relative(d, width, power - 2.0)
   bump = bump * jnp.sin(jnp.pi * u / d)
-  pull = width / jnp.pi * jnp.where(w < left, -1.0, 1.0)
+  pull = width / jnp.pi * jnp.sign(w - left)
   at_centroid = (w == left) | (w == right)
   return jnp.where(at_centroid, 0.0, jnp.where(inside, bump, pull))
 
@@ -94,9 +203,19 @@ def flow(
 ) -> jax.Array:
   """Returns the weights after following -`slope` for `time`, exactly.
 
-  tan(pi u' / 2 d) = clip(e^c tan(pi u / 2 d), -1, 1), c = time (d/width)^(p-2),
-  and outside the centroids a straight walk to the outermost one.
-  A weight that arrives is equal to its centroid.
+  tan(pi u' / 2 d) = clip(e^c tan(pi u / 2 d), -1, 1) between two centroids,
+  c = time (d / width)^(p - 2); outside of them a walk at constant speed.
+
+  Args:
+    w: weights, any shape.
+    left: as in `value`.
+    right: as in `value`.
+    width: as in `value`.
+    time: how long, scalar.
+    power: p.
+
+  Returns:
+    The new weights; one that arrives is equal to its centroid.
   """
   inside, d, u, outside = _locate(w, left, right)
   c = time * _relative(d, width, power - 2.0)
@@ -109,21 +228,18 @@ def flow(
   nearest = jnp.where(u < 0, left, right)
   arrived = jnp.abs(tangent) * jnp.exp(c) >= 1.0
   inner = jnp.where(arrived, nearest, w + 2.0 / jnp.pi * d * turn)
-  edge = jnp.where(w < left, left, right)
   walk = time * width / jnp.pi
-  outer = jnp.where(outside <= walk, edge, w + jnp.where(w < left, walk, -walk))
+  outer = jnp.where(outside <= walk, left, w - jnp.sign(w - left) * walk)
   return jnp.where(inside, inner, outer).astype(w.dtype)
 
 
 def _locate(w, left, right):
   """Returns (inside, region width, offset from midpoint, distance outside)."""
   d = right - left
-  inside = (left <= w) & (w <= right) & (d > 0)
-  d = jnp.where(d > 0, d, 1.0)
-  # Halves first: centroids near the largest float must not overflow.
+  inside = d > 0
+  d = jnp.where(inside, d, 1.0)
   u = jnp.clip(w - (left + d / 2), -d / 2, d / 2)
-  outside = jnp.maximum(jnp.maximum(left - w, w - right), 0.0)
-  return inside, d, u, outside
+  return inside, d, u, jnp.where(inside, 0.0, jnp.abs(w - left))
 
 
 def _relative(d, width, exponent):

@@ -15,8 +15,8 @@ POWERS = (0.0, 1.0, 2.0)
 
 
 def neighbors(w):
-  i = np.clip(np.searchsorted(CENTROIDS, w, side='right') - 1, 0, 4)
-  return CENTROIDS[i], CENTROIDS[i + 1]
+  i = np.searchsorted(CENTROIDS, w, side='right')
+  return CENTROIDS[np.maximum(i - 1, 0)], CENTROIDS[np.minimum(i, 5)]
 
 
 def nearest(w):

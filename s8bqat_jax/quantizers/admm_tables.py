@@ -1,0 +1,175 @@
+"""Tables that ADMM projects onto: levels and a scale, shared by some weights.
+
+Projection is by alternating minimization: with the codes fixed the scale (or
+each centroid) is a least-squares problem with a closed form, with those fixed
+every weight takes its nearest entry. Neither turn can increase the error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from s8bqat_jax.artifacts import qtensor
+from s8bqat_jax.quantizers import codebook as books
+from s8bqat_jax.quantizers import lloyd_max
+
+_CANDIDATES = 48
+_TURNS = 4  # of alternation
+
+
+class Table(NamedTuple):
+  """A kind of table.
+
+  Attributes:
+    fit: (weights, levels) -> Codebook, from nothing.
+    improve: (weights, Codebook) -> Codebook by a few alternations.
+    ship: (w, Codebook) -> QTensor.
+  """
+
+  fit: Callable[[Sequence[jax.Array], int], books.Codebook]
+  improve: Callable[[Sequence[jax.Array], books.Codebook], books.Codebook]
+  ship: Callable[[jax.Array, books.Codebook], qtensor.QTensor]
+
+
+def table(kind: str) -> Table:
+  """Returns a kind of table by name.
+
+  Args:
+    kind: 'uniform', 'powers_of_two' or 'lloyd_max'.
+
+  Returns:
+    The Table.
+
+  Raises:
+    ValueError: if there is no such table.
+  """
+  if kind == 'uniform':
+    return Table(_scaled(uniform_levels), improve_scale, _ship_uniform)
+  if kind == 'powers_of_two':
+    return Table(_scaled(power_levels), improve_scale, books.quantize)
+  if kind == 'lloyd_max':
+    return Table(_fit_lloyd_max, improve_centroids, books.quantize)
+  raise ValueError(
+    f"table must be 'uniform', 'powers_of_two' or 'lloyd_max', got {kind!r}"
+  )
+
+
+def uniform_levels(levels: int) -> list[int]:
+  """Returns -1, 1 (binary), -1, 0, 1 (ternary), or n-bit integers."""
+  if levels == 2:
+    return [-1, 1]
+  low, high = qtensor.uniform_range(levels)
+  return list(range(low, high + 1))
+
+
+def power_levels(levels: int) -> list[int]:
+  """Returns 0, +-1, +-2, +-4, ...; if even, one more power below than above.
+
+  Args:
+    levels: 2..16 (2 gives -1, 1).
+
+  Returns:
+    Sorted levels that fit int8.
+  """
+  if levels == 2:
+    return [-1, 1]
+  below, above = levels // 2, (levels - 1) // 2
+  if below > 8:
+    raise ValueError(
+      f'powers of two fit int8 up to 16 levels (4 bits), got {levels} levels'
+    )
+  low = [-(2**i) for i in reversed(range(below))]
+  return [*low, 0, *(2**i for i in range(above))]
+
+
+def improve_scale(
+  weights: Sequence[jax.Array], book: books.Codebook
+) -> books.Codebook:
+  """Alternates scale = <w, q> / <q, q> and q = nearest levels of w / scale.
+
+  Args:
+    weights: the tensors that share the table.
+    book: levels and the scale to start from.
+
+  Returns:
+    The Codebook with a scale that is no worse.
+  """
+
+  def turn(_, scale):
+    dot = norm = jnp.zeros((), jnp.float32)
+    for w in weights:
+      codes = books.nearest(w, books.Codebook(book.values, scale))
+      q = jnp.take(book.values, codes.astype(jnp.int32)).astype(jnp.float32)
+      dot += jnp.sum(w.astype(jnp.float32) * q)
+      norm += jnp.sum(q * q)
+    better = (dot > 0) & (norm > 0)
+    new = jnp.where(better, dot / jnp.where(better, norm, 1.0), scale)
+    return jnp.maximum(new, jnp.finfo(scale.dtype).tiny).astype(scale.dtype)
+
+  scale = jax.lax.fori_loop(0, _TURNS, turn, jnp.asarray(book.scale))
+  return books.Codebook(book.values, scale)
+
+
+def improve_centroids(
+  weights: Sequence[jax.Array], book: books.Codebook
+) -> books.Codebook:
+  """One turn of Lloyd's iteration on the int8 grid.
+
+  Args:
+    weights: the tensors that share the table.
+    book: the centroids to start from.
+
+  Returns:
+    The Codebook whose centroids are the means of the weights nearest to the
+    old ones, rounded to the grid. The grid's step grows if they leave it.
+  """
+  k = len(book.values)
+  total, count = jnp.zeros(k), jnp.zeros(k)
+  for w in weights:
+    codes = books.nearest(w, book).ravel()
+    total = total.at[codes].add(w.astype(jnp.float32).ravel())
+    count = count.at[codes].add(1.0)
+  old = books.centroids(book).astype(jnp.float32)
+  means = jnp.where(count > 0, total / jnp.maximum(count, 1.0), old)
+  needed = jnp.max(jnp.abs(means)) / books.INT8_MAX
+  scale = jnp.maximum(book.scale, needed.astype(book.scale.dtype))
+  return books.on_grid(means, scale)
+
+
+def _fit_lloyd_max(weights: Sequence[jax.Array], levels: int):
+  return lloyd_max.fit(_joined(weights), levels)
+
+
+def _scaled(levels_of: Callable[[int], list[int]]):
+  def fit(weights: Sequence[jax.Array], levels: int) -> books.Codebook:
+    """Tries scales all along the range, then alternates from the best."""
+    w = _joined(weights)
+    values = jnp.array(levels_of(levels), jnp.int8)
+    widest = jnp.max(jnp.abs(w)).astype(jnp.float32)
+    widest = jnp.where(widest > 0, widest, 1.0)
+    # Down to where the largest level alone would be the largest weight.
+    finest = 0.5 / jnp.max(jnp.abs(values.astype(jnp.float32)))
+    scales = widest * jnp.geomspace(finest, 1.0, _CANDIDATES)
+    scales = jnp.maximum(scales, jnp.finfo(w.dtype).tiny).astype(w.dtype)
+    errors = jax.lax.map(
+      lambda s: lloyd_max.distortion(w, books.Codebook(values, s)), scales
+    )
+    best = books.Codebook(values, scales[jnp.argmin(errors)])
+    return improve_scale([w], best)
+
+  return fit
+
+
+def _joined(weights: Sequence[jax.Array]) -> jax.Array:
+  return jnp.concatenate([w.ravel() for w in weights])
+
+
+def _ship_uniform(w: jax.Array, book: books.Codebook) -> qtensor.QTensor:
+  if len(book.values) == 2:
+    return books.quantize(w, book)
+  codes = jnp.take(book.values, books.nearest(w, book).astype(jnp.int32))
+  return qtensor.QTensor(codes, book.scale, None, len(book.values))

@@ -1,0 +1,119 @@
+"""The final phase: codes frozen, what stays in floating point adapts to them.
+
+Our own addition, for every method alike, so that methods are compared by what
+they ship and not by how close to their codes they happened to stop.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from s8bqat_jax.artifacts import qtensor
+from s8bqat_jax.quantizers import tree as trees
+from s8bqat_jax.quantizers import types
+from s8bqat_jax.quantizers.hard_compressor import mark_moved, quantized
+
+
+def with_final_phase(
+  quantizer: types.Quantizer, total_steps: int, start: float = 0.85
+) -> types.Quantizer:
+  """Snaps once, near the end of training, and freezes what will ship.
+
+  From then on every branch of the forward pass sees exactly the shipped
+  tensors, the penalty is zero, the quantizer's own state rests and only the
+  leaves that ship in floating point (biases, normalization) still train.
+
+  Args:
+    quantizer: any Quantizer.
+    total_steps: steps of the training.
+    start: fraction of them after which the codes are frozen.
+
+  Returns:
+    The Quantizer. Metric: `frozen`, 0 or 1.
+
+  Raises:
+    ValueError: if there are no steps or `start` is not a fraction.
+  """
+  if total_steps < 1:
+    raise ValueError(f'total_steps must be at least 1, got {total_steps}')
+  if not 0 <= start <= 1:
+    raise ValueError(f'start must be in [0, 1], got {start}')
+  first_frozen = round(start * total_steps)
+
+  def inner(state: types.State) -> types.State:
+    return types.State(state.learned, state.carried['inner'])
+
+  def outer(state: types.State, shipped: Any, frozen: jax.Array) -> types.State:
+    carried = {'inner': state.carried, 'shipped': shipped, 'frozen': frozen}
+    return types.State(state.learned, carried)
+
+  def with_shipped(params: types.Params, state: types.State) -> types.Params:
+    return trees.replace(params, qtensor.decode(state.carried['shipped']))
+
+  def init(params: types.Params) -> types.State:
+    state = quantizer.init(params)
+    shipped = quantized(quantizer.encode(params, state))
+    return outer(state, shipped, jnp.zeros((), bool))
+
+  def views(
+    params: types.Params, state: types.State, ctx: types.Ctx
+  ) -> types.Branches:
+    def training(params):
+      return quantizer.views(params, inner(state), ctx)
+
+    branches = jax.eval_shape(training, params)
+
+    def frozen(params):
+      return dict.fromkeys(branches, with_shipped(params, state))
+
+    return jax.lax.cond(state.carried['frozen'], frozen, training, params)
+
+  def penalty(
+    params: types.Params, state: types.State, ctx: types.Ctx
+  ) -> jax.Array:
+    return jax.lax.cond(
+      state.carried['frozen'],
+      lambda params: jnp.zeros((), jnp.float32),
+      lambda params: quantizer.penalty(params, inner(state), ctx),
+      params,
+    )
+
+  def after_update(
+    params: types.Params, state: types.State, ctx: types.Ctx
+  ) -> tuple[types.Params, types.State, Any]:
+    names = state.carried['shipped']
+
+    def training():
+      new, own, moved = quantizer.after_update(params, inner(state), ctx)
+      return new, outer(own, names, frozen), mark_moved(moved, ())
+
+    def freezing():
+      new, own, moved = quantizer.after_update(params, inner(state), ctx)
+      shipped = quantized(quantizer.encode(new, own))
+      own = outer(own, shipped, jnp.ones((), bool))
+      return with_shipped(new, own), own, mark_moved(moved, names)
+
+    def resting():
+      moved = mark_moved(types.nothing_moved(params), names)
+      return with_shipped(params, state), state, moved
+
+    frozen = state.carried['frozen']
+    due = ctx.step + 1 >= first_frozen
+    phase = jnp.where(frozen, 2, jnp.where(due, 1, 0))
+    return jax.lax.switch(phase, (training, freezing, resting))
+
+  def encode(params: types.Params, state: types.State) -> Any:
+    encoded = quantizer.encode(params, inner(state))
+    rest = trees.replace(encoded, state.carried['shipped'])
+    return jax.tree.map(
+      lambda a, b: jnp.where(state.carried['frozen'], a, b), rest, encoded
+    )
+
+  def metrics(params: types.Params, state: types.State) -> dict[str, jax.Array]:
+    frozen = state.carried['frozen'].astype(jnp.float32)
+    return {'frozen': frozen, **quantizer.metrics(params, inner(state))}
+
+  return types.Quantizer(init, views, encode, penalty, after_update, metrics)

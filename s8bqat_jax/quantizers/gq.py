@@ -1,0 +1,142 @@
+"""General Quantizer: soft choices among a few centroids slowly become hard.
+
+Published: no regularizer; softmax annealing from soft to hard compression onto
+self-adjustable centroids in a mu-law constrained space; bits may differ per
+layer. Our reconstruction: where the centroids start, that they learn by the
+gradient of the task, the unit and the schedule of the temperature, the choice
+among the nearest few only, and the int8 grid.
+
+References:
+  Zhen et al., Sub-8-Bit Quantization for On-Device Speech Recognition: a
+  Regularization-Free Approach, SLT 2022, arXiv:2210.09188.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from s8bqat_jax.artifacts import qtensor
+from s8bqat_jax.quantizers import codebook as books
+from s8bqat_jax.quantizers import lift, lloyd_max, types
+from s8bqat_jax.quantizers import rules as rule_lib
+from s8bqat_jax.quantizers import straight_through as ste
+
+_NEIGHBORS = 4
+_UNTIL = 0.8  # of the steps, then the choice stays hard
+
+
+def compand(x: jax.Array, mu: float) -> jax.Array:
+  """Returns F(x) = sgn(x) ln(1 + mu |x|) / ln(1 + mu), the mu-law.
+
+  Args:
+    x: values, mostly in [-1, 1], which F maps to itself.
+    mu: curvature; small weights are told apart better if it is larger.
+  """
+  return jnp.sign(x) * jnp.log1p(mu * jnp.abs(x)) / jnp.log1p(mu)
+
+
+def expand(y: jax.Array, mu: float) -> jax.Array:
+  """Returns the inverse of `compand`.
+
+  Args:
+    y: companded values.
+    mu: curvature.
+  """
+  return jnp.sign(y) * jnp.expm1(jnp.abs(y) * jnp.log1p(mu)) / mu
+
+
+def gq(
+  rules: rule_lib.Rules,
+  *,
+  total_steps: int,
+  mu: float = 255.0,
+  hardness: tuple[float, float] = (2.0, 200.0),
+) -> types.Quantizer:
+  """Softmax annealing onto centroids that learn.
+
+  A weight is seen as w_hat = F^-1(sum_j p_j c_j), p_j ~ exp(-a |F(w) - c_j|)
+  over the nearest few centroids c_j, all in units of the tensor's largest
+  magnitude at the start. Centroids are learned state, so they train by
+  `learned_tx` of `make_step`.
+
+  Args:
+    rules: bits for every weight, or a sequence of `Rule`.
+    total_steps: steps of the training.
+    mu: curvature of the mu-law.
+    hardness: a at the first step and from 80% of the steps on, in units of
+      1 / mean distance between centroids; it grows geometrically.
+
+  Returns:
+    The Quantizer. Metric: `offset`, the mean distance between the companded
+    weight and its nearest centroid in units of their mean distance.
+
+  Raises:
+    ValueError: if there are no steps or hardness is not positive.
+  """
+  if total_steps < 1:
+    raise ValueError(f'total_steps must be at least 1, got {total_steps}')
+  if not min(hardness) > 0:
+    raise ValueError(f'hardness must be positive, got {hardness}')
+  first, last = hardness
+
+  def init(w, spec):
+    real = books.centroids(lloyd_max.fit(w, spec.levels)).astype(jnp.float32)
+    unit = jnp.max(jnp.abs(w)).astype(jnp.float32)
+    unit = jnp.where(unit > 0, unit, 1.0)
+    return types.State(compand(real / unit, mu), unit)
+
+  def codebook(state, dtype) -> books.Codebook:
+    """The centroids as they ship, on the int8 grid."""
+    real = expand(state.learned, mu) * state.carried
+    scale = jnp.max(jnp.abs(real)) / books.INT8_MAX
+    scale = jnp.maximum(scale, jnp.finfo(dtype).tiny).astype(dtype)
+    return books.on_grid(real, scale)
+
+  def on_grid(state, dtype) -> jax.Array:
+    """The companded centroids, sorted; gradients pass through the rounding."""
+    shipped = books.centroids(codebook(state, dtype)).astype(jnp.float32)
+    shipped = compand(shipped / state.carried, mu)
+    return ste.replace(jnp.sort(state.learned), shipped)
+
+  def quantize(w, state, spec):
+    # Nearest in the companded space, where training chooses.
+    del spec
+    book = codebook(state, w.dtype)
+    y = compand(w.astype(jnp.float32) / state.carried, mu)
+    codes = books.nearest(y, books.Codebook(on_grid(state, w.dtype), 1.0))
+    return qtensor.QTensor(codes, book.scale, book.values, len(book.values))
+
+  def view(w, state, spec, ctx):
+    c = on_grid(state, w.dtype)
+    y = compand(w.astype(jnp.float32) / state.carried, mu)
+    a = _hardness(ctx.step) / _mean_distance(c)
+    few = min(_NEIGHBORS, spec.levels)
+    above = jnp.searchsorted(
+      jax.lax.stop_gradient(c), jax.lax.stop_gradient(y), method='scan_unrolled'
+    )
+    start = jnp.clip(above - few // 2, 0, spec.levels - few)
+    near = [c[start + i] for i in range(few)]
+    p = jax.nn.softmax(jnp.stack([-a * jnp.abs(y - x) for x in near]), axis=0)
+    mixed = sum(share * x for share, x in zip(p, near))
+    return (expand(mixed, mu) * state.carried).astype(w.dtype)
+
+  def _hardness(step):
+    done = jnp.minimum(step / (_UNTIL * total_steps), 1.0)
+    return first * (last / first) ** done
+
+  def metrics(w, state, spec):
+    del spec
+    c = on_grid(state, w.dtype)
+    y = compand(w.astype(jnp.float32) / state.carried, mu)
+    snapped = books.snap(y, books.Codebook(c, jnp.ones((), jnp.float32)))
+    return {'offset': jnp.mean(jnp.abs(y - snapped)) / _mean_distance(c)}
+
+  return lift.lift_tensor(
+    rules, init=init, quantize=quantize, view=view, metrics=metrics
+  )
+
+
+def _mean_distance(c_K: jax.Array) -> jax.Array:
+  distance = jax.lax.stop_gradient(c_K[-1] - c_K[0]) / (len(c_K) - 1)
+  return jnp.where(distance > 0, distance, 1.0)

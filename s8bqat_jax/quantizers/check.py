@@ -1,0 +1,367 @@
+"""`check_quantizer`: what every Quantizer promises, tried on given params."""
+
+from __future__ import annotations
+
+import pathlib
+import tempfile
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from s8bqat_jax.artifacts import qtensor
+from s8bqat_jax.quantizers import tree as trees
+from s8bqat_jax.quantizers import types
+
+
+class _Outcome(NamedTuple):
+  """All that a quantizer does in one step."""
+
+  encoded: Any
+  decoded: Any
+  encoded_again: Any
+  branches: types.Branches
+  view_grads: Any
+  penalty: jax.Array
+  penalty_grads: Any
+  metrics: dict[str, jax.Array]
+  params: types.Params
+  state: types.State
+  moved: Any
+
+
+def check_quantizer(
+  quantizer: types.Quantizer,
+  params: types.Params,
+  *,
+  ships_what_it_sees: bool = False,
+  steps: tuple[int, ...] = (0, 1),
+) -> None:
+  """Verifies a Quantizer's contract on small params of any kind.
+
+  What is verified, under `jit`: views, updated params and state keep
+  structure, shapes and dtypes; penalty and metrics are finite scalars;
+  gradients through views and penalty are finite, and every quantized weight
+  gets one; `encode` yields valid QTensors, leaves other leaves as they are and
+  gives decoded weights the same codes, before and after `after_update`; `vmap`
+  over a stack of params does what a loop does; on a mesh of all devices
+  param-shaped state is laid out as its weight and results are the same; state
+  comes back from an orbax checkpoint bit for bit.
+
+  Args:
+    quantizer: the Quantizer.
+    params: params of any kind, small, with at least one leaf that the
+      quantizer encodes.
+    ships_what_it_sees: the method is straight-through: its view `main` must be
+      what `encode` ships, to the last bit.
+    steps: training steps at which it is tried, in order.
+
+  Raises:
+    AssertionError: naming the promise that is broken, and where.
+  """
+  state = quantizer.init(params)
+  _require(isinstance(state, types.State), 'init must return a State')
+  _check_tracing(quantizer, params, state)
+  compiled = jax.jit(lambda *args: _run(quantizer, *args))
+  # As NumPy arrays: comparing is then free of a compilation for each shape.
+  run = lambda *args: jax.device_get(compiled(*args))
+  tried, carried_on = params, state
+  for step in steps:
+    outcome = run(tried, carried_on, _ctx(step))
+    _check_encoded(tried, outcome)
+    _check_views(tried, outcome, ships_what_it_sees)
+    _check_scalars(outcome)
+    _check_updated(tried, carried_on, outcome)
+    tried, carried_on = outcome.params, outcome.state
+  _check_encoded(tried, run(tried, carried_on, _ctx(steps[-1] + 1)))
+  _check_vmap(quantizer, run, params)
+  _check_sharding(quantizer, run, params)
+  _check_round_trip(carried_on)
+
+
+def _run(
+  quantizer: types.Quantizer,
+  params: types.Params,
+  state: types.State,
+  ctx: types.Ctx,
+) -> _Outcome:
+  def probe(params, learned):
+    # Any loss will do whose slope differs from weight to weight.
+    seen = quantizer.views(params, state._replace(learned=learned), ctx)
+    waves = [
+      jnp.sum(jnp.sin(x.astype(jnp.float32))) for x in jax.tree.leaves(seen)
+    ]
+    return sum(waves), seen
+
+  def penalty(params, learned):
+    return quantizer.penalty(params, state._replace(learned=learned), ctx)
+
+  trained = params, state.learned
+  view_grads, branches = jax.grad(probe, (0, 1), has_aux=True)(*trained)
+  value, penalty_grads = jax.value_and_grad(penalty, (0, 1))(*trained)
+  encoded = quantizer.encode(params, state)
+  decoded = qtensor.decode(encoded)
+  again = quantizer.encode(decoded, state)
+  metrics = quantizer.metrics(params, state)
+  updated = quantizer.after_update(params, state, ctx)
+  return _Outcome(
+    encoded,
+    decoded,
+    again,
+    branches,
+    view_grads,
+    value,
+    penalty_grads,
+    metrics,
+    *updated,
+  )
+
+
+def _ctx(step: int) -> types.Ctx:
+  return types.Ctx(
+    jnp.asarray(step, jnp.int32), jax.random.key(step), jnp.float32(0.01)
+  )
+
+
+def _require(ok: Any, promise: str) -> None:
+  if not ok:
+    raise AssertionError(promise)
+
+
+def _check_tracing(
+  quantizer: types.Quantizer, params: types.Params, state: types.State
+) -> None:
+  """Each function by itself, so that an error names it."""
+  inside = (params, state, _ctx(0))
+  for name, args in (
+    ('init', (params,)),
+    ('views', inside),
+    ('penalty', inside),
+    ('encode', inside[:2]),
+    ('after_update', inside),
+    ('metrics', inside[:2]),
+  ):
+    try:
+      result = jax.eval_shape(getattr(quantizer, name), *args)
+    except jax.errors.JAXTypeError as error:
+      raise AssertionError(f'{name} does not run under jit: {error}') from error
+    if name == 'init':
+      _same_form(result, state, 'init under jit')
+    if name == 'penalty':
+      _require(
+        getattr(result, 'shape', None) == (),
+        f'penalty must be a scalar, got {result}',
+      )
+
+
+def _same_form(new: Any, old: Any, what: str) -> None:
+  """Structure, shapes and dtypes agree."""
+  found, expected = jax.tree.structure(new), jax.tree.structure(old)
+  _require(
+    found == expected,  # type: ignore[operator]
+    f'{what}: structure {found}, expected {expected}',
+  )
+  leaves = jax.tree_util.tree_leaves_with_path(old)
+  for (path, a), b in zip(leaves, jax.tree.leaves(new)):
+    form_a, form_b = (
+      f'{jnp.result_type(x)}{list(jnp.shape(x))}' for x in (a, b)
+    )
+    _require(
+      form_a == form_b,
+      f'{what}: {trees.name_of(path)} is {form_b}, expected {form_a}',
+    )
+
+
+def _equal(a: Any, b: Any) -> bool:
+  return np.array_equal(np.asarray(a), np.asarray(b))
+
+
+def _same_values(a: Any, b: Any, what: str, tolerance: float = 0.0) -> None:
+  leaves = jax.tree_util.tree_leaves_with_path(a)
+  for (path, x), y in zip(leaves, jax.tree.leaves(b), strict=True):
+    same = _equal(x, y)
+    if not same and jnp.issubdtype(x.dtype, jnp.floating):
+      x, y = (np.asarray(v, np.float64) for v in (x, y))
+      # Relative to the tensor, not to the element.
+      same = bool(np.max(np.abs(x - y)) <= tolerance * np.max(np.abs(x)))
+    _require(same, f'{what}: {jax.tree_util.keystr(path)} differs')
+
+
+def _reordered(params: types.Params) -> float:
+  """What sums in another order may differ by, in the coarsest dtype."""
+  dtypes = [jnp.result_type(x) for x in jax.tree.leaves(params)]
+  return max(
+    float(jnp.finfo(d).eps) ** 0.5
+    for d in dtypes
+    if jnp.issubdtype(d, jnp.floating)
+  )
+
+
+def _finite(tree: Any) -> bool:
+  return all(
+    np.all(np.isfinite(x))
+    for x in jax.tree.leaves(tree)
+    if jnp.issubdtype(x.dtype, jnp.inexact)
+  )
+
+
+def _check_encoded(params: types.Params, outcome: _Outcome) -> None:
+  shipped, weights = trees.named(outcome.encoded), trees.named(params)
+  _require(
+    list(shipped) == list(weights),
+    f'encode: leaves {list(shipped)}, expected {list(weights)}',
+  )
+  _require(
+    any(map(qtensor.is_qtensor, shipped.values())),
+    f'encode yields no QTensor among {list(weights)}',
+  )
+  _same_form(outcome.decoded, params, 'decode(encode)')
+  for name, leaf in shipped.items():
+    if qtensor.is_qtensor(leaf):
+      qtensor.check(leaf, f'encode: {name}')
+    else:
+      same = _equal(leaf, weights[name])
+      _require(same, f'encode changes {name} without encoding it')
+  _same_values(
+    outcome.encoded_again,
+    outcome.encoded,
+    'encode of decoded weights against encode',
+  )
+
+
+def _check_views(
+  params: types.Params, outcome: _Outcome, ships_what_it_sees: bool
+) -> None:
+  _require(outcome.branches, 'views must return at least one branch')
+  for branch, seen in outcome.branches.items():
+    _same_form(seen, params, f'views: branch {branch!r}')
+  shipped = trees.named(outcome.encoded)
+  if ships_what_it_sees:
+    main = trees.named(outcome.branches[types.MAIN])
+    for name, leaf in trees.named(outcome.decoded).items():
+      _require(_equal(main[name], leaf), f'views: {name} is not what ships')
+  grads, learned_grads = outcome.view_grads
+  for name, grad in trees.named(grads).items():
+    _require(_finite(grad), f'gradient through views is not finite in {name}')
+    _require(
+      not qtensor.is_qtensor(shipped[name]) or not grad.size or np.any(grad),
+      f'no gradient reaches {name} through views',
+    )
+  _require(_finite(learned_grads), 'gradient of learned state is not finite')
+
+
+def _check_scalars(outcome: _Outcome) -> None:
+  value = outcome.penalty
+  _require(_finite(value), f'penalty must be finite, got {value}')
+  _require(
+    _finite(outcome.penalty_grads), 'gradient of the penalty is not finite'
+  )
+  for name, value in outcome.metrics.items():
+    _require(
+      value.shape == () and _finite(value),
+      f'metric {name!r} must be a finite scalar, got {value}',
+    )
+
+
+def _check_updated(
+  params: types.Params, state: types.State, outcome: _Outcome
+) -> None:
+  _same_form(outcome.params, params, 'after_update: params')
+  _same_form(outcome.state, state, 'after_update: state')
+  _require(
+    _finite((outcome.params, outcome.state)),
+    'after_update: a value is not finite',
+  )
+  moved = trees.named(outcome.moved)
+  for name, w in trees.named(params).items():
+    flag = moved.get(name)
+    _require(
+      flag is not None and flag.dtype == bool,
+      f'after_update: moved must have booleans for {name}, got {flag}',
+    )
+    shape = np.asarray(flag).shape
+    try:
+      fits = np.broadcast_shapes(shape, w.shape) == w.shape
+    except ValueError:
+      fits = False
+    _require(
+      fits,
+      f'after_update: moved for {name} has shape {shape}, which does not '
+      f'broadcast to {w.shape}',
+    )
+
+
+def _check_vmap(quantizer: types.Quantizer, run: Any, params: Any) -> None:
+  twice = jax.tree.map(lambda x: x * jnp.asarray(2, x.dtype), params)
+  members = [(p, quantizer.init(p), _ctx(1)) for p in (params, twice)]
+  params_stack, state_stack = jax.tree.map(
+    lambda *x: np.stack(x), *[(p, state) for p, state, _ in members]
+  )
+
+  @jax.jit
+  def stacked(params_stack, state_stack):
+    one = lambda params, state: (
+      quantizer.init(params),
+      _run(quantizer, params, state, _ctx(1)),
+    )
+    return jax.vmap(one)(params_stack, state_stack)
+
+  states, outcomes = jax.device_get(stacked(params_stack, state_stack))
+  for i, member in enumerate(members):
+    for whole, own, what in (
+      (states, member[1], 'init under vmap and outside'),
+      (outcomes, run(*member), 'under vmap and outside'),
+    ):
+      own_slice = jax.tree.map(lambda x, i=i: x[i], whole)
+      _same_values(own_slice, own, what, _reordered(params))
+
+
+def _check_sharding(quantizer: types.Quantizer, run: Any, params: Any) -> None:
+  mesh = jax.make_mesh(
+    (jax.device_count(),), ('x',), axis_types=(jax.sharding.AxisType.Auto,)
+  )
+
+  def put(x):
+    axes = [i for i, n in enumerate(x.shape) if n and n % mesh.size == 0]
+    spec = ['x' if i in axes[:1] else None for i in range(x.ndim)]
+    sharding = jax.sharding.PartitionSpec(*spec)
+    return jax.device_put(x, jax.NamedSharding(mesh, sharding))
+
+  spread = jax.tree.map(put, params)
+  layouts = {
+    name: (x.shape, x.sharding) for name, x in trees.named(spread).items()
+  }
+  for init in (quantizer.init, jax.jit(quantizer.init)):
+    leaves = jax.tree_util.tree_leaves_with_path(init(spread))
+    for path, leaf in leaves:
+      for entry in path:
+        key = str(getattr(entry, 'key', ''))
+        shape, sharding = layouts.get(key, (None, None))
+        _require(
+          leaf.shape != shape
+          or leaf.sharding.is_equivalent_to(sharding, leaf.ndim),
+          f'state {jax.tree_util.keystr(path)} is laid out over devices as '
+          f'{leaf.sharding}, its weight as {sharding}',
+        )
+  state = quantizer.init(params)
+  _same_values(
+    run(spread, state, _ctx(1)),
+    run(params, state, _ctx(1)),
+    'on a mesh and on one device',
+    _reordered(params),
+  )
+
+
+def _check_round_trip(state: types.State) -> None:
+  if not jax.tree.leaves(state):
+    return
+  with tempfile.TemporaryDirectory() as folder:
+    path = pathlib.Path(folder) / 'state'
+    with ocp.StandardCheckpointer() as checkpointer:
+      checkpointer.save(path, state)
+      checkpointer.wait_until_finished()
+      restored = checkpointer.restore(path, jax.eval_shape(lambda: state))
+  _same_form(restored, state, 'state from a checkpoint')
+  _same_values(restored, state, 'state before and after a checkpoint')

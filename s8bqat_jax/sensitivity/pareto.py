@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 
-from s8bqat_jax.sensitivity import allocate as allocate_lib
+from s8bqat_jax.sensitivity import allocation as allocation_lib
 
-Allocation = allocate_lib.Allocation
-Table = allocate_lib.Table
+Allocation = allocation_lib.Allocation
+Table = allocation_lib.Table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,7 @@ class ParetoFront:
 
   score_P: np.ndarray  # strictly falling
   cost_P: np.ndarray  # strictly rising
-  _options: allocate_lib.Options
+  _options: allocation_lib.Options
   _stages: tuple[tuple[np.ndarray, np.ndarray], ...]  # (entry, parent) [P_t]
 
   def __len__(self) -> int:
@@ -79,7 +79,7 @@ def pareto_front(
   References:
     Nemhauser and Ullmann 1969.
   """
-  options = allocate_lib.read_options(scores, sizes, cycles)
+  options = allocation_lib.read_options(scores, sizes, cycles)
   costs = {'bytes': options.bytes_N, 'cycles': options.cycles_N}
   option_cost_N = costs.get(against)
   if option_cost_N is None:

@@ -2,22 +2,21 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+
+from s8bqat_jax.quantizers import tree as quantizer_trees
 
 PyTree = Any
 
 
-def path_name(path: tuple[Any, ...]) -> str:
-  """`('params', 'Dense_0', 'kernel')` as `params/Dense_0/kernel`."""
-  return jax.tree_util.keystr(path, simple=True, separator='/')
-
-
 def named_leaves(params: PyTree) -> dict[str, Any]:
-  """The leaves of `params` by name, in the order of `jax.tree.leaves`."""
-  leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-  return {path_name(path): leaf for path, leaf in leaves}
+  """The leaves of `params` by name, in the order of `jax.tree.leaves`.
+
+  Names are those of the quantizers' rules, so that an allocation can be handed
+  to them.
+  """
+  return quantizer_trees.named(params)
 
 
 def check_float_params(params: PyTree) -> None:

@@ -14,6 +14,8 @@ import numpy as np
 import scipy.optimize
 import scipy.sparse
 
+from s8bqat_jax.quantizers import rules as rule_lib
+
 BITS = (1, 2, 3, 4, 5, 6, 8, 16)
 Table = Mapping[str, Mapping[int, float]]
 
@@ -98,6 +100,20 @@ def allocate(
   options = read_options(scores, sizes, cycles)
   _check_budget(options, limits)
   return options.allocation(_solve(options, limits))
+
+
+def to_rules(bits: Mapping[str, int]) -> tuple[rule_lib.Rule, ...]:
+  """Rules for any quantizer that give each tensor its allocated bits.
+
+  Args:
+    bits: `Allocation.bits`.
+
+  Returns:
+    One rule per tensor; 16 bits is no quantizer's business and becomes None.
+  """
+  return rule_lib.from_bits(
+    {name: None if b == 16 else b for name, b in bits.items()}
+  )
 
 
 def read_options(

@@ -12,8 +12,8 @@ import optax
 from s8bqat_jax.quantizers import types
 
 Loss = Callable[[types.Branches, Any, jax.Array], tuple[jax.Array, dict]]
-# What optax calls its first moments: Adam's family, and momentum's.
-_FIRST_MOMENTS = ('mu', 'trace')
+# What optax calls its first moments: Adam's family, momentum's, Adafactor's.
+_FIRST_MOMENTS = ('mu', 'trace', 'ema')
 
 
 class TrainState(NamedTuple):
@@ -85,7 +85,8 @@ def make_step(
 
   One step is: views -> loss -> gradient (clipped) + penalty's gradient ->
   optimizer -> after_update -> moments of moved weights cleared -> average.
-  A step whose loss or gradient is not finite changes nothing but the counters.
+  A step whose loss, penalty or gradient is not finite changes nothing but the
+  counters.
 
   Args:
     loss: (views, batch, key) -> (scalar, aux dict of scalars); `on_main` makes
@@ -101,7 +102,7 @@ def make_step(
 
   Returns:
     The Step (init, update). Metrics are the loss's aux, `loss`, `penalty`,
-    `grad_norm`, `learning_rate` and `skipped`.
+    `grad_norm`, `learning_rate` and the two counters of skipped steps.
   """
   quantizer = types.float_only() if quantizer is None else quantizer
   learned_tx = optax.adam(1e-3) if learned_tx is None else learned_tx
@@ -140,9 +141,10 @@ def make_step(
       *trained
     )
     extra, extra_grads = jax.value_and_grad(penalty, (0, 1))(*trained)
-    norm = optax.tree.norm(grads[0])
-    finite = jnp.isfinite(value) & jnp.isfinite(norm) & jnp.isfinite(extra)
+    finite = jnp.isfinite(value + extra)
+    finite &= jnp.isfinite(optax.tree.norm((grads, extra_grads)))
     grads, learned_grads = grads
+    norm = optax.tree.norm(grads)
     if clip_norm is not None:
       factor = jnp.minimum(1.0, clip_norm / jnp.maximum(norm, 1e-12))
       grads = jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
@@ -184,6 +186,7 @@ def make_step(
       'grad_norm': norm,
       'learning_rate': ctx.learning_rate,
       'skipped': new.skipped,
+      'skipped_in_a_row': new.skipped_in_a_row,
     }
     return new, metrics
 

@@ -22,7 +22,7 @@ from s8bqat_jax.data.corpus import concat as concat
 from s8bqat_jax.data.corpus import subset as subset
 from s8bqat_jax.data.loader import Loader as Loader
 from s8bqat_jax.data.loader import make_loader as make_loader
+from s8bqat_jax.data.masking import SpecAugment as SpecAugment
+from s8bqat_jax.data.masking import spec_augment as spec_augment
 from s8bqat_jax.data.perturb import Perturbation as Perturbation
 from s8bqat_jax.data.spec import load as load
-from s8bqat_jax.data.spec_augment import SpecAugment as SpecAugment
-from s8bqat_jax.data.spec_augment import spec_augment as spec_augment

@@ -1,0 +1,119 @@
+import numpy as np
+import pytest
+import scipy.signal
+import soundfile
+
+from s8bqat_jax import data
+from s8bqat_jax.data import manifest
+
+
+def test_reads_columns_audio_and_durations(make_manifest):
+  csv = make_manifest(
+    [
+      {'path': 'x/a.wav', 'text': 'HELLO', 'speaker': 'p', 'seconds': 0.4},
+      {'path': 'x/b.flac', 'text': 'a, b', 'speaker': 'q', 'seconds': 0.7},
+    ]
+  )
+  corpus = data.load(f'manifest:{csv}?case=lower')
+  assert corpus.utt_ids_N == ['x/a', 'x/b']
+  assert corpus.texts_N == ['hello', 'a, b']
+  assert corpus.speakers_N == ['p', 'q']
+  np.testing.assert_allclose(corpus.durations_N, [0.4, 0.7])
+  want_S, _ = soundfile.read(csv.parent / 'x' / 'a.wav', dtype='int16')
+  np.testing.assert_array_equal(corpus.pcm(0), want_S)
+  np.testing.assert_array_equal(corpus.pcm(0), want_S)  # remembered
+  assert not corpus.pcm(0).flags.writeable
+
+
+def test_other_rates_are_resampled_and_channels_averaged(tmp_path):
+  rate = 8000
+  left_S = 0.4 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)
+  soundfile.write(
+    tmp_path / 'a.wav', np.stack([left_S, 0.5 * left_S], 1), rate, 'FLOAT'
+  )
+  (tmp_path / 'm.csv').write_text('path,text\na.wav,x\n')
+  corpus = data.load(f'manifest:{tmp_path}/m.csv')
+  want_S = scipy.signal.resample_poly(0.75 * left_S, 2, 1)
+  got_S = corpus[0].audio_S
+  assert got_S.shape == want_S.shape == (16_000,)
+  np.testing.assert_allclose(got_S, want_S, atol=1e-4)
+
+
+def test_the_fingerprint_follows_text_and_audio(make_manifest):
+  rows = [{'path': 'a.wav', 'text': 'x', 'seconds': 0.4}]
+  first = data.load(f'manifest:{make_manifest(rows)}').fingerprint
+  again = data.load(f'manifest:{make_manifest(rows)}').fingerprint
+  assert first == again
+  rows[0]['text'] = 'y'
+  text = data.load(f'manifest:{make_manifest(rows)}').fingerprint
+  rows[0]['seconds'] = 0.5
+  longer = data.load(f'manifest:{make_manifest(rows)}').fingerprint
+  assert len({first, text, longer}) == 3
+
+
+@pytest.mark.parametrize(
+  ('content', 'message'),
+  [
+    ('', 'the manifest is empty'),
+    ('path,text\n', 'the manifest is empty'),
+    ('file,text\na.wav,x\n', 'needs a column path; there are file, text'),
+    ('path,text\na.wav,\n', 'line 2: the text is empty'),
+    ('path,text\na.wav,b,c\n', 'line 2: expected 2 fields'),
+    ('path,text\na.wav,x\nb.wav\n', 'line 3: expected 2 fields'),
+    ('path,text,utt_id\na.wav,x,1\nb.wav,y,1\n', "utt_id '1' is in line 2"),
+    ('path,text\nno.wav,x\n', 'line 2: '),
+    ('path,text\nno.wav,x\n', '1 of 1 audio files are missing'),
+  ],
+)
+def test_errors_name_the_file_and_the_row(tmp_path, content, message):
+  file = tmp_path / 'm.csv'
+  file.write_text(content)
+  with pytest.raises(ValueError) as e:
+    data.load(f'manifest:{file}')
+  assert message in str(e.value)
+  assert str(file) in str(e.value)
+
+
+def test_a_duration_that_is_none_names_its_row(make_manifest):
+  csv = make_manifest([{'path': 'a.wav', 'text': 'x', 'duration_s': '-'}])
+  with pytest.raises(ValueError, match="line 2: duration_s='-'"):
+    data.load(f'manifest:{csv}')
+
+
+def test_truncated_audio_names_file_and_row(make_manifest):
+  csv = make_manifest(
+    [
+      {'path': 'a.flac', 'text': 'x', 'duration_s': '2.0', 'seconds': 2.0},
+      {'path': 'b.wav', 'text': 'y', 'duration_s': '1.0', 'seconds': 0.4},
+      {'path': 'c.wav', 'text': 'z', 'duration_s': '1.0', 'seconds': 1.0},
+    ]
+  )
+  flac = csv.parent / 'a.flac'
+  flac.write_bytes(flac.read_bytes()[: flac.stat().st_size // 2])
+  (csv.parent / 'c.wav').write_bytes(b'not audio')
+  corpus = data.load(f'manifest:{csv}')
+  for i, name in enumerate(('a.flac', 'b.wav', 'c.wav')):
+    with pytest.raises(data.BadUtteranceError) as e:
+      corpus.pcm(i)
+    assert f'line {i + 2}' in str(e.value) and name in str(e.value)
+  with pytest.raises(data.BadUtteranceError, match='0.400 s of audio, 1.000 s'):
+    corpus.pcm(1)
+
+
+def test_durations_from_headers_are_kept(make_manifest, monkeypatch):
+  csv = make_manifest([{'path': 'a.wav', 'text': 'x', 'seconds': 0.25}])
+  first = data.load(f'manifest:{csv}')
+
+  def unexpected(*_):
+    raise AssertionError('the header was read again')
+
+  monkeypatch.setattr(manifest.audio, 'duration', unexpected)
+  second = data.load(f'manifest:{csv}')
+  np.testing.assert_array_equal(first.durations_N, second.durations_N)
+
+
+def test_a_header_that_cannot_be_read_is_an_error_at_the_start(make_manifest):
+  csv = make_manifest([{'path': 'a.wav', 'text': 'x'}])
+  (csv.parent / 'a.wav').write_bytes(b'RIFF')
+  with pytest.raises(ValueError, match='line 2: cannot read .*a.wav'):
+    data.load(f'manifest:{csv}')

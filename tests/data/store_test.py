@@ -1,0 +1,102 @@
+import os
+
+import numpy as np
+import pytest
+
+from s8bqat_jax.data import store
+
+
+def _entries(sizes=(3, 0, 5)):
+  return [
+    store.Entry(np.arange(n, dtype=np.int16) - 2, f'text {n}', f's{n}')
+    for n in sizes
+  ]
+
+
+def _check(kept: store.Store, sizes=(3, 0, 5)):
+  assert list(kept.texts_N) == [f'text {n}' for n in sizes]
+  assert list(kept.speakers_N) == [f's{n}' for n in sizes]
+  for i, entry in enumerate(_entries(sizes)):
+    got_S = kept.samples_S[kept.offsets_N1[i] : kept.offsets_N1[i + 1]]
+    np.testing.assert_array_equal(got_S, entry.pcm_S)
+
+
+def test_round_trip(tmp_path):
+  _check(store.collect(_entries()))
+  store.write(tmp_path / 'a' / 'b', _entries())
+  _check(store.read(tmp_path / 'a' / 'b'))
+
+
+def test_it_is_made_once_and_leaves_nothing_else(tmp_path):
+  calls = []
+
+  def make():
+    calls.append(1)
+    return iter(_entries())
+
+  for _ in range(2):
+    _check(store.cached('name', str(tmp_path), make))
+  assert len(calls) == 1
+  assert os.listdir(tmp_path) == ['name']
+  _check(store.cached('name', 'none', make))
+  assert len(calls) == 2
+
+
+def test_a_failure_half_way_leaves_nothing(tmp_path):
+  def make():
+    yield _entries()[0]
+    raise RuntimeError('half way')
+
+  with pytest.raises(RuntimeError, match='half way'):
+    store.write(tmp_path / 'x', make())
+  assert os.listdir(tmp_path) == []
+
+
+def test_another_process_may_finish_first(tmp_path):
+  def make():
+    store.write(tmp_path / 'x', _entries())
+    yield from _entries()
+
+  store.write(tmp_path / 'x', make())
+  _check(store.read(tmp_path / 'x'))
+  assert os.listdir(tmp_path) == ['x']
+
+
+def test_a_damaged_store_says_what_to_delete(tmp_path):
+  store.write(tmp_path / 'x', _entries())
+  (tmp_path / 'x' / 'samples.int16').write_bytes(b'12')
+  with pytest.raises(ValueError, match='delete .*x, it is made again'):
+    store.read(tmp_path / 'x')
+
+
+def test_no_room_names_the_folder_and_the_way_out(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(OSError, match='cache='):
+    store.write(tmp_path / 'file' / 'x', _entries())
+
+
+def test_a_full_disk_names_the_way_out(tmp_path):
+  def make():
+    yield _entries()[0]
+    raise OSError(28, 'No space left on device')
+
+  with pytest.raises(OSError, match='make room there.*cache=DIR') as e:
+    store.write(tmp_path / 'x', make())
+  assert e.value.errno == 28
+  assert os.listdir(tmp_path) == []
+
+
+def test_default_folder(monkeypatch, tmp_path):
+  monkeypatch.setenv('S8BQAT_CACHE', str(tmp_path / 'own'))
+  assert store.default_folder() == tmp_path / 'own'
+  monkeypatch.delenv('S8BQAT_CACHE')
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  assert store.default_folder() == tmp_path / 's8bqat_jax'
+
+
+def test_cached_json(tmp_path):
+  values = iter([[1.5, 2], 'again'])
+  for _ in range(2):
+    got = store.cached_json('n', str(tmp_path), lambda: next(values))
+    assert got == [1.5, 2]
+  assert os.listdir(tmp_path) == ['n.json']

@@ -20,6 +20,7 @@ from s8bqat_jax.data.corpus import Table as Table
 from s8bqat_jax.data.corpus import Utterance as Utterance
 from s8bqat_jax.data.corpus import concat as concat
 from s8bqat_jax.data.corpus import subset as subset
+from s8bqat_jax.data.loader import Batch as Batch
 from s8bqat_jax.data.loader import Loader as Loader
 from s8bqat_jax.data.loader import make_loader as make_loader
 from s8bqat_jax.data.masking import SpecAugment as SpecAugment

@@ -77,6 +77,7 @@ def on_grid(values_K: jax.Array, scale: jax.Array) -> Codebook:
   return Codebook(jnp.sort(steps.astype(jnp.int8)), scale)
 
 
+@jax.jit
 def nearest(w: jax.Array, codebook: Codebook) -> jax.Array:
   """Returns the code of the nearest centroid of each weight.
 
@@ -132,6 +133,7 @@ def snap(w: jax.Array, codebook: Codebook) -> jax.Array:
   return qtensor.dequantize(quantize(w, codebook))
 
 
+@jax.jit
 def regions(w: jax.Array, codebook: Codebook) -> Regions:
   """Returns the two centroids around each weight.
 

@@ -24,8 +24,7 @@ Grid = Literal['int8'] | None
 
 # Grid steps tried, in units of the one whose 127 steps reach the outermost free
 # centroid: over a wide range first, then around the best.
-_WIDE = np.geomspace(0.25, 1.5, 13)
-_NARROW = np.geomspace(0.87, 1.15, 16)
+_SCALES = np.stack([np.geomspace(0.25, 1.5, 14), np.geomspace(0.87, 1.15, 14)])
 
 _GRID = np.arange(codebook_lib.INT8_MIN, codebook_lib.INT8_MAX + 1)
 _HALVES = np.arange(2 * _GRID[0], 2 * _GRID[-1] + 2)
@@ -90,7 +89,7 @@ def _fit_points(
   grid: Grid,
   dtype: Any,
 ) -> codebook_lib.Codebook:
-  """Points, not weights, so that tensors of all shapes share one compilation."""
+  """Of points, not weights: tensors of all shapes share one compilation."""
   free_K, _ = segments.segment(points, levels)
   if grid is None:
     values, scale = free_K.astype(dtype), jnp.ones((), dtype)
@@ -106,25 +105,23 @@ def _fit_on_grid(
   reach = jnp.max(jnp.abs(free_K)) / codebook_lib.INT8_MAX
   reach = jnp.where(reach > 0, reach, 1.0)
 
-  def try_scales(factors):
+  def one(scale):
+    cost, values_K = _values_on_grid(points, scale, len(free_K))
+    return cost * jnp.square(scale / reach), values_K
+
+  def search(around, factors):
+    factors = around * factors
     # Rounded as the artefact will hold it, before anything is fitted to it.
-    scales = jnp.maximum((reach * factors).astype(dtype), _smallest(dtype))
-
-    def one(scale):
-      cost, values_K = _values_on_grid(points, scale, len(free_K))
-      return cost * jnp.square(scale / reach), values_K
-
-    costs, values = jax.lax.map(one, scales.astype(jnp.float32))
+    scales = (reach * factors).astype(dtype)
+    scales = jnp.maximum(scales, jnp.finfo(dtype).tiny).astype(jnp.float32)
+    costs, values = jax.lax.map(one, scales)
     best = jnp.argmin(costs)
-    return values[best], scales[best], factors[best]
+    return factors[best], (values[best], scales[best])
 
-  _, _, factor = try_scales(jnp.asarray(_WIDE, jnp.float32))
-  values_K, scale, _ = try_scales(factor * jnp.asarray(_NARROW, jnp.float32))
-  return values_K, scale
-
-
-def _smallest(dtype: Any) -> jax.Array:
-  return jnp.asarray(jnp.finfo(dtype).tiny, dtype)
+  _, (values, scales) = jax.lax.scan(
+    search, jnp.ones(()), jnp.asarray(_SCALES, jnp.float32)
+  )
+  return values[-1], scales[-1].astype(dtype)
 
 
 def _values_on_grid(

@@ -31,7 +31,7 @@ Pair = tuple[jax.Array, jax.Array]  # a value as an unevaluated sum, high + low
 class Sums(NamedTuple):
   """Sums over the points before each of M + 1 cuts."""
 
-  count: jax.Array  # int32
+  counts: jax.Array  # int32
   first: Pair  # of x
   second: Pair  # of x^2
 
@@ -75,16 +75,16 @@ def _candidates(x_M: jax.Array, sums: Sums) -> jax.Array:
   by rank and by value: neither alone sees both the bulk and the tails.
   """
   half = _COARSE_CUTS // 2
-  ranks = (jnp.linspace(0.0, 1.0, half) * sums.count[-1]).astype(jnp.int32)
+  ranks = (jnp.linspace(0.0, 1.0, half) * sums.counts[-1]).astype(jnp.int32)
   blocks = jnp.sort(
     jnp.concatenate(
       [
-        jnp.searchsorted(sums.count, ranks),
+        jnp.searchsorted(sums.counts, ranks),
         jnp.searchsorted(x_M, jnp.linspace(x_M[0], x_M[-1], half)),
       ]
     )
   )
-  share = jnp.diff(sums.count[blocks]) / sums.count[-1]
+  share = jnp.diff(sums.counts[blocks]) / sums.counts[-1]
   width = jnp.diff(x_M[jnp.minimum(blocks, len(x_M) - 1)])
   held = jnp.cbrt(share * jnp.square(width))
   held = jnp.concatenate([jnp.zeros(1), jnp.cumsum(held)])
@@ -195,7 +195,7 @@ def _running(x_M: Pair) -> Pair:
 
 
 def _cost(sums: Sums, left: jax.Array, right: jax.Array) -> jax.Array:
-  """Returns the squared error of the points between two cuts about their mean."""
+  """Returns the squared error about their mean of the points between cuts."""
   mean, count = _means(sums, left, right)
   first = _between(sums.first, left, right)
   second = _between(sums.second, left, right)
@@ -210,7 +210,7 @@ def _cost(sums: Sums, left: jax.Array, right: jax.Array) -> jax.Array:
 def _means(
   sums: Sums, left: jax.Array, right: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  count = sums.count[right] - sums.count[left]
+  count = sums.counts[right] - sums.counts[left]
   first = _between(sums.first, left, right)
   pair = _pair_of_int(jnp.maximum(count, 1))
   mean = first[0] / pair[0]

@@ -1,0 +1,182 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from s8bqat_jax.quantizers import codebook, lloyd_max, summary
+from tests.quantizers import exact_dp
+
+N = 3000
+
+
+def _trained(rng):
+  """First layer of a small tanh network, trained until it fits a teacher."""
+  x = rng.standard_normal((256, 60))
+  y = np.tanh(x @ rng.standard_normal((60, 8)) / 3)
+  w, v = rng.standard_normal((60, 50)) / 8, rng.standard_normal((50, 8)) / 7
+  for _ in range(150):
+    h = np.tanh(x @ w)
+    error = (h @ v - y) / len(x)
+    w, v = (
+      w - 0.5 * x.T @ ((error @ v.T) * (1 - h * h)),
+      v - 0.5 * h.T @ error,
+    )
+  assert np.mean((np.tanh(x @ w) @ v - y) ** 2) < 0.2 * np.mean(y**2)
+  return w
+
+
+def _sample(name):
+  rng = np.random.default_rng(0)
+  w = {
+    'gaussian': lambda: rng.standard_normal(N),
+    'laplacian': lambda: rng.laplace(size=N),
+    'bimodal': lambda: rng.choice([-1, 1], N) + 0.1 * rng.standard_normal(N),
+    'sparse': lambda: rng.standard_normal(N) * (rng.random(N) < 0.2),
+    'heavy tails': lambda: rng.standard_t(2, N),
+    'trained': lambda: _trained(rng),
+  }[name]()
+  return w.astype(np.float32)
+
+
+SAMPLES = (
+  'gaussian',
+  'laplacian',
+  'bimodal',
+  'sparse',
+  'heavy tails',
+  'trained',
+)
+
+
+@pytest.mark.parametrize('levels', [2, 16, 128])
+@pytest.mark.parametrize('name', SAMPLES)
+def test_free_centroids_match_exact_dynamic_programming(name, levels):
+  w = _sample(name)
+  book = lloyd_max.fit(w, levels, grid=None)
+  ours = exact_dp.distortion(w, codebook.centroids(book))
+  assert ours <= 1.001 * exact_dp.free(w, levels)
+
+
+@pytest.mark.parametrize('levels', [2, 16])
+@pytest.mark.parametrize('name', SAMPLES)
+def test_grid_centroids_are_the_best_values_of_their_grid(name, levels):
+  w = _sample(name)
+  book = lloyd_max.fit(w, levels)
+  assert book.values.dtype == jnp.int8
+  assert np.all(np.diff(np.asarray(book.values, int)) > 0)
+  ours = exact_dp.distortion(w, codebook.centroids(book))
+  assert ours <= 1.001 * exact_dp.on_grid(w, levels, book.scale)
+
+
+@pytest.mark.parametrize('name', [s for s in SAMPLES if s != 'heavy tails'])
+def test_the_grid_costs_little_at_four_bits(name):
+  """The scale is chosen well: 256 values at hand, 16 wanted.
+
+  Not so for a Student t of two degrees, whose outermost centroid is a thousand
+  times its innermost: no grid of 256 equal steps holds both.
+  """
+  w = _sample(name)
+  book = lloyd_max.fit(w, 16)
+  ours = exact_dp.distortion(w, codebook.centroids(book))
+  assert ours <= 1.05 * exact_dp.free(w, 16)
+
+
+@pytest.mark.parametrize('name', ['heavy tails', 'sparse'])
+def test_a_histogram_of_a_large_tensor_is_as_good_as_its_weights(name):
+  rng = np.random.default_rng(1)
+  w = {
+    'heavy tails': lambda n: rng.standard_t(1.5, n),
+    'sparse': lambda n: rng.standard_normal(n) * (rng.random(n) < 0.1),
+  }[name](summary.SIZE + 20_000).astype(np.float32)
+  points = summary.summarize(jnp.asarray(w))
+  assert int(points.counts_M.sum()) == len(w)
+  assert np.all(np.diff(points.means_M) >= 0)
+  np.testing.assert_allclose(
+    np.average(points.means_M, weights=points.counts_M), w.mean(), atol=1e-5
+  )
+  book = lloyd_max.fit(w, 16, grid=None)
+  ours = exact_dp.distortion(w, codebook.centroids(book))
+  assert ours <= 1.001 * exact_dp.free(w, 16)
+
+
+def test_exact_oracle_agrees_with_trying_every_partition():
+  w = np.random.default_rng(2).standard_normal(9)
+  x = np.sort(w)
+  best = min(
+    sum(np.var(run) * len(run) for run in np.split(x, cuts)) / len(x)
+    for cuts in itertools.combinations(range(1, len(x)), 2)
+  )
+  assert exact_dp.free(w, 3) == pytest.approx(best)
+
+
+@pytest.mark.parametrize('levels', [2, 16])
+@pytest.mark.parametrize(
+  'w',
+  [[0.3], [0.5, -0.25], [1.0, 2.0, 4.0], [0.7] * 50, [0.0] * 7, [-3.0] * 2],
+  ids=['one', 'two', 'three', 'constant', 'zero', 'negative'],
+)
+def test_tiny_and_constant_tensors(w, levels):
+  w = np.asarray(w, np.float32)
+  free = lloyd_max.fit(w, levels, grid=None)
+  if len(set(w)) <= levels:
+    np.testing.assert_array_equal(codebook.snap(w, free), w)
+  grid = lloyd_max.fit(w, levels)
+  assert float(grid.scale) > 0
+  error = exact_dp.distortion(w, codebook.centroids(grid))
+  assert error <= exact_dp.free(w, levels) + (0.01 * np.abs(w).max()) ** 2
+
+
+def test_a_huge_constant_tensor_is_represented_exactly():
+  w = np.full(summary.SIZE + 1, 0.1, np.float32)
+  book = lloyd_max.fit(w, 2, grid=None)
+  np.testing.assert_array_equal(codebook.snap(w, book), w)
+
+
+_fit_inside_jit = jax.jit(lambda w: lloyd_max.fit(w, 2, grid=None))
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
+def test_not_finite_is_an_error_outside_jit_and_a_nan_scale_inside(bad):
+  w = np.array([1.0, bad, 2.0, 3.0], np.float32)
+  with pytest.raises(ValueError, match='NaN or infinity'):
+    lloyd_max.fit(w, 2)
+  inside = _fit_inside_jit(w)
+  assert np.isnan(inside.scale)
+
+
+def test_arguments_are_checked():
+  w = np.ones(4, np.float32)
+  with pytest.raises(ValueError, match='2..256, got 257'):
+    lloyd_max.fit(w, 257)
+  with pytest.raises(ValueError, match="'int8' or None, got 'int4'"):
+    lloyd_max.fit(w, 4, grid='int4')
+  with pytest.raises(ValueError, match='floating point, got int32'):
+    lloyd_max.fit(np.ones(4, np.int32), 4)
+  with pytest.raises(ValueError, match=r'no weights \(shape \(0, 3\)\)'):
+    lloyd_max.fit(np.ones((0, 3), np.float32), 4)
+
+
+def test_vmap_over_stacked_layers_is_the_same_as_one_by_one():
+  w = np.stack([_sample('gaussian'), _sample('laplacian')])
+  stacked = jax.vmap(lambda w: lloyd_max.fit(w, 2))(w)
+  for i in range(2):
+    alone = lloyd_max.fit(w[i], 2)
+    np.testing.assert_array_equal(stacked.values[i], alone.values)
+    np.testing.assert_allclose(stacked.scale[i], alone.scale, rtol=1e-6)
+
+
+def test_bfloat16_keeps_its_dtype_and_its_accuracy():
+  w = jnp.asarray(_sample('gaussian'), jnp.bfloat16)
+  book = lloyd_max.fit(w, 16)
+  assert book.scale.dtype == jnp.bfloat16
+  ours = exact_dp.distortion(w, codebook.centroids(book))
+  assert ours <= 1.03 * exact_dp.free(w, 16)
+
+
+def test_distortion_is_the_mean_squared_error():
+  w = _sample('gaussian')
+  book = lloyd_max.fit(w, 16)
+  expected = exact_dp.distortion(w, codebook.centroids(book))
+  assert float(lloyd_max.distortion(w, book)) == pytest.approx(expected)

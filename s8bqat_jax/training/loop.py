@@ -126,7 +126,7 @@ def train(
     while step < config.steps:
       state, metrics = update(state, next(source))
       step += 1
-      pending.append({**metrics, 'in_a_row': state.skipped_in_a_row})
+      pending.append(metrics)
       bar.update()
       last = step == config.steps
       if step % config.log_every == 0 or last:
@@ -177,7 +177,7 @@ def _summary(pending: list[dict[str, jax.Array]]) -> dict[str, float]:
   values = {}
   for name in fetched[0]:
     column = np.asarray([record[name] for record in fetched], np.float64)
-    if name in ('skipped', 'in_a_row', 'learning_rate'):
+    if name in ('skipped', 'skipped_in_a_row', 'learning_rate'):
       values[name] = float(column[-1])
     else:
       finite = column[np.isfinite(column)]
@@ -186,7 +186,7 @@ def _summary(pending: list[dict[str, jax.Array]]) -> dict[str, float]:
 
 
 def _check_finite(values: dict[str, float], step: int, config: LoopConfig):
-  in_a_row = int(values.pop('in_a_row'))
+  in_a_row = int(values.pop('skipped_in_a_row'))
   if in_a_row >= config.max_skipped:
     raise FloatingPointError(
       f'the loss or its gradient was not finite in the last {in_a_row} steps '

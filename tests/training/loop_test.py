@@ -109,7 +109,11 @@ def test_two_processes_train_and_checkpoint_together(tmp_path):
 def _plain_update(state, batch):
   del batch
   step = state.step + 1
-  return state._replace(step=step), {'loss': jnp.zeros(()), 'skipped': step * 0}
+  return state._replace(step=step), {
+    'loss': jnp.zeros(()),
+    'skipped': step * 0,
+    'skipped_in_a_row': step * 0,
+  }
 
 
 def _train(evaluate, tmp_path=None, **config):

@@ -68,7 +68,7 @@ def run(workdir, steps, devices=None, report=lambda step: None, **config):
       yield training.shard_batch(batch_at(i), mesh)
 
   return training.train(
-    jax.jit(step.update),
+    jax.jit(step.update, donate_argnums=0),
     training.replicate(step.init(init_params(), seed=1), mesh),
     batches,
     training.LoopConfig(

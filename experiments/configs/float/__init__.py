@@ -1,0 +1,34 @@
+"""Floating-point baselines of the protocol's tasks, in five sizes."""
+
+# Widths of two LSTM layers and the rest, so that the whole model has about the
+# number of parameters in its name (with 40 mel bands and a few dozen labels).
+SIZES = {
+  '30k': {'encoder': 36, 'predictor': 16, 'embed': 12, 'joint': 32},
+  '90k': {'encoder': 72, 'predictor': 32, 'embed': 16, 'joint': 48},
+  '200k': {'encoder': 116, 'predictor': 48, 'embed': 24, 'joint': 64},
+  '450k': {'encoder': 184, 'predictor': 64, 'embed': 32, 'joint': 96},
+  '1m': {'encoder': 288, 'predictor': 96, 'embed': 32, 'joint': 128},
+}
+
+
+def set_size(config, size: str) -> None:
+  """Writes the widths of a named size into `config.model`."""
+  if size not in SIZES:
+    raise ValueError(f'size {size!r} is not one of {", ".join(SIZES)}')
+  widths = SIZES[size]
+  config.model.encoder_layers = 2
+  config.model.encoder_width = widths['encoder']
+  config.model.predictor_width = widths['predictor']
+  config.model.embed_width = widths['embed']
+  config.model.joint_width = widths['joint']
+
+
+def arguments(text: str | None, **defaults: str) -> dict[str, str]:
+  """Reads `name=value,name=value`, the part of --config after the colon."""
+  given = dict(item.split('=', 1) for item in (text or '').split(',') if item)
+  unknown = sorted(set(given) - set(defaults))
+  if unknown:
+    raise ValueError(
+      f'this config takes {", ".join(defaults)}, not {unknown[0]!r}'
+    )
+  return {**defaults, **given}

@@ -1,0 +1,41 @@
+"""Task B: strings of isolated Arabic words, real speech of 24 speakers.
+
+  --config=experiments/configs/float/asc_strings.py:size=90k,fold=0,words=all
+
+Four folds of six evaluation speakers; the development speakers come from the
+training side. `words=digits` keeps the ten digits only.
+"""
+
+from experiments.configs import common
+from experiments.configs import float as float_configs
+
+_DIGITS = 'zero,one,two,three,four,five,six,seven,eight,nine'
+
+
+def get_config(text=None):
+  """Returns the config of one size and fold."""
+  args = float_configs.arguments(
+    text, size='90k', fold='0', words='all', seed='0', data='../shared/data'
+  )
+  config = common.default()
+  config.seed = int(args['seed'])
+  config.tokenizer = 'word'
+  corpus = f'manifest:{args["data"]}/asc_commands/metadata.csv'
+  options = f'folds=4&fold={args["fold"]}&compose=3-6&snr=0-20'
+  if args['words'] == 'digits':
+    options += f'&texts={_DIGITS}'
+  config.data.train = f'{corpus}?{options}&split=train&passes=10'
+  config.data.dev = f'{corpus}?{options}&split=dev'
+  config.data.eval = f'{corpus}?{options}&split=eval'
+  config.data.num_buckets = 3
+  config.perturb.speeds = (0.9, 0.95, 1.0, 1.05, 1.1)
+  config.model.stack = 4
+  config.model.reduce_after = (0,)
+  config.model.dropout = 0.1
+  float_configs.set_size(config, args['size'])
+  config.train.steps = 6000
+  config.train.learning_rate = 4e-3
+  config.train.ctc_weight = 0.3
+  config.train.average_decay = 0.998
+  config.train.eval_every = 1000
+  return config

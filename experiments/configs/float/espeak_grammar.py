@@ -1,0 +1,32 @@
+"""Task A: 40 h of synthesized sentences of a closed grammar, 0-20 dB noise.
+
+  --config=experiments/configs/float/espeak_grammar.py:size=90k
+
+Synthetic speech: enough words to resolve 5% relative. Voices, one accent and
+the sentences of dev and eval appear nowhere in training.
+"""
+
+from experiments.configs import common
+from experiments.configs import float as float_configs
+
+
+def get_config(text=None):
+  """Returns the config of one size and seed."""
+  args = float_configs.arguments(text, size='90k', seed='0')
+  config = common.default()
+  config.seed = int(args['seed'])
+  config.tokenizer = 'char'
+  config.data.train = 'espeak:grammar?split=train&hours=40&snr=0-20'
+  config.data.dev = 'espeak:grammar?split=dev&utterances=400&snr=0-20'
+  config.data.eval = 'espeak:grammar?split=eval&utterances=4000&snr=0-20'
+  config.data.batch_size = 32
+  config.model.stack = 3
+  config.model.reduce_after = (0,)
+  float_configs.set_size(config, args['size'])
+  config.train.steps = 8000
+  config.train.learning_rate = 4e-3
+  config.train.warmup_steps = 200
+  config.train.ctc_weight = 0.3
+  config.train.average_decay = 0.998
+  config.train.eval_every = 2000
+  return config

@@ -1,0 +1,177 @@
+"""A recognizer: model, front end and tokenizer wired into pure functions.
+
+Everything an experiment does with a transducer goes through here: the training
+loss, decoding and scoring. It holds no weights; those are always passed in, so
+that a quantizer's views and a packed file's decoded weights take the same way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from s8bqat_jax import data, losses
+from s8bqat_jax.models import rnnt
+from s8bqat_jax.speech import decode, features, normalize, tokenizers
+
+Params = Any
+_DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Recognizer:
+  """Pure functions of one recognizer.
+
+  Attributes:
+    model: the transducer.
+    log_mel: the front end.
+    normalization: of its features.
+    tokenizer: text to labels and back.
+    augment: SpecAugment of the training features, or None.
+    ctc_weight: share of the auxiliary CTC loss, 0 for none.
+  """
+
+  model: rnnt.RNNT
+  log_mel: features.LogMel
+  normalization: normalize.GlobalNorm
+  tokenizer: tokenizers.Tokenizer
+  augment: data.SpecAugment | None = None
+  ctc_weight: float = 0.0
+
+  @property
+  def samples_per_frame(self) -> int:
+    """Audio samples that one encoder frame advances by."""
+    return self.log_mel.hop * self.model.subsampling
+
+  def init(self, key: jax.Array) -> Params:
+    """Returns fresh params."""
+    feats = jnp.zeros((1, 2 * self.model.subsampling, self.log_mel.num_mels))
+    length, labels = jnp.array([feats.shape[1]]), jnp.zeros((1, 1), jnp.int32)
+    return self.model.init(key, feats, length, labels)['params']
+
+  def features(
+    self, audio_BxS: jax.Array, lengths_B: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    """Returns normalized feats_BxTxF and their lengths_B."""
+    feats, lengths = features.log_mel(self.log_mel, audio_BxS, lengths_B)
+    return self.normalization(feats), lengths
+
+  def loss(
+    self, params: Params, batch: Mapping[str, jax.Array], key: jax.Array
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The training loss: mean negative log-likelihood of the transcripts.
+
+    Args:
+      params: of the model.
+      batch: as `data.loader` makes them.
+      key: of SpecAugment and dropout.
+
+    Returns:
+      The loss, and {"rnnt", "ctc"} as metrics.
+    """
+    augment_key, *drop_keys = jax.random.split(key, 3)
+    feats, lengths = self.features(batch['audio_BxS'], batch['audio_lengths_B'])
+    if self.augment is not None:
+      feats = data.spec_augment(augment_key, feats, lengths, self.augment)
+    apply = functools.partial(
+      self.model.apply, {'params': params}, deterministic=False
+    )
+    enc, lengths = apply(
+      feats, lengths, method='encode', rngs={'dropout': drop_keys[0]}
+    )
+    labels, label_lengths = batch['labels_BxU'], batch['label_lengths_B']
+    pred = apply(labels, method='predict', rngs={'dropout': drop_keys[1]})
+    bound = self.model.bind({'params': params})
+    # A padding row has no frames and no labels: its loss is 0.
+    lengths = jnp.where(batch['weights_B'] > 0, lengths, 0)
+    total = jnp.maximum(batch['weights_B'].sum(), 1.0)
+    nll_B = losses.rnnt_loss(
+      bound.joint, enc, pred, labels, lengths, label_lengths
+    )
+    aux = {'rnnt': nll_B.sum() / total}
+    value = aux['rnnt']
+    if self.ctc_weight:
+      ctc_B = losses.ctc_loss(
+        bound.ctc_logits(enc), labels, lengths, label_lengths
+      )
+      aux['ctc'] = ctc_B.sum() / total
+      value = (1 - self.ctc_weight) * value + self.ctc_weight * aux['ctc']
+    return value, aux
+
+  def transducer(self, params: Params) -> decode.Transducer:
+    """Returns what decoding needs, over `params`."""
+    bound = self.model.bind({'params': params})
+    return decode.Transducer(
+      bound.initial_prediction, bound.predict_step, bound.joint
+    )
+
+  def encode(
+    self, params: Params, audio_BxS: jax.Array, lengths_B: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    """Returns enc_BxSxD and its lengths_B, from samples."""
+    feats, lengths = self.features(audio_BxS, lengths_B)
+    return self.model.apply({'params': params}, feats, lengths, method='encode')
+
+  def greedy(
+    self, params: Params, audio_BxS: jax.Array, lengths_B: jax.Array
+  ) -> decode.Decoded:
+    """Returns the greedy transcripts of a batch of recordings."""
+    enc, lengths = self.encode(params, audio_BxS, lengths_B)
+    return decode.greedy(self.transducer(params), enc, lengths)
+
+  def to_config(self) -> dict[str, Any]:
+    """Returns all of it but the weights, JSON-able."""
+    model = {
+      field.name: getattr(self.model, field.name)
+      for field in dataclasses.fields(self.model)
+      if field.name not in ('parent', 'name', 'dtype')
+    }
+    return {
+      'model': {**model, 'dtype': jnp.dtype(self.model.dtype).name},
+      'log_mel': dataclasses.asdict(self.log_mel),
+      'normalization': self.normalization.to_config(),
+      'tokenizer': self.tokenizer.to_config(),
+    }
+
+
+def from_config(config: Mapping[str, Any]) -> Recognizer:
+  """Returns the recognizer whose `to_config` this is."""
+  return Recognizer(
+    model=make_model(config['model']),
+    log_mel=features.LogMel(**config['log_mel']),
+    normalization=normalize.GlobalNorm.from_config(config['normalization']),
+    tokenizer=tokenizers.tokenizer_from_config(config['tokenizer']),
+  )
+
+
+def make_model(config: Mapping[str, Any], **overrides: Any) -> rnnt.RNNT:
+  """Returns the model of a config section.
+
+  Args:
+    config: fields of `rnnt.RNNT`; dtype by name.
+    **overrides: fields that are not in the config.
+
+  Raises:
+    ValueError: naming a field that the model does not have.
+  """
+  config = ml_collections.ConfigDict(config).to_dict()
+  known = {f.name for f in dataclasses.fields(rnnt.RNNT)}
+  unknown = sorted(set(config) - known)
+  if unknown:
+    raise ValueError(
+      f'config.model has no field {unknown[0]!r}; fields: '
+      + ', '.join(sorted(known - {'parent', 'name'}))
+    )
+  dtype = config.pop('dtype', 'float32')
+  if dtype not in _DTYPES:
+    raise ValueError(
+      f'config.model.dtype is {dtype!r}, expected one of {list(_DTYPES)}'
+    )
+  config['reduce_after'] = tuple(config.get('reduce_after', ()))
+  return rnnt.RNNT(**{**config, 'dtype': _DTYPES[dtype], **overrides})

@@ -1,0 +1,114 @@
+"""Decoding a corpus and counting errors: training, evaluation and demo alike."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from tqdm import tqdm
+
+from experiments.recognizer import Recognizer
+from s8bqat_jax import data
+from s8bqat_jax.speech import wer
+
+
+class Hypothesis(NamedTuple):
+  """One recognized utterance; a line of a hypothesis file."""
+
+  utt_id: str
+  speaker: str
+  reference: str
+  hypothesis: str
+
+
+class _NoLabels:
+  """Evaluation compares texts, so unknown characters are no obstacle."""
+
+  def encode(self, text: str) -> list[int]:
+    del text
+    return []
+
+
+class Scorer:
+  """Decodes one corpus with one recognizer, under any weights.
+
+  The decoder is compiled once per batch shape, whatever the weights.
+  """
+
+  def __init__(
+    self,
+    recognizer: Recognizer,
+    corpus: data.Corpus,
+    batch_size: int = 32,
+    beam: int = 1,
+  ):
+    self.recognizer, self.corpus = recognizer, corpus
+    self._loader = data.make_loader(
+      corpus,
+      _NoLabels(),
+      batch_size=batch_size,
+      num_buckets=2,
+      train=False,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+    search = recognizer.greedy if beam == 1 else recognizer.beam_search(beam)
+    self._decode = jax.jit(search)
+
+  def hypotheses(
+    self, params: Any, progress: bool = False
+  ) -> Iterator[Hypothesis]:
+    """Yields this process's utterances, recognized."""
+    steps = self._loader.steps_per_epoch
+    batches = self._loader.batches(0, steps)
+    for batch in tqdm(batches, total=steps, unit='batch', disable=not progress):
+      decoded = jax.device_get(
+        self._decode(params, batch['audio_BxS'], batch['audio_lengths_B'])
+      )
+      for row, index in enumerate(batch['indices_B'].tolist()):
+        if index >= 0:
+          labels = decoded.labels_BxN[row, : decoded.lengths_B[row]]
+          yield Hypothesis(
+            self.corpus.utt_ids_N[index],
+            self.corpus.speakers_N[index],
+            self.corpus.texts_N[index],
+            self.recognizer.tokenizer.decode(labels.tolist()),
+          )
+
+  def rates(self, params: Any) -> dict[str, float]:
+    """Returns wer and cer in percent over all processes, and the words."""
+    counts = count(list(self.hypotheses(params)))
+    totals = np.array([x.sum() for x in counts], np.int64)
+    if jax.process_count() > 1:
+      totals = multihost_utils.process_allgather(totals).sum(0)
+    word_errors, words, char_errors, chars = totals.tolist()
+    return {
+      'wer': 100 * word_errors / max(words, 1),
+      'cer': 100 * char_errors / max(chars, 1),
+      'words': words,
+    }
+
+
+def count(hypotheses: Sequence[Hypothesis]) -> wer.ErrorCounts:
+  """Returns the error counts of each utterance."""
+  return wer.count_errors(
+    [h.reference for h in hypotheses], [h.hypothesis for h in hypotheses]
+  )
+
+
+def write_hypotheses(
+  path: os.PathLike | str, hypotheses: Sequence[Hypothesis]
+) -> None:
+  """Writes one JSON line an utterance, in the order of their names."""
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_name(path.name + '.partial')
+  lines = [json.dumps(h._asdict()) for h in sorted(hypotheses)]
+  partial.write_text(''.join(line + '\n' for line in lines))
+  os.replace(partial, path)

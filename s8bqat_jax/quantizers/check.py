@@ -63,7 +63,7 @@ def check_quantizer(
   """
   state = quantizer.init(params)
   _require(isinstance(state, types.State), 'init must return a State')
-  _check_tracing(quantizer, params, state)
+  _check_forms(quantizer, params, state)
   compiled = jax.jit(lambda *args: _run(quantizer, *args))
   # As NumPy arrays: comparing is then free of a compilation for each shape.
   run = lambda *args: jax.device_get(compiled(*args))
@@ -71,9 +71,8 @@ def check_quantizer(
   for step in steps:
     outcome = run(tried, carried_on, _ctx(step))
     _check_encoded(tried, outcome)
-    _check_views(tried, outcome, ships_what_it_sees)
-    _check_scalars(outcome)
-    _check_updated(tried, carried_on, outcome)
+    _check_views(outcome, ships_what_it_sees)
+    _check_finite(outcome)
     tried, carried_on = outcome.params, outcome.state
   _check_encoded(tried, run(tried, carried_on, _ctx(steps[-1] + 1)))
   _check_vmap(quantizer, run, params)
@@ -130,30 +129,58 @@ def _require(ok: Any, promise: str) -> None:
     raise AssertionError(promise)
 
 
-def _check_tracing(
+def _check_forms(
   quantizer: types.Quantizer, params: types.Params, state: types.State
 ) -> None:
-  """Each function by itself, so that an error names it."""
-  inside = (params, state, _ctx(0))
-  for name, args in (
-    ('init', (params,)),
-    ('views', inside),
-    ('penalty', inside),
-    ('encode', inside[:2]),
-    ('after_update', inside),
-    ('metrics', inside[:2]),
-  ):
+  """Traces each function by itself, so that an error names it."""
+
+  def trace(name, *args):
     try:
-      result = jax.eval_shape(getattr(quantizer, name), *args)
+      return jax.eval_shape(getattr(quantizer, name), *args)
     except jax.errors.JAXTypeError as error:
       raise AssertionError(f'{name} does not run under jit: {error}') from error
-    if name == 'init':
-      _same_form(result, state, 'init under jit')
-    if name == 'penalty':
-      _require(
-        getattr(result, 'shape', None) == (),
-        f'penalty must be a scalar, got {result}',
-      )
+
+  ctx = _ctx(0)
+  _same_form(trace('init', params), state, 'init under jit')
+  branches = trace('views', params, state, ctx)
+  _require(branches, 'views must return at least one branch')
+  for branch, seen in branches.items():
+    _same_form(seen, params, f'views: branch {branch!r}')
+  value = trace('penalty', params, state, ctx)
+  _require(value.shape == (), f'penalty must be a scalar, got {value}')
+  for name, value in trace('metrics', params, state).items():
+    _require(value.shape == (), f'metric {name!r} must be a scalar')
+  shipped = trace('encode', params, state)
+  names = list(trees.named(params))
+  found = list(trees.named(shipped))
+  _require(found == names, f'encode: leaves {found}, expected {names}')
+  _require(
+    any(map(qtensor.is_qtensor, trees.named(shipped).values())),
+    f'encode yields no QTensor among {names}',
+  )
+  _same_form(jax.eval_shape(qtensor.decode, shipped), params, 'decode(encode)')
+  new, new_state, moved = trace('after_update', params, state, ctx)
+  _same_form(new, params, 'after_update: params')
+  _same_form(new_state, state, 'after_update: state')
+  flags = trees.named(moved)
+  for name, w in trees.named(params).items():
+    flag: Any = flags.get(name)
+    _require(
+      flag is not None and flag.dtype == bool,
+      f'after_update: moved must have booleans for {name}, got {flag}',
+    )
+    _require(
+      _broadcasts(flag.shape, w.shape),
+      f'after_update: moved for {name} has shape {flag.shape}, which does not '
+      f'broadcast to {w.shape}',
+    )
+
+
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+  try:
+    return np.broadcast_shapes(shape, to) == to
+  except ValueError:
+    return False
 
 
 def _same_form(new: Any, old: Any, what: str) -> None:
@@ -208,17 +235,8 @@ def _finite(tree: Any) -> bool:
 
 
 def _check_encoded(params: types.Params, outcome: _Outcome) -> None:
-  shipped, weights = trees.named(outcome.encoded), trees.named(params)
-  _require(
-    list(shipped) == list(weights),
-    f'encode: leaves {list(shipped)}, expected {list(weights)}',
-  )
-  _require(
-    any(map(qtensor.is_qtensor, shipped.values())),
-    f'encode yields no QTensor among {list(weights)}',
-  )
-  _same_form(outcome.decoded, params, 'decode(encode)')
-  for name, leaf in shipped.items():
+  weights = trees.named(params)
+  for name, leaf in trees.named(outcome.encoded).items():
     if qtensor.is_qtensor(leaf):
       qtensor.check(leaf, f'encode: {name}')
     else:
@@ -231,12 +249,7 @@ def _check_encoded(params: types.Params, outcome: _Outcome) -> None:
   )
 
 
-def _check_views(
-  params: types.Params, outcome: _Outcome, ships_what_it_sees: bool
-) -> None:
-  _require(outcome.branches, 'views must return at least one branch')
-  for branch, seen in outcome.branches.items():
-    _same_form(seen, params, f'views: branch {branch!r}')
+def _check_views(outcome: _Outcome, ships_what_it_sees: bool) -> None:
   shipped = trees.named(outcome.encoded)
   if ships_what_it_sees:
     main = trees.named(outcome.branches[types.MAIN])
@@ -252,45 +265,18 @@ def _check_views(
   _require(_finite(learned_grads), 'gradient of learned state is not finite')
 
 
-def _check_scalars(outcome: _Outcome) -> None:
+def _check_finite(outcome: _Outcome) -> None:
   value = outcome.penalty
   _require(_finite(value), f'penalty must be finite, got {value}')
   _require(
     _finite(outcome.penalty_grads), 'gradient of the penalty is not finite'
   )
   for name, value in outcome.metrics.items():
-    _require(
-      value.shape == () and _finite(value),
-      f'metric {name!r} must be a finite scalar, got {value}',
-    )
-
-
-def _check_updated(
-  params: types.Params, state: types.State, outcome: _Outcome
-) -> None:
-  _same_form(outcome.params, params, 'after_update: params')
-  _same_form(outcome.state, state, 'after_update: state')
+    _require(_finite(value), f'metric {name!r} must be finite, got {value}')
   _require(
     _finite((outcome.params, outcome.state)),
     'after_update: a value is not finite',
   )
-  moved = trees.named(outcome.moved)
-  for name, w in trees.named(params).items():
-    flag = moved.get(name)
-    _require(
-      flag is not None and flag.dtype == bool,
-      f'after_update: moved must have booleans for {name}, got {flag}',
-    )
-    shape = np.asarray(flag).shape
-    try:
-      fits = np.broadcast_shapes(shape, w.shape) == w.shape
-    except ValueError:
-      fits = False
-    _require(
-      fits,
-      f'after_update: moved for {name} has shape {shape}, which does not '
-      f'broadcast to {w.shape}',
-    )
 
 
 def _check_vmap(quantizer: types.Quantizer, run: Any, params: Any) -> None:

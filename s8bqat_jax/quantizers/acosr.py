@@ -20,15 +20,18 @@ import optax
 
 from s8bqat_jax.artifacts import qtensor
 from s8bqat_jax.quantizers import codebook as books
-from s8bqat_jax.quantizers import mracos, types, uniform
 from s8bqat_jax.quantizers import rules as rule_lib
+from s8bqat_jax.quantizers import types
+from s8bqat_jax.quantizers.mracos import FLOW, mracos
+from s8bqat_jax.quantizers.uniform import mse_scale
+from s8bqat_jax.quantizers.uniform import quantize as round_to_grid
 
 
 def acosr(
   rules: rule_lib.Rules,
   *,
   pressure: optax.ScalarOrSchedule,
-  coupling: str = mracos.FLOW,
+  coupling: str = FLOW,
 ) -> types.Quantizer:
   """Gathers weights at the points of a uniform grid fitted at the start.
 
@@ -42,7 +45,7 @@ def acosr(
   Returns:
     The Quantizer, with the metrics of `mracos`.
   """
-  return mracos.mracos(
+  return mracos(
     rules, pressure=pressure, coupling=coupling, fit=_fit, quantize=_quantize
   )
 
@@ -50,10 +53,8 @@ def acosr(
 def _fit(w: jax.Array, levels: int) -> books.Codebook:
   low, high = qtensor.uniform_range(levels)
   values = [-1, 1] if levels == 2 else range(low, high + 1)
-  return books.Codebook(
-    jnp.array(list(values), jnp.int8), uniform.mse_scale(w, levels)
-  )
+  return books.Codebook(jnp.array(list(values), jnp.int8), mse_scale(w, levels))
 
 
 def _quantize(w: jax.Array, book: books.Codebook) -> qtensor.QTensor:
-  return uniform.quantize(w, book.scale, len(book.values))
+  return round_to_grid(w, book.scale, len(book.values))

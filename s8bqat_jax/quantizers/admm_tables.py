@@ -15,7 +15,8 @@ import jax.numpy as jnp
 
 from s8bqat_jax.artifacts import qtensor
 from s8bqat_jax.quantizers import codebook as books
-from s8bqat_jax.quantizers import lloyd_max
+from s8bqat_jax.quantizers.lloyd_max import distortion
+from s8bqat_jax.quantizers.lloyd_max import fit as fit_lloyd_max
 
 _CANDIDATES = 48
 _TURNS = 4  # of alternation
@@ -141,7 +142,7 @@ def improve_centroids(
 
 
 def _fit_lloyd_max(weights: Sequence[jax.Array], levels: int):
-  return lloyd_max.fit(_joined(weights), levels)
+  return fit_lloyd_max(_joined(weights), levels)
 
 
 def _scaled(levels_of: Callable[[int], list[int]]):
@@ -156,7 +157,7 @@ def _scaled(levels_of: Callable[[int], list[int]]):
     scales = widest * jnp.geomspace(finest, 1.0, _CANDIDATES)
     scales = jnp.maximum(scales, jnp.finfo(w.dtype).tiny).astype(w.dtype)
     errors = jax.lax.map(
-      lambda s: lloyd_max.distortion(w, books.Codebook(values, s)), scales
+      lambda s: distortion(w, books.Codebook(values, s)), scales
     )
     best = books.Codebook(values, scales[jnp.argmin(errors)])
     return improve_scale([w], best)

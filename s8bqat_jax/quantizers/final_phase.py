@@ -56,6 +56,9 @@ def with_final_phase(
   def init(params: types.Params) -> types.State:
     state = quantizer.init(params)
     shipped = quantized(quantizer.encode(params, state))
+    # Copies: a codebook may be the very buffer that `state` holds, and a
+    # caller can't donate one buffer twice.
+    shipped = jax.tree.map(jnp.copy, shipped)
     return outer(state, shipped, jnp.zeros((), bool))
 
   def views(

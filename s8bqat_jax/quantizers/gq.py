@@ -18,9 +18,10 @@ import jax.numpy as jnp
 
 from s8bqat_jax.artifacts import qtensor
 from s8bqat_jax.quantizers import codebook as books
-from s8bqat_jax.quantizers import lift, lloyd_max, types
+from s8bqat_jax.quantizers import lift, types
 from s8bqat_jax.quantizers import rules as rule_lib
-from s8bqat_jax.quantizers import straight_through as ste
+from s8bqat_jax.quantizers.lloyd_max import fit as fit_lloyd_max
+from s8bqat_jax.quantizers.straight_through import replace
 
 _NEIGHBORS = 4
 _UNTIL = 0.8  # of the steps, then the choice stays hard
@@ -81,7 +82,7 @@ def gq(
   first, last = hardness
 
   def init(w, spec):
-    real = books.centroids(lloyd_max.fit(w, spec.levels)).astype(jnp.float32)
+    real = books.centroids(fit_lloyd_max(w, spec.levels)).astype(jnp.float32)
     unit = jnp.max(jnp.abs(w)).astype(jnp.float32)
     unit = jnp.where(unit > 0, unit, 1.0)
     return types.State(compand(real / unit, mu), unit)
@@ -97,7 +98,7 @@ def gq(
     """The companded centroids, sorted; gradients pass through the rounding."""
     shipped = books.centroids(codebook(state, dtype)).astype(jnp.float32)
     shipped = compand(shipped / state.carried, mu)
-    return ste.replace(jnp.sort(state.learned), shipped)
+    return replace(jnp.sort(state.learned), shipped)
 
   def quantize(w, state, spec):
     # Nearest in the companded space, where training chooses.

@@ -24,8 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from s8bqat_jax.artifacts import qtensor
-from s8bqat_jax.quantizers import straight_through, types
 from s8bqat_jax.quantizers import tree as trees
+from s8bqat_jax.quantizers import types
+from s8bqat_jax.quantizers.straight_through import straight_through
 
 
 def hard_compressor(
@@ -91,7 +92,7 @@ def loss_at_codes(quantizer: types.Quantizer, every: int) -> types.Quantizer:
     ValueError: if `every` is less than 1.
   """
   _check_every(every)
-  emulated = straight_through.straight_through(quantizer)
+  emulated = straight_through(quantizer)
 
   def views(
     params: types.Params, state: types.State, ctx: types.Ctx

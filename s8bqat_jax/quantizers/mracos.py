@@ -37,8 +37,9 @@ import optax
 
 from s8bqat_jax.artifacts import qtensor
 from s8bqat_jax.quantizers import codebook as books
-from s8bqat_jax.quantizers import lift, lloyd_max, types
+from s8bqat_jax.quantizers import lift, types
 from s8bqat_jax.quantizers import rules as rule_lib
+from s8bqat_jax.quantizers.lloyd_max import fit as fit_lloyd_max
 
 FLOW, LOSS = 'flow', 'loss'
 
@@ -49,7 +50,7 @@ def mracos(
   pressure: optax.ScalarOrSchedule,
   power: float = 2.0,
   coupling: str = FLOW,
-  fit: Callable[[jax.Array, int], books.Codebook] = lloyd_max.fit,
+  fit: Callable[[jax.Array, int], books.Codebook] = fit_lloyd_max,
   quantize: Callable[
     [jax.Array, books.Codebook], qtensor.QTensor
   ] = books.quantize,

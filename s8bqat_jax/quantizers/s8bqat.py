@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from s8bqat_jax.quantizers import hard_compressor as compressor
-from s8bqat_jax.quantizers import mracos, types
 from s8bqat_jax.quantizers import rules as rule_lib
+from s8bqat_jax.quantizers import types
+from s8bqat_jax.quantizers.hard_compressor import hard_compressor
+from s8bqat_jax.quantizers.mracos import FLOW, mracos, pressure_schedule
 
 
 def s8bqat(
@@ -28,7 +29,7 @@ def s8bqat(
   learning_rate: optax.ScalarOrSchedule,
   total_pull: float = 4.0,
   snap_every: int = 200,
-  coupling: str = mracos.FLOW,
+  coupling: str = FLOW,
 ) -> types.Quantizer:
   """Trains float weights until they sit on the centroids of the baseline.
 
@@ -49,6 +50,6 @@ def s8bqat(
   steps = jnp.arange(total_steps)
   rate = learning_rate
   peak = float(jnp.max(jax.vmap(rate)(steps)) if callable(rate) else rate)
-  pressure = mracos.pressure_schedule(total_pull, total_steps, learning_rate)
-  penalty = mracos.mracos(rules, pressure=pressure, coupling=coupling)
-  return compressor.hard_compressor(penalty, snap_every, peak)
+  pressure = pressure_schedule(total_pull, total_steps, learning_rate)
+  penalty = mracos(rules, pressure=pressure, coupling=coupling)
+  return hard_compressor(penalty, snap_every, peak)

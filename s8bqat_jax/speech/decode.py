@@ -140,7 +140,7 @@ def greedy_chunk(
     symbols_B = jnp.where(emits_B & ~full_B, symbols_B, 0)
     after = GreedyCarry(*transducer.predict_step(carry.state, label_B))
     carry = jax.tree.map(
-      lambda new, old: _where(emits_B, new, old), after, carry
+      lambda new, old: select_rows(emits_B, new, old), after, carry
     )
     return carry, frame_B, symbols_B, labels_BxN, count_B + emits_B
 
@@ -152,5 +152,6 @@ def greedy_chunk(
   return carry, Decoded(labels_BxN, count_B)
 
 
-def _where(mask_B, x, y):
+def select_rows(mask_B, x, y):
+  """x where mask_B, else y, along the leading axis."""
   return jnp.where(mask_B.reshape([-1] + [1] * (x.ndim - 1)), x, y)

@@ -1,0 +1,86 @@
+"""The final phase: one snap, frozen codes, float leftovers that still train."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from s8bqat_jax import quantizers
+from s8bqat_jax.artifacts import qtensor
+from tests.quantizers.quick import even
+
+METHODS = {
+  'centroids': quantizers.centroids(2, fit=even),
+  'mracos': quantizers.mracos(2, pressure=1.0, coupling='loss', fit=even),
+  'learnable': quantizers.learnable('ternary'),
+}
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_codes_freeze_and_leftovers_train(method):
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.normal(size=(64, 6)), jnp.float32)
+  y = x @ jnp.asarray(rng.normal(size=(6, 3)), jnp.float32) + 1.0
+  params = {
+    'kernel': jnp.asarray(rng.normal(size=(6, 3)), jnp.float32),
+    'bias': jnp.zeros(3),
+  }
+  quantizer = quantizers.with_final_phase(METHODS[method], 20, start=0.5)
+  step = quantizers.make_step(
+    quantizers.on_main(
+      lambda p, *_: (jnp.mean((x @ p['kernel'] + p['bias'] - y) ** 2), {})
+    ),
+    optax.adamw(0.05),
+    quantizer,
+    learning_rate=0.05,
+    average_decay=0.5,
+  )
+  state = step.init(params)
+  update = jax.jit(step.update)
+
+  @jax.jit
+  def inspect(params, own, step):
+    ctx = quantizers.Ctx(step, jax.random.key(0), jnp.float32(0.05))
+    return (
+      quantizer.encode(params, own),
+      quantizer.views(params, own, ctx)['main'],
+      quantizer.penalty(params, own, ctx),
+      quantizer.metrics(params, own)['frozen'],
+    )
+
+  history = []
+  for i in range(20):
+    state, metrics = update(state, None)
+    shipped, view, penalty, frozen = inspect(
+      state.params, state.quantizer, state.step
+    )
+    history.append((shipped, metrics))
+    assert frozen == (i >= 9)
+    if frozen:
+      what_ships = qtensor.decode(shipped)
+      for tree in (view, state.params, state.average):
+        np.testing.assert_array_equal(tree['kernel'], what_ships['kernel'])
+      assert penalty == 0
+  at_freezing, end = history[9][0], history[-1][0]
+  jax.tree.map(
+    np.testing.assert_array_equal, at_freezing['kernel'], end['kernel']
+  )
+  assert np.all(end['bias'] != at_freezing['bias'])
+  assert history[-1][1]['loss'] < history[10][1]['loss']
+
+
+def test_buffers_can_be_donated():
+  quantizer = quantizers.with_final_phase(METHODS['centroids'], 20)
+  state = quantizer.init({'kernel': jnp.ones((4, 2))})
+  donated = jax.jit(
+    lambda state: jax.tree.map(lambda x: x, state), donate_argnums=0
+  )
+  jax.block_until_ready(donated(state))
+
+
+def test_refuses_bad_fractions():
+  with pytest.raises(ValueError, match='start'):
+    quantizers.with_final_phase(METHODS['centroids'], 20, start=85)
+  with pytest.raises(ValueError, match='total_steps'):
+    quantizers.with_final_phase(METHODS['centroids'], 0)

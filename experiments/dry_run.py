@@ -39,9 +39,9 @@ from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
 from experiments import recognizer as recognizer_lib  # noqa: E402
-from experiments import results, train  # noqa: E402
+from experiments import results, trainer  # noqa: E402
 from s8bqat_jax import data, training  # noqa: E402
-from s8bqat_jax.speech import features, normalize  # noqa: E402
+from s8bqat_jax.speech import features, normalize, tokenizers  # noqa: E402
 from s8bqat_jax.training import flops  # noqa: E402
 from s8bqat_jax.training import mesh as mesh_lib  # noqa: E402
 
@@ -101,11 +101,11 @@ def run(
     ),
     log_mel=log_mel,
     normalization=_no_normalization(log_mel.num_mels),
-    tokenizer=None,
+    tokenizer=tokenizers.CharTokenizer(' '),
     augment=data.SpecAugment(**config.augment),
     ctc_weight=config.train.ctc_weight,
   )
-  step = train.make_step(config, recognizer)
+  step = trainer.make_step(config, recognizer)
   params = jax.eval_shape(recognizer.init, jax.random.key(0))
   state = jax.eval_shape(step.init, params)
   batch = abstract_batch(
@@ -137,7 +137,9 @@ def run(
     'parameters': sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params)),
     'state_bytes_per_device': size(state),
     'batch_bytes_per_device': size(batch) // mesh.size,
-    'temporary_bytes_per_device': int(memory.temp_size_in_bytes),
+    'temporary_bytes_per_device': int(memory.temp_size_in_bytes)
+    if memory
+    else None,
     'product_flops': counted.products,
     'elementwise_operations': counted.elementwise,
     'loops_of_unknown_length': counted.unbounded,
@@ -161,7 +163,7 @@ def main(argv):
     print(f'{name:32} {shape}')
   results.write(_OUT.value, [{'system': 'rnnt', 'metrics': row}])
   for name, value in row.items():
-    print(f'{name:32} {value:,}')
+    print(f'{name:32} {value if value is None else format(value, ",")}')
 
 
 if __name__ == '__main__':

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,10 +19,12 @@ import jax.numpy as jnp
 import ml_collections
 
 from s8bqat_jax import data, losses
+from s8bqat_jax.artifacts import packed_file, qtensor
 from s8bqat_jax.models import rnnt
 from s8bqat_jax.speech import decode, features, normalize, tokenizers
 
 Params = Any
+MODEL_FILE = 'model.safetensors'
 _DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
@@ -126,7 +130,7 @@ class Recognizer:
     return decode.greedy(self.transducer(params), enc, lengths)
 
   def to_config(self) -> dict[str, Any]:
-    """Returns all of it but the weights, JSON-able."""
+    """Returns model and front end, JSON-able; the tokenizer has its own."""
     model = {
       field.name: getattr(self.model, field.name)
       for field in dataclasses.fields(self.model)
@@ -136,17 +140,18 @@ class Recognizer:
       'model': {**model, 'dtype': jnp.dtype(self.model.dtype).name},
       'log_mel': dataclasses.asdict(self.log_mel),
       'normalization': self.normalization.to_config(),
-      'tokenizer': self.tokenizer.to_config(),
     }
 
 
-def from_config(config: Mapping[str, Any]) -> Recognizer:
-  """Returns the recognizer whose `to_config` this is."""
+def from_config(
+  config: Mapping[str, Any], tokenizer: Mapping[str, Any]
+) -> Recognizer:
+  """Returns the recognizer with this `to_config` and its tokenizer's."""
   return Recognizer(
     model=make_model(config['model']),
     log_mel=features.LogMel(**config['log_mel']),
     normalization=normalize.GlobalNorm.from_config(config['normalization']),
-    tokenizer=tokenizers.tokenizer_from_config(config['tokenizer']),
+    tokenizer=tokenizers.tokenizer_from_config(dict(tokenizer)),
   )
 
 
@@ -175,3 +180,47 @@ def make_model(config: Mapping[str, Any], **overrides: Any) -> rnnt.RNNT:
     )
   config['reduce_after'] = tuple(config.get('reduce_after', ()))
   return rnnt.RNNT(**{**config, 'dtype': _DTYPES[dtype], **overrides})
+
+
+def load(
+  path: os.PathLike | str,
+) -> tuple[Recognizer, Params, dict[str, Any]]:
+  """Opens a packed recognizer.
+
+  Args:
+    path: of a file that `experiments.train` wrote.
+
+  Returns:
+    The recognizer, its decoded params, and the file's config.
+
+  Raises:
+    ValueError: if the file is not a packed recognizer.
+  """
+  packed = packed_file.load(path)
+  if 'recognizer' not in packed.config or packed.tokenizer is None:
+    raise ValueError(
+      f'{path} holds weights but no recognizer: expected a file that '
+      'experiments.train wrote'
+    )
+  recognizer = from_config(packed.config['recognizer'], packed.tokenizer)
+  return recognizer, qtensor.decode(packed.tree), packed.config
+
+
+def find_model(model: str | None, workdir: str | None) -> pathlib.Path:
+  """Returns the packed file that --model or --workdir names.
+
+  Raises:
+    ValueError: unless exactly one of them is given.
+    FileNotFoundError: saying when the file would come to be.
+  """
+  if bool(model) == bool(workdir):
+    raise ValueError('give exactly one of --model=FILE and --workdir=DIR')
+  path = (
+    pathlib.Path(model) if model else pathlib.Path(workdir or '') / MODEL_FILE
+  )
+  if not path.exists():
+    raise FileNotFoundError(
+      f'{path} does not exist; experiments.train writes {MODEL_FILE} into its '
+      '--workdir at the first evaluation on development data'
+    )
+  return path

@@ -143,7 +143,7 @@ def _cell(value: Any, spec: str) -> str:
     return ' .. '.join(_cell(v, spec) for v in value)
   if isinstance(value, float):
     return format(value, spec or '.4g')
-  return str(value)
+  return format(value, spec) if isinstance(value, int) else str(value)
 
 
 def _relative() -> str:

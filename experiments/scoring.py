@@ -1,4 +1,4 @@
-"""Decoding a corpus and counting errors: training, evaluation and demo alike."""
+"""Decoding a corpus and counting errors, in training as in evaluation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from experiments.recognizer import Recognizer
 from s8bqat_jax import data
-from s8bqat_jax.speech import wer
+from s8bqat_jax.speech import significance, wer
 
 
 class Hypothesis(NamedTuple):
@@ -102,6 +102,22 @@ def count(hypotheses: Sequence[Hypothesis]) -> wer.ErrorCounts:
   )
 
 
+def summarize(hypotheses: Sequence[Hypothesis]) -> dict[str, Any]:
+  """Returns wer, its speaker-clustered ci95, cer (all in percent), words."""
+  counts = count(hypotheses)
+  interval = significance.rate_interval(
+    counts.word_errors_N, counts.words_N, [h.speaker for h in hypotheses]
+  )
+  return {
+    'wer': 100 * counts.wer,
+    'ci95': [100 * interval.low, 100 * interval.high],
+    'cer': 100 * counts.cer,
+    'words': int(counts.words_N.sum()),
+    'utterances': len(hypotheses),
+    'speakers': len({h.speaker for h in hypotheses}),
+  }
+
+
 def write_hypotheses(
   path: os.PathLike | str, hypotheses: Sequence[Hypothesis]
 ) -> None:
@@ -112,3 +128,9 @@ def write_hypotheses(
   lines = [json.dumps(h._asdict()) for h in sorted(hypotheses)]
   partial.write_text(''.join(line + '\n' for line in lines))
   os.replace(partial, path)
+
+
+def read_hypotheses(path: os.PathLike | str) -> list[Hypothesis]:
+  """Returns what `write_hypotheses` wrote."""
+  lines = pathlib.Path(path).read_text().splitlines()
+  return [Hypothesis(**json.loads(line)) for line in lines]

@@ -51,8 +51,8 @@ def make_task(seed: int, train: int = 20_000, test: int = 20_000) -> Task:
   """
   rng = np.random.default_rng(seed)
   x = rng.uniform(-1, 1, (train + test, INPUTS)).astype(np.float32)
-  first = rng.normal(size=(INPUTS, 12)) * 1.2
-  scores = np.tanh(x @ first) @ rng.normal(size=(12, CLASSES))
+  first = rng.normal(size=(INPUTS, 8))
+  scores = np.tanh(x @ first) @ rng.normal(size=(8, CLASSES))
   y = np.argmax((scores - scores.mean(0)) / scores.std(0), axis=1)
   x, y = jnp.asarray(x), jnp.asarray(y)
   return Task(x[:train], y[:train], x[train:], y[train:])

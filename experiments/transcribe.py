@@ -1,49 +1,57 @@
 """Prints what is said in audio files.
 
-  python -m experiments.transcribe --model=runs/digits/model.safetensors x.wav
+  python -m experiments.transcribe --model=runs/demo/model.safetensors x.wav
 
---stream feeds the audio in pieces of --chunk_ms, as a microphone would, and
-gives the same text.
+--stream feeds the audio in pieces, as a microphone would, and shows the text
+grow; the words are the same.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from typing import Any
+import pathlib
 
 import jax
 import numpy as np
-from absl import flags
+from absl import app, flags
 
-from experiments.recognizer import Recognizer
+from experiments import recognizer as recognizer_lib
+from experiments import streaming, trainer
 from s8bqat_jax.data import audio
 
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Of experiments.train.')
+_MODEL = flags.DEFINE_string('model', None, 'A packed file.')
 _STREAM = flags.DEFINE_bool('stream', False, 'Feed the audio in pieces.')
-_CHUNK = flags.DEFINE_integer('chunk_ms', 200, 'Length of a piece.')
+_CHUNK_MS = flags.DEFINE_integer('chunk_ms', 240, 'Length of a piece.')
 
 
-def read(path: os.PathLike | str) -> np.ndarray:
-  """Returns the int16 samples of a file, at 16 kHz."""
-  return audio.read(path)
+def main(argv):
+  trainer.quiet()
+  files = [pathlib.Path(name) for name in argv[1:]]
+  if not files:
+    raise app.UsageError('name at least one audio file')
+  missing = [str(f) for f in files if not f.is_file()]
+  if missing:
+    raise app.UsageError(f'no such file: {", ".join(missing)}')
+  recognizer, params, _ = recognizer_lib.load(
+    recognizer_lib.find_model(_MODEL.value, _WORKDIR.value)
+  )
+  greedy = jax.jit(recognizer.greedy)
+  chunk = recognizer.log_mel.sample_rate * _CHUNK_MS.value // 1000
+  for file in files:
+    pcm_S = audio.read(file, str(file), audio.duration(file, str(file)))
+    if _STREAM.value:
+      streamer = streaming.Streamer(recognizer, params)
+      for start in range(0, len(pcm_S), chunk):
+        text = streamer.feed(pcm_S[start : start + chunk])
+        print(f'\r{file}: {text}', end='', flush=True)
+      print()
+    else:
+      lengths = np.array([len(pcm_S)], np.int32)
+      decoded = greedy(params, pcm_S[None], lengths)
+      labels = decoded.labels_BxN[0, : int(decoded.lengths_B[0])]
+      text = recognizer.tokenizer.decode(np.asarray(labels).tolist())
+      print(f'{file}: {text}')
 
 
-def batch(recognizer: Recognizer, params: Any, pcm_S: np.ndarray) -> str:
-  """Transcribes a whole recording at once."""
-  lengths = np.array([len(pcm_S)], np.int32)
-  decoded = jax.jit(recognizer.greedy)(params, pcm_S[None], lengths)
-  labels = decoded.labels_BxN[0, : int(decoded.lengths_B[0])]
-  return recognizer.tokenizer.decode(np.asarray(labels).tolist())
-
-
-def stream(
-  recognizer: Recognizer,
-  params: Any,
-  pcm_S: np.ndarray,
-  chunk: int,
-) -> Iterator[str]:
-  """Yields the transcript so far after every `chunk` samples."""
-  streamer = recognizer.streamer(params)
-  for start in range(0, len(pcm_S), chunk):
-    streamer.feed(pcm_S[start : start + chunk])
-    yield streamer.text
+if __name__ == '__main__':
+  app.run(main)

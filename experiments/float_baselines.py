@@ -1,0 +1,219 @@
+"""The floating-point baselines of the protocol: error rate against size.
+
+  python -m experiments.float_baselines --tasks=digits,b --sizes=30k,90k
+
+Trains what is not yet trained (each cell in its own working directory, so that
+a rerun continues), evaluates every cell once and writes
+experiments/results/float_<task>.json and .png. Cells of the plan that have not
+been run are listed as not run.
+
+  a       task A, synthesized sentences of a closed grammar
+  b       task B, strings of all forty Arabic command words, four folds
+  digits  task B, the ten digits only, four folds
+  fsdd    English digit strings, leaving one of six speakers out
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import time
+from collections.abc import Sequence
+
+import matplotlib
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
+from absl import app, flags  # noqa: E402
+
+from experiments import recognizer as recognizer_lib  # noqa: E402
+from experiments import results, scoring, trainer  # noqa: E402
+from experiments.configs import float as float_configs  # noqa: E402
+from experiments.configs.float import (  # noqa: E402
+  asc_strings,
+  espeak_grammar,
+  fsdd_strings,
+)
+from s8bqat_jax import data  # noqa: E402
+from s8bqat_jax.speech import significance  # noqa: E402
+
+_TASKS = flags.DEFINE_list('tasks', ['digits'], 'Of a, b, digits and fsdd.')
+_SIZES = flags.DEFINE_list('sizes', list(float_configs.SIZES), 'Model sizes.')
+_PARTS = flags.DEFINE_list('parts', [], 'Only these folds, speakers or seeds.')
+_ROOT = flags.DEFINE_string('runs', 'runs/float', 'Where the runs go.')
+_DATA = flags.DEFINE_string('data', '../shared/data', 'Real corpora.')
+
+_SPEAKERS = ('george', 'jackson', 'lucas', 'nicolas', 'theo', 'yweweler')
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """One task: its config and what its parts (folds, seeds) are.
+
+  Attributes:
+    module: whose get_config makes the config.
+    part: the argument that varies, and its values. Parts of different
+      speakers are pooled; seeds are not new evidence and are averaged.
+    pooled: whether parts are disjoint evaluation sets.
+    fixed: further arguments.
+  """
+
+  module: object
+  part: tuple[str, tuple[str, ...]]
+  pooled: bool = True
+  fixed: str = ''
+
+
+TASKS = {
+  'a': Task(espeak_grammar, ('seed', ('0', '1', '2')), pooled=False),
+  'b': Task(asc_strings, ('fold', ('0', '1', '2', '3')), fixed='words=all'),
+  'digits': Task(
+    asc_strings, ('fold', ('0', '1', '2', '3')), fixed='words=digits'
+  ),
+  'fsdd': Task(fsdd_strings, ('speaker', _SPEAKERS)),
+}
+
+
+def get_config(task: Task, size: str, part: str):
+  """Returns the config of one cell."""
+  text = f'size={size},{task.part[0]}={part}'
+  text += f',{task.fixed}' if task.fixed else ''
+  if task.module is not espeak_grammar:
+    text += f',data={_DATA.value}'
+  return task.module.get_config(text)
+
+
+def run_cell(config, workdir: pathlib.Path) -> dict:
+  """Trains and evaluates one cell unless it is done; returns its summary."""
+  summary = workdir / 'eval.json'
+  if summary.exists():
+    return json.loads(summary.read_text())
+  start = time.perf_counter()
+  outcome = trainer.run(config, workdir)
+  if outcome.reason == 'interrupted':
+    raise SystemExit('interrupted: run the same command again to go on')
+  recognizer, params, _ = recognizer_lib.load(
+    workdir / recognizer_lib.MODEL_FILE
+  )
+  corpus = data.load(config.data.eval)
+  hypotheses = list(scoring.Scorer(recognizer, corpus).hypotheses(params))
+  scoring.write_hypotheses(workdir / 'hypotheses.jsonl', hypotheses)
+  found = {
+    **scoring.summarize(hypotheses),
+    'parameters': sum(np.size(x) for x in _leaves(params)),
+    'steps': config.train.steps,
+    'wall_seconds': time.perf_counter() - start,
+    'config_hash': results.config_hash(config.to_dict()),
+    'spec': corpus.spec,
+    'fingerprint': corpus.fingerprint,
+  }
+  summary.write_text(json.dumps(found))
+  return found
+
+
+def _leaves(tree):
+  for value in tree.values():
+    yield from _leaves(value) if isinstance(value, dict) else (value,)
+
+
+def pool(task: Task, workdirs: Sequence[pathlib.Path]) -> dict:
+  """Error rate over the parts of one size, with its clustered interval."""
+  parts = [scoring.read_hypotheses(w / 'hypotheses.jsonl') for w in workdirs]
+  counts = [scoring.count(p) for p in parts]
+  if task.pooled:
+    errors = np.concatenate([c.word_errors_N for c in counts])
+    words = np.concatenate([c.words_N for c in counts])
+    speakers = [h.speaker for p in parts for h in p]
+  else:
+    errors = np.stack([c.word_errors_N for c in counts])
+    words = counts[0].words_N
+    speakers = [h.speaker for h in parts[0]]
+  interval = significance.rate_interval(errors, words, speakers)
+  chars = sum(int(c.chars_N.sum()) for c in counts)
+  return {
+    'wer': 100 * float(np.atleast_2d(errors).sum(1).mean() / words.sum()),
+    'ci95': [100 * interval.low, 100 * interval.high],
+    'cer': 100 * sum(int(c.char_errors_N.sum()) for c in counts) / chars,
+    'words': int(words.sum()),
+    'speakers': len(set(speakers)),
+  }
+
+
+def plot(name: str, rows: Sequence[dict], path: pathlib.Path) -> None:
+  """Draws WER against parameters: each part, and the pooled interval."""
+  figure, axes = plt.subplots(figsize=(6, 4), layout='constrained')
+  for row in rows:
+    metrics = row['metrics']
+    x, y = metrics['parameters'], metrics['wer']
+    if row['part'] == 'all':
+      low, high = metrics['ci95']
+      axes.errorbar(x, y, [[y - low], [high - y]], fmt='o', color='tab:blue')
+    else:
+      axes.plot(x, y, '.', color='tab:gray', alpha=0.6)
+  axes.set(xscale='log', yscale='log', title=f'task {name}, float')
+  axes.set(xlabel='parameters', ylabel='WER, %')
+  figure.savefig(path, dpi=110)
+  plt.close(figure)
+
+
+def run_task(name: str) -> None:
+  """Runs the asked cells of a task and writes its results file."""
+  task, rows, not_run, corpora = TASKS[name], [], [], {}
+  for size in float_configs.SIZES:
+    done = []
+    for part in task.part[1]:
+      workdir = pathlib.Path(_ROOT.value) / name / f'{size}-{part}'
+      asked = size in _SIZES.value and part in (_PARTS.value or task.part[1])
+      if not asked and not (workdir / 'eval.json').exists():
+        not_run.append(f'{size}, {task.part[0]} {part}')
+        continue
+      print(f'== task {name}, {size}, {task.part[0]} {part}')
+      found = run_cell(get_config(task, size, part), workdir)
+      corpora[found.pop('spec')] = found.pop('fingerprint')
+      done.append(workdir)
+      row = {'system': 'RNN-T', 'method': 'float', 'bits': 32, 'size': size}
+      row |= {'part': part, 'split': 'eval', 'metrics': found}
+      rows.append(row)
+      print(results.table([row], _COLUMNS))
+    if len(done) == len(task.part[1]):
+      metrics = pool(task, done) | {
+        key: rows[-1]['metrics'][key] for key in ('parameters', 'steps')
+      }
+      rows.append({**rows[-1], 'part': 'all', 'metrics': metrics})
+  path = results.write(
+    f'float_{name}',
+    rows,
+    corpus=[{'spec': k, 'fingerprint': v} for k, v in corpora.items()],
+    not_run=not_run,
+  )
+  plot(name, rows, path.with_suffix('.png'))
+  print(results.table(rows, _COLUMNS))
+
+
+_COLUMNS = {
+  'size': '',
+  'part': '',
+  'parameters': ',',
+  'wer': '.2f',
+  'ci95': '.1f',
+  'cer': '.2f',
+  'words': ',',
+  'speakers': '',
+  'steps': '',
+}
+
+
+def main(argv):
+  del argv
+  trainer.quiet()
+  unknown = sorted(set(_TASKS.value) - set(TASKS))
+  if unknown:
+    raise app.UsageError(f'--tasks: {unknown[0]!r} is not one of {list(TASKS)}')
+  for name in _TASKS.value:
+    run_task(name)
+
+
+if __name__ == '__main__':
+  app.run(main)

@@ -1,0 +1,45 @@
+"""Results files are whole or absent, and tables show what they hold."""
+
+import json
+
+import pytest
+
+from experiments import results
+
+
+def test_write_and_read(tmp_path):
+  rows = [{'system': 'x', 'metrics': {'wer': 1.5, 'words': 1200}}]
+  path = results.write('probe', rows, folder=tmp_path, not_run=['big'])
+  stored = json.loads(path.read_text())
+  assert stored == results.read('probe', tmp_path)
+  assert stored['rows'] == rows and stored['not_run'] == ['big']
+  assert stored['machine']['jax'] and 'revision' in stored
+  assert [p.name for p in tmp_path.iterdir()] == ['probe.json']
+
+
+def test_a_nan_leaves_the_old_file(tmp_path):
+  results.write('probe', [{'a': 1.0}], folder=tmp_path)
+  with pytest.raises(ValueError):
+    results.write('probe', [{'a': float('nan')}], folder=tmp_path)
+  assert results.read('probe', tmp_path)['rows'] == [{'a': 1.0}]
+
+
+def test_table():
+  rows = [
+    {'method': 'float', 'metrics': {'wer': 4.123, 'words': 12345}},
+    {'method': 'int8', 'metrics': {'wer': 5.0, 'ci95': [4.5, 5.5]}},
+  ]
+  columns = {'method': '', 'wer': '.1f', 'words': ',', 'ci95': '.1f'}
+  assert results.table(rows, columns).splitlines() == [
+    '| method | wer | words  | ci95       |',
+    '|--------|-----|--------|------------|',
+    '| float  | 4.1 | 12,345 |            |',
+    '| int8   | 5.0 |        | 4.5 .. 5.5 |',
+  ]
+
+
+def test_config_hash_ignores_order():
+  assert results.config_hash({'a': 1, 'b': [2]}) == results.config_hash(
+    {'b': [2], 'a': 1}
+  )
+  assert results.config_hash({'a': 1}) != results.config_hash({'a': 2})

@@ -1,0 +1,115 @@
+"""The recognizer, from config to packed file to text, on a tiny problem."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+pytest.importorskip('espeakng_loader')
+
+from experiments import recognizer as recognizer_lib
+from experiments import scoring, streaming, trainer
+from experiments.configs.demo import digits
+from s8bqat_jax import data
+
+
+@pytest.fixture(scope='module')
+def config():
+  config = digits.get_config()
+  options = 'utterances=16&snr=20-30'
+  config.data.train = f'espeak:digits?split=train&{options}'
+  config.data.dev = f'espeak:digits?split=dev&{options}'
+  config.data.num_buckets = 1
+  config.data.batch_size = 8
+  config.model.encoder_width = config.model.predictor_width = 16
+  config.model.joint_width = 16
+  config.train.steps = 6
+  config.train.eval_every = 3
+  config.train.log_every = 2
+  return config
+
+
+@pytest.fixture(scope='module')
+def trained(config, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('run')
+  outcome = trainer.run(config, workdir, progress=False)
+  return workdir, outcome
+
+
+def test_run_writes_what_it_says(trained, config):
+  workdir, outcome = trained
+  assert outcome.reason == 'finished' and int(outcome.state.step) == 6
+  names = {p.name for p in workdir.iterdir()}
+  assert {'config.json', 'model.safetensors', 'metrics.jsonl'} <= names
+  stored = json.loads((workdir / 'config.json').read_text())
+  assert stored == json.loads(config.to_json())
+
+
+def test_the_file_scores_as_the_weights_in_training_did(trained, config):
+  workdir, outcome = trained
+  path = workdir / recognizer_lib.MODEL_FILE
+  recognizer, params, stored = recognizer_lib.load(path)
+  corpus = data.load(config.data.dev)
+  rates = scoring.Scorer(recognizer, corpus).rates(params)
+  assert rates['wer'] == stored['dev']['wer'] == outcome.best['score']
+  if stored['dev']['step'] == 6:
+    for a, b in zip(
+      jax.tree.leaves(params), jax.tree.leaves(outcome.state.average)
+    ):
+      np.testing.assert_array_equal(a, b)
+
+
+def test_a_stream_gives_the_batch_transcript(trained, config):
+  recognizer, params, _ = recognizer_lib.load(
+    trained[0] / recognizer_lib.MODEL_FILE
+  )
+  # Untrained weights emit whatever they like: a strict comparison.
+  params = recognizer.init(jax.random.key(3))
+  corpus = data.load(config.data.dev)
+  pcm_S = corpus.pcm(0)
+  decoded = jax.jit(recognizer.greedy)(
+    params, pcm_S[None], np.array([len(pcm_S)], np.int32)
+  )
+  labels = np.asarray(decoded.labels_BxN[0, : int(decoded.lengths_B[0])])
+  streamer = streaming.Streamer(recognizer, params)
+  for start in range(0, len(pcm_S), 3000):
+    text = streamer.feed(pcm_S[start : start + 3000])
+  assert [x for _, x in streamer.emitted] == labels.tolist()
+  assert text == recognizer.tokenizer.decode(labels.tolist())
+  assert labels.size
+
+
+def test_another_config_in_the_same_directory(trained, config):
+  other = config.copy_and_resolve_references()
+  other.train.learning_rate = 1.0
+  with pytest.raises(
+    ValueError, match='train.learning_rate.*another --workdir'
+  ):
+    trainer.run(other, trained[0], progress=False)
+
+
+@pytest.mark.parametrize(
+  'field, value, message',
+  [
+    ('tokenizer', 'chars', 'config.tokenizer is .chars., expected char, word'),
+    ('model.dtype', 'float16', 'config.model.dtype is .float16.'),
+    ('data.batch_size', 12, 'batch size 12 does not divide over 8 devices'),
+    ('data.dev', 'espeek:digits', 'unknown scheme'),
+  ],
+)
+def test_bad_configs(config, tmp_path, field, value, message):
+  other = config.copy_and_resolve_references()
+  other.unlock()
+  other.update_from_flattened_dict({field: value})
+  with pytest.raises(ValueError, match=message):
+    trainer.run(other, tmp_path / 'run', progress=False)
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_misspelled_model_field(config, tmp_path):
+  other = config.copy_and_resolve_references()
+  other.unlock()
+  other.model.encoder_with = 3
+  with pytest.raises(ValueError, match="no field 'encoder_with'"):
+    trainer.run(other, tmp_path / 'run', progress=False)

@@ -1,0 +1,245 @@
+"""Text corpora, vocabularies, windows and perplexity per word."""
+
+import math
+import os
+import pathlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from s8bqat_jax.data import corpus as corpus_lib
+from s8bqat_jax.data import text as lib
+from s8bqat_jax.data import tfds
+from s8bqat_jax.speech import tokenizers
+
+ROOT = pathlib.Path(__file__).parents[2]
+DATA = pathlib.Path(os.environ.get('S8BQAT_DATA', ROOT.parent / 'shared/data'))
+# WikiText's lines end with a space.
+WIKI = """
+
+ = First =
+
+ a b c
+ = = Section = =
+ d
+ = Second title =
+ e f
+ = Third =
+ g <unk>
+""".replace('\n', ' \n').removeprefix(' \n')
+
+
+@pytest.fixture
+def wiki(tmp_path):
+  path = tmp_path / 'wiki.txt'
+  path.write_text(WIKI)
+  return path
+
+
+def _corpus(*lines):
+  return lib.TextCorpus(lines, 'test', 'test')
+
+
+class TestLoad:
+  def test_counts_words_and_line_ends(self, wiki):
+    corpus = lib.load_text(f'text:{wiki}')
+    assert len(corpus.lines) == 10
+    # wc -w, and the ten lines.
+    assert corpus.words == len(WIKI.split()) + 10
+
+  def test_articles_are_split_and_none_is_lost(self, wiki):
+    dev = lib.load_text(f'text:{wiki}?part=dev')
+    held = lib.load_text(f'text:{wiki}?part=eval')
+    assert ' = = Section = = ' in dev.lines and ' g <unk> ' in dev.lines
+    assert held.lines == (' = Second title = ', ' e f ')
+    whole = lib.load_text(f'text:{wiki}')
+    assert dev.words + held.words == whole.words
+    assert len({c.fingerprint for c in (dev, held, whole)}) == 3
+
+  def test_penn_treebank_by_path(self, tmp_path):
+    (tmp_path / 'ptb.valid.txt').write_text(" no it was n't\n black <unk>\n")
+    corpus = lib.load_text(f'ptb:{tmp_path}:valid')
+    assert corpus.words == 8
+
+  def test_tfds_text_set(self, tmp_path):
+    _prepare_tfds(tmp_path, ['first line', 'second\nthird'])
+    corpus = lib.load_text(f'tfds:tiny_text:train?dir={tmp_path}')
+    assert sorted(corpus.lines) == ['first line', 'second', 'third']
+    with pytest.raises(ValueError, match="no feature 'body'.*text"):
+      lib.load_text(f'tfds:tiny_text:train?dir={tmp_path}&field=body')
+    with pytest.raises(ValueError, match='no split'):
+      lib.load_text(f'tfds:tiny_text:test?dir={tmp_path}')
+
+  @pytest.mark.parametrize(
+    'spec, message',
+    [
+      ('wiki.txt', 'expected text:PATH'),
+      ('text:', 'expected text:PATH'),
+      ('text:a.txt?split=dev', "no option 'split'"),
+      ('ptb:folder', 'expected ptb:DIRECTORY:SPLIT'),
+      ('tfds:lm1b', 'expected tfds:NAME:SPLIT'),
+      ('tfds:lm1b:train?dir=nowhere', 'not prepared in nowhere'),
+    ],
+  )
+  def test_bad_spec(self, spec, message):
+    with pytest.raises(ValueError, match=message):
+      lib.load_text(spec)
+
+  def test_bad_files(self, tmp_path):
+    with pytest.raises(FileNotFoundError, match='no text file .*missing.txt'):
+      lib.load_text(f'text:{tmp_path}/missing.txt')
+    for content in (b'', b'\n \n'):
+      (tmp_path / 'empty.txt').write_bytes(content)
+      with pytest.raises(ValueError, match='the corpus is empty'):
+        lib.load_text(f'text:{tmp_path}/empty.txt')
+    (tmp_path / 'latin.txt').write_bytes(b'caf\xe9\n')
+    with pytest.raises(ValueError, match='latin.txt: not UTF-8'):
+      lib.load_text(f'text:{tmp_path}/latin.txt')
+    (tmp_path / 'plain.txt').write_text('one\ntwo\n')
+    with pytest.raises(ValueError, match='0 article headings'):
+      lib.load_text(f'text:{tmp_path}/plain.txt?part=dev')
+    with pytest.raises(ValueError, match='part='):
+      lib.load_text(f'text:{tmp_path}/plain.txt?part=test')
+
+
+def _prepare_tfds(directory, texts):
+  """A set of TensorFlow Datasets with a text feature (and silent audio)."""
+  count = len(texts)
+  table = corpus_lib.Table(
+    'test',
+    [str(i) for i in range(count)],
+    texts,
+    [''] * count,
+    np.ones(count, np.float32),
+    lambda i: np.zeros(4, np.int16),
+    'test',
+  )
+  tfds.prepare({'train': table}, 'tiny_text', directory)
+
+
+class TestVocabulary:
+  def test_most_frequent_words(self):
+    corpus = _corpus('b b a c c', 'a <unk> d')
+    tokenizer = lib.word_vocabulary(corpus, 5)
+    assert tokenizer.words == (lib.UNKNOWN, 'a', 'b', 'c')
+    assert tokenizer.vocab_size == 5
+    assert lib.word_vocabulary(corpus).vocab_size == 6
+    with pytest.raises(ValueError, match='size=2'):
+      lib.word_vocabulary(corpus, 2)
+
+  def test_unknown_words_are_counted(self):
+    tokenizer = lib.word_vocabulary(_corpus('a b'))
+    stream = lib.encode(tokenizer, _corpus('a x b x', '', 'b'))
+    assert tokenizer.words == (lib.UNKNOWN, 'a', 'b')
+    assert stream.ids_N.tolist() == [2, 1, 3, 1, 0, 0, 3, 0]
+    assert stream.words == 8 and stream.unknown == 2
+
+  def test_subwords_round_trip_and_spell_unk(self):
+    pytest.importorskip('sentencepiece')
+    lines = [f'the cat {i} sat on mat {i * 7}' for i in range(30)]
+    tokenizer = lib.subword_vocabulary(_corpus(*lines), 40)
+    stream = lib.encode(tokenizer, _corpus('the cat 3', 'mat <unk> \u0416 sat'))
+    assert stream.unknown == 1
+    ends = np.flatnonzero(stream.ids_N == lib.END)
+    decoded = [
+      tokenizer.decode(part.tolist()) for part in np.split(stream.ids_N, ends)
+    ]
+    assert decoded[:2] == ['the cat 3', 'mat \u2047 \u2047 sat']
+
+  def test_no_unk_in_the_vocabulary_is_an_error(self):
+    tokenizer = tokenizers.WordTokenizer(('a',))
+    with pytest.raises(ValueError, match="word '<unk>'"):
+      lib.encode(tokenizer, _corpus('a b'))
+
+
+class TestBatches:
+  def test_an_epoch_predicts_each_token_once(self):
+    ids = np.arange(1, 104, dtype=np.int32)
+    batches = lib.TrainBatches(ids, batch_size=3, length=8, seed=5)
+    assert batches.steps_per_epoch == 3  # 11 windows
+    seen = np.concatenate([batches(step)[:, 1:].ravel() for step in range(3)])
+    assert len(set(seen.tolist())) == len(seen) == 72
+    for step in range(3):
+      assert np.all(np.diff(batches(step)) == 1)
+      assert batches(step).dtype == np.int32
+
+  def test_a_pure_function_of_seed_and_step(self):
+    ids = np.arange(200, dtype=np.int32)
+    make = lambda seed: lib.TrainBatches(ids, 2, 8, seed)
+    a, b = make(0), make(0)
+    for step in (30, 0, 7):
+      np.testing.assert_array_equal(a(step), b(step))
+    assert not np.array_equal(a(0), make(1)(0))
+    assert not np.array_equal(a(0), a(a.steps_per_epoch))
+
+  def test_too_short(self):
+    with pytest.raises(ValueError, match='at least 40 are needed'):
+      lib.TrainBatches(np.zeros(39, np.int32), batch_size=4, length=8)
+    lib.TrainBatches(np.zeros(40, np.int32), batch_size=4, length=8)(0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+  st.integers(0, 40), st.integers(1, 9), st.integers(0, 8), st.integers(1, 4)
+)
+def test_windows_predict_every_token_once_with_context(n, length, ctx, batch):
+  ctx = min(ctx, length - 1)
+  ids = np.arange(1, n + 1, dtype=np.int32)
+  predicted = []
+  for tokens, weights in lib.windows(ids, length, ctx, batch):
+    assert tokens.shape == (batch, length + 1)
+    for row, keep in zip(tokens, weights):
+      for t in np.flatnonzero(keep):
+        predicted.append(row[t + 1])
+        # Position t sees t + 1 tokens, the one before the target last.
+        assert t + 1 > min(ctx, row[t + 1] - 1) and row[t] == row[t + 1] - 1
+  assert predicted == list(range(1, n + 1))
+
+
+def test_score_of_a_unigram_model_is_its_entropy():
+  tokenizer = lib.word_vocabulary(_corpus('a a b'))
+  stream = lib.encode(tokenizer, _corpus('a a b', 'a'))
+  counts = np.bincount(stream.ids_N, minlength=4)
+  nll = -np.log(np.maximum(counts, 1e-9) / counts.sum())
+  found, total = lib.score(
+    lambda tokens: nll[tokens[:, 1:]], stream, length=3, context=1, batch_size=2
+  )
+  expected = -np.sum(counts * np.log(np.maximum(counts, 1) / counts.sum()))
+  assert total == pytest.approx(expected)
+  assert found == pytest.approx(math.exp(expected / 6))
+
+
+def test_perplexity_does_not_depend_on_the_units():
+  """A uniform model over characters, scored per word."""
+  corpus = _corpus('ab ab')
+  characters = tokenizers.CharTokenizer.from_texts(corpus.lines)
+  stream = lib.encode(characters, corpus)
+  uniform = lambda tokens: np.full(tokens[:, 1:].shape, math.log(4))
+  found, _ = lib.score(uniform, stream, length=4, context=2)
+  # Six symbols (five characters, one end) of two bits, over three words.
+  assert found == pytest.approx(2 ** (6 * 2 / 3))
+
+
+def test_bad_scores():
+  stream = lib.encode(lib.word_vocabulary(_corpus('a')), _corpus('a'))
+  with pytest.raises(FloatingPointError, match='NaN'):
+    lib.score(lambda tokens: tokens[:, 1:] * np.nan, stream)
+  with pytest.raises(ValueError, match='no words'):
+    lib.perplexity(1.0, 0)
+  with pytest.raises(ValueError, match='context=4'):
+    next(lib.windows(np.zeros(3), 4, 4, 1))
+  assert lib.perplexity(1e9, 1) == math.inf
+
+
+@pytest.mark.skipif(
+  not (DATA / 'wikitext2/valid.txt').exists(), reason='no WikiText-2 here'
+)
+def test_wikitext2_has_its_published_size():
+  valid = lib.load_text(f'text:{DATA}/wikitext2/valid.txt')
+  assert valid.words == 217_646
+  dev = lib.load_text(f'text:{DATA}/wikitext2/valid.txt?part=dev')
+  held = lib.load_text(f'text:{DATA}/wikitext2/valid.txt?part=eval')
+  assert dev.words + held.words == valid.words
+  assert sum(bool(lib._HEADING.fullmatch(x)) for x in valid.lines) == 60

@@ -20,6 +20,7 @@ import json
 import pathlib
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 
@@ -60,7 +61,7 @@ class Task:
     fixed: further arguments.
   """
 
-  module: object
+  module: Any
   part: tuple[str, tuple[str, ...]]
   pooled: bool = True
   fixed: str = ''
@@ -160,7 +161,10 @@ def plot(name: str, rows: Sequence[dict], path: pathlib.Path) -> None:
 
 def run_task(name: str) -> None:
   """Runs the asked cells of a task and writes its results file."""
-  task, rows, not_run, corpora = TASKS[name], [], [], {}
+  task = TASKS[name]
+  rows: list[dict[str, Any]] = []
+  not_run: list[str] = []
+  corpora: dict[str, str] = {}
   for size in float_configs.SIZES:
     done = []
     for part in task.part[1]:

@@ -8,7 +8,6 @@ that a quantizer's views and a packed file's decoded weights take the same way.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import pathlib
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ import ml_collections
 from s8bqat_jax import data, losses
 from s8bqat_jax.artifacts import packed_file, qtensor
 from s8bqat_jax.models import rnnt
+from s8bqat_jax.speech import beam as beam_lib
 from s8bqat_jax.speech import decode, features, normalize, tokenizers
 
 Params = Any
@@ -83,26 +83,24 @@ class Recognizer:
     feats, lengths = self.features(batch['audio_BxS'], batch['audio_lengths_B'])
     if self.augment is not None:
       feats = data.spec_augment(augment_key, feats, lengths, self.augment)
-    apply = functools.partial(
-      self.model.apply, {'params': params}, deterministic=False
+    encoder, predictor = (
+      self.model.bind({'params': params}, rngs={'dropout': k})
+      for k in drop_keys
     )
-    enc, lengths = apply(
-      feats, lengths, method='encode', rngs={'dropout': drop_keys[0]}
-    )
+    enc, lengths = encoder.encode(feats, lengths, deterministic=False)
     labels, label_lengths = batch['labels_BxU'], batch['label_lengths_B']
-    pred = apply(labels, method='predict', rngs={'dropout': drop_keys[1]})
-    bound = self.model.bind({'params': params})
+    pred = predictor.predict(labels, deterministic=False)
     # A padding row has no frames and no labels: its loss is 0.
     lengths = jnp.where(batch['weights_B'] > 0, lengths, 0)
     total = jnp.maximum(batch['weights_B'].sum(), 1.0)
     nll_B = losses.rnnt_loss(
-      bound.joint, enc, pred, labels, lengths, label_lengths
+      predictor.joint, enc, pred, labels, lengths, label_lengths
     )
     aux = {'rnnt': nll_B.sum() / total}
     value = aux['rnnt']
     if self.ctc_weight:
       ctc_B = losses.ctc_loss(
-        bound.ctc_logits(enc), labels, lengths, label_lengths
+        encoder.ctc_logits(enc), labels, lengths, label_lengths
       )
       aux['ctc'] = ctc_B.sum() / total
       value = (1 - self.ctc_weight) * value + self.ctc_weight * aux['ctc']
@@ -120,7 +118,7 @@ class Recognizer:
   ) -> tuple[jax.Array, jax.Array]:
     """Returns enc_BxSxD and its lengths_B, from samples."""
     feats, lengths = self.features(audio_BxS, lengths_B)
-    return self.model.apply({'params': params}, feats, lengths, method='encode')
+    return self.model.bind({'params': params}).encode(feats, lengths)
 
   def greedy(
     self, params: Params, audio_BxS: jax.Array, lengths_B: jax.Array
@@ -128,6 +126,21 @@ class Recognizer:
     """Returns the greedy transcripts of a batch of recordings."""
     enc, lengths = self.encode(params, audio_BxS, lengths_B)
     return decode.greedy(self.transducer(params), enc, lengths)
+
+  def beam_search(
+    self,
+    params: Params,
+    audio_BxS: jax.Array,
+    lengths_B: jax.Array,
+    *,
+    beam: int,
+  ) -> decode.Decoded:
+    """Returns the best transcript of a beam search of each recording."""
+    enc, lengths = self.encode(params, audio_BxS, lengths_B)
+    found = beam_lib.beam_search(
+      self.transducer(params), enc, lengths, beam=beam
+    )
+    return decode.Decoded(found.labels_BxKxN[:, 0], found.lengths_BxK[:, 0])
 
   def to_config(self) -> dict[str, Any]:
     """Returns model and front end, JSON-able; the tokenizer has its own."""
@@ -165,21 +178,21 @@ def make_model(config: Mapping[str, Any], **overrides: Any) -> rnnt.RNNT:
   Raises:
     ValueError: naming a field that the model does not have.
   """
-  config = ml_collections.ConfigDict(config).to_dict()
+  fields = ml_collections.ConfigDict(config).to_dict()
   known = {f.name for f in dataclasses.fields(rnnt.RNNT)}
-  unknown = sorted(set(config) - known)
+  unknown = sorted(set(fields) - known)
   if unknown:
     raise ValueError(
       f'config.model has no field {unknown[0]!r}; fields: '
       + ', '.join(sorted(known - {'parent', 'name'}))
     )
-  dtype = config.pop('dtype', 'float32')
+  dtype = fields.pop('dtype', 'float32')
   if dtype not in _DTYPES:
     raise ValueError(
       f'config.model.dtype is {dtype!r}, expected one of {list(_DTYPES)}'
     )
-  config['reduce_after'] = tuple(config.get('reduce_after', ()))
-  return rnnt.RNNT(**{**config, 'dtype': _DTYPES[dtype], **overrides})
+  fields['reduce_after'] = tuple(fields.get('reduce_after', ()))
+  return rnnt.RNNT(**{**fields, 'dtype': _DTYPES[dtype], **overrides})
 
 
 def load(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pathlib
@@ -58,8 +59,8 @@ class Scorer:
       process_index=jax.process_index(),
       process_count=jax.process_count(),
     )
-    search = recognizer.greedy if beam == 1 else recognizer.beam_search(beam)
-    self._decode = jax.jit(search)
+    search = functools.partial(recognizer.beam_search, beam=beam)
+    self._decode = jax.jit(recognizer.greedy if beam == 1 else search)
 
   def hypotheses(
     self, params: Any, progress: bool = False

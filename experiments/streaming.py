@@ -49,9 +49,8 @@ class Streamer:
     recognizer = self._recognizer
     lengths = jnp.array([samples_1xS.shape[1]])
     feats, _ = recognizer.features(samples_1xS, lengths)
-    encoder, enc = recognizer.model.apply(
-      {'params': params}, carry.encoder, feats, method='encode_chunk'
-    )
+    bound = recognizer.model.bind({'params': params})
+    encoder, enc = bound.encode_chunk(carry.encoder, feats)
     decoder, decoded = decode.greedy_chunk(
       recognizer.transducer(params), carry.decoder, enc, jnp.array([1])
     )

@@ -1,0 +1,41 @@
+"""Integer inference as a transformation of a function.
+
+  ranges = calibrate(fn, params, batches)       run fn in float, note extremes
+  integer_fn = lower(fn, params, ranges, *inputs)   an integer program
+  integer_fn(*inputs)                           run it
+  print(audit(integer_fn))                      prove it: no float, no overflow
+  twin(fn, params, ranges)                      fn with the same roundings, to
+                                                train 8-bit activations
+
+`fn(params, *inputs)` is any JAX function made of supported primitives; its
+parameters may hold QTensors. `register` adds a rule for another primitive.
+"""
+
+from s8bqat_jax.integer.audit import Audit, audit
+from s8bqat_jax.integer.calibrate import Ranges, calibrate
+from s8bqat_jax.integer.interpreter import (
+  Context,
+  MissingRange,
+  UnsupportedPrimitive,
+  fake_quantize,
+  register,
+)
+from s8bqat_jax.integer.lower import IntegerFunction, lower
+from s8bqat_jax.integer.spec import Spec
+from s8bqat_jax.integer.twin import twin
+
+__all__ = [
+  'Audit',
+  'Context',
+  'IntegerFunction',
+  'MissingRange',
+  'Ranges',
+  'Spec',
+  'UnsupportedPrimitive',
+  'audit',
+  'calibrate',
+  'fake_quantize',
+  'lower',
+  'register',
+  'twin',
+]

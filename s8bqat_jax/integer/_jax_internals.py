@@ -9,12 +9,13 @@ parameters differs between jax 0.10 and 0.12; both are handled here.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Callable, NamedTuple, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax._src import source_info_util
 from jax.extend import core as jex_core
-import numpy as np
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -192,3 +193,13 @@ def inner_jaxprs(eqn: Any) -> list[Any]:
       if hasattr(inner, 'eqns') and hasattr(inner, 'invars'):
         found.append(item)
   return found
+
+
+def scan_varying(eqn: Any) -> int:
+  """Returns how many inputs of a raw scan equation's body are not constant."""
+  p = eqn.params
+  if 'ft_in' in p:
+    consts = len(list(p['ft_in'].unpack()[0]))
+  else:
+    consts = p['num_consts']
+  return len(eqn.invars) - consts

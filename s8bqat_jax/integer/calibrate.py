@@ -9,12 +9,13 @@ and are left out.
 from __future__ import annotations
 
 import functools
-from typing import Any, Callable, Iterable, NamedTuple, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import jax
-from jax import lax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from s8bqat_jax.artifacts import qtensor
 from s8bqat_jax.integer import _jax_internals as internals
@@ -157,18 +158,13 @@ def _least_error(counts: np.ndarray, low: float, high: float):
   return answer
 
 
-def input_names(count: int) -> list[str]:
-  """Names of a function's inputs: 'in:0', 'in:1', ... (flattened)."""
-  return [f'in:{i}' for i in range(count)]
-
-
 def _run(fn, meter: _Meter, params, *inputs) -> dict[str, Any]:
   """One traced run: {name: statistic}."""
   graph, _ = internals.trace(fn, params, *inputs)
   paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(params)) or ((), ())
   flat = jax.tree.leaves(inputs)
   names = keys.of_params([keys.path_name(p) for p in paths])
-  names += [keys.Key(n) for n in input_names(len(flat))]
+  names += [keys.Key(n) for n in keys.input_names(len(flat))]
   stats: dict[str, Any] = {}
   for name, value in zip(names[len(leaves) :], flat):
     if jnp.issubdtype(value.dtype, jnp.floating):

@@ -13,13 +13,11 @@ from __future__ import annotations
 import itertools
 import math
 
-from jax import lax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
-from s8bqat_jax.integer import dot
-from s8bqat_jax.integer import primitives
-from s8bqat_jax.integer import requantize
+from s8bqat_jax.integer import dot, primitives, requantize
 
 
 def _taps(x_NxSxC, window, strides, padding, dilation, fill, xp):

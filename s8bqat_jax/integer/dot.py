@@ -6,12 +6,11 @@ import math
 from typing import Any
 
 import jax
-from jax import lax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
-from s8bqat_jax.integer import primitives
-from s8bqat_jax.integer import requantize
+from s8bqat_jax.integer import primitives, requantize
 
 # ((lhs contracting, rhs contracting), (lhs batch, rhs batch)), as in lax.
 Dims = tuple[

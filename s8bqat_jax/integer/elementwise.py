@@ -10,12 +10,11 @@ Error bounds (in units of the output's last place, LSB, before saturation):
 from __future__ import annotations
 
 import jax
-from jax import lax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
-from s8bqat_jax.integer import primitives
-from s8bqat_jax.integer import requantize
+from s8bqat_jax.integer import primitives, requantize
 
 # A 16-bit table has a knot every 2^7 codes; knots carry 2^8 fractions of LSB.
 KNOT_BITS = 7

@@ -18,7 +18,8 @@ last. Equal names share one range: the union. Long names end in a digest.
 from __future__ import annotations
 
 import hashlib
-from typing import Any, NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -156,3 +157,8 @@ def path_name(path: Any) -> str:
         parts.append(str(getattr(k, attribute)))
         break
   return '/'.join(parts)
+
+
+def input_names(count: int) -> list[str]:
+  """Names of a function's flattened inputs: 'in:0', 'in:1', ..."""
+  return [f'in:{i}' for i in range(count)]

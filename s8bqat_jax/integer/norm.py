@@ -20,12 +20,11 @@ from __future__ import annotations
 import math
 
 import jax
-from jax import lax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
-from s8bqat_jax.integer import primitives
-from s8bqat_jax.integer import requantize
+from s8bqat_jax.integer import primitives, requantize
 
 VALUE_BITS = 14
 # A bias is given in 2^-12 of an output LSB.
@@ -33,7 +32,7 @@ BIAS_BITS = 12
 _INVERSE_BITS = 46
 _NEWTON_STEPS = 6
 # The root is taken of v 2^8, so that a small variance keeps its precision.
-_ROOT_FRACTION = 4
+ROOT_FRACTION = 4
 
 
 def isqrt(x: jax.Array) -> jax.Array:
@@ -55,11 +54,11 @@ def _layernorm(x, multiplier, bias, *, center, epsilon, zero, shift, out, site):
     if center:
       c = c - jnp.sum(x64, axis=-1, keepdims=True)
     variance = jnp.sum(c * c, axis=-1, keepdims=True) // width + epsilon
-    variance = jnp.clip(variance, 1, 2 ** (62 - 2 * _ROOT_FRACTION) - 1)
-    root = isqrt(variance << (2 * _ROOT_FRACTION))
+    variance = jnp.clip(variance, 1, 2 ** (62 - 2 * ROOT_FRACTION) - 1)
+    root = isqrt(variance << (2 * ROOT_FRACTION))
     inverse = jnp.int64(1 << _INVERSE_BITS) // root
     n = requantize.round_shift(
-      c * inverse, _INVERSE_BITS - _ROOT_FRACTION - VALUE_BITS
+      c * inverse, _INVERSE_BITS - ROOT_FRACTION - VALUE_BITS
     )
     total = n * lax.convert_element_type(multiplier, jnp.int64)
     total = total + lax.convert_element_type(bias, jnp.int64) * (
@@ -78,11 +77,11 @@ def _layernorm_np(
   if center:
     c = c - x64.sum(axis=-1, keepdims=True)
   variance = (c * c).sum(axis=-1, keepdims=True) // width + epsilon
-  variance = np.clip(variance, 1, 2 ** (62 - 2 * _ROOT_FRACTION) - 1)
-  scaled = variance << (2 * _ROOT_FRACTION)
+  variance = np.clip(variance, 1, 2 ** (62 - 2 * ROOT_FRACTION) - 1)
+  scaled = variance << (2 * ROOT_FRACTION)
   root = np.vectorize(math.isqrt, otypes=[np.int64])(scaled)
   inverse = (1 << _INVERSE_BITS) // root
-  down = _INVERSE_BITS - _ROOT_FRACTION - VALUE_BITS
+  down = _INVERSE_BITS - ROOT_FRACTION - VALUE_BITS
   n = (c * inverse + (1 << (down - 1))) >> down
   total = n * np.asarray(multiplier, np.int64)
   total = total + np.asarray(bias, np.int64) * 2 ** max(0, shift - BIAS_BITS)

@@ -10,13 +10,13 @@ audited, costed or exported: `shift` and `out` say how the result is rescaled
 from __future__ import annotations
 
 import functools
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
-from jax.extend import core as jex_core
-from jax.interpreters import batching
-from jax.interpreters import mlir
 import jax.numpy as jnp
+from jax.extend import core as jex_core
+from jax.interpreters import batching, mlir
 
 
 class IntegerOp(NamedTuple):

@@ -25,9 +25,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
-from jax import lax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 MAX_SHIFT = 62
 MULTIPLIER_BITS = 31

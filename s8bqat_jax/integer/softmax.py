@@ -21,12 +21,11 @@ References:
 from __future__ import annotations
 
 import jax
-from jax import lax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
-from s8bqat_jax.integer import primitives
-from s8bqat_jax.integer import requantize
+from s8bqat_jax.integer import primitives, requantize
 
 EXP_BITS = 15
 MASK_CODE = -128

@@ -22,8 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from s8bqat_jax.integer import dot
-from s8bqat_jax.integer import requantize
+from s8bqat_jax.integer import dot, requantize
 
 # Column blocks of this depth can't overflow int32 at any int8 values.
 _SAFE_DEPTH = 2**16

@@ -1,0 +1,245 @@
+"""lower: a float function becomes an integer one."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from s8bqat_jax.artifacts import qtensor
+from s8bqat_jax.integer import _jax_internals as internals
+from s8bqat_jax.integer import control, interpreter, keys
+from s8bqat_jax.integer import products as _products  # noqa: F401  rules
+from s8bqat_jax.integer import rules as _rules  # noqa: F401  rules
+from s8bqat_jax.integer import spec as spec_lib
+from s8bqat_jax.integer.calibrate import Ranges
+from s8bqat_jax.integer.spec import Spec
+from s8bqat_jax.integer.values import Const, Exact, QValue, Weight
+
+
+@dataclasses.dataclass(frozen=True)
+class IntegerFunction:
+  """An integer program and how reals enter and leave it.
+
+  Call it like the float function, without the parameters: it quantizes the
+  inputs, runs the program, and returns real outputs. `jaxpr` holds integers
+  and booleans only (`audit` proves it); its constants are the int8 weights
+  and tables.
+
+  Attributes:
+    jaxpr: the closed jaxpr of the program.
+    in_specs: per flat input: its Spec, or None if it is an integer already.
+    out_specs: per flat output, likewise.
+    in_tree: structure of the inputs (a tuple).
+    out_tree: structure of the outputs.
+    weights: {path: QTensor or bits-8 rounding of the float parameter}: what
+      an accelerator stores; the int8 values in `jaxpr` are decoded from it.
+  """
+
+  jaxpr: Any
+  in_specs: tuple[Spec | None, ...]
+  out_specs: tuple[Spec | None, ...]
+  in_tree: Any
+  out_tree: Any
+  weights: dict[str, Any]
+
+  def quantize(self, *inputs: Any) -> list[jax.Array]:
+    """Returns the integers of real inputs (flattened)."""
+    return [
+      jnp.asarray(x) if s is None else s.quantize(jnp.asarray(x))
+      for x, s in zip(self.in_tree.flatten_up_to(inputs), self.in_specs)
+    ]
+
+  def integers(self, *codes: Any) -> list[jax.Array]:
+    """Runs the integer program: integers in, integers out."""
+    return self._run(self.jaxpr.consts, *codes)
+
+  def dequantize(self, codes: Any) -> Any:
+    """Returns the real outputs that integers stand for."""
+    reals = [
+      c if s is None else s.dequantize(c) for c, s in zip(codes, self.out_specs)
+    ]
+    return jax.tree.unflatten(self.out_tree, reals)
+
+  def __call__(self, *inputs: Any) -> Any:
+    return self._whole(self.jaxpr.consts, *inputs)
+
+  @functools.cached_property
+  def _run(self) -> Callable[..., Any]:
+    # Weights are arguments: as literals they would be compiled in.
+    return jax.jit(
+      lambda consts, *codes: jax.core.eval_jaxpr(
+        self.jaxpr.jaxpr, consts, *codes
+      )
+    )
+
+  @functools.cached_property
+  def _whole(self) -> Callable[..., Any]:
+    return jax.jit(
+      lambda consts, *inputs: self.dequantize(
+        self._run(consts, *self.quantize(*inputs))
+      )
+    )
+
+
+def lower(
+  fn: Callable[..., Any],
+  params: Any,
+  ranges: Ranges,
+  *inputs: Any,
+  carry: bool = False,
+  output_bits: int = 8,
+) -> IntegerFunction:
+  """Turns a float function into an integer one.
+
+  Args:
+    fn: float function (params, *inputs) -> outputs, or, with `carry`,
+      (params, state, *inputs) -> (state, outputs).
+    params: its parameters. QTensor leaves keep their codes' int8 values;
+      a float leaf that enters a product is rounded to 8 bits, per tensor.
+    ranges: of its values, from `calibrate` on the same function or, for a
+      streaming step, on the batch function it is a step of.
+    *inputs: arrays or ShapeDtypeStructs of the inputs; values don't matter.
+    carry: the first input is a state that the first output replaces, as in
+      scan. Both get one spec, so the state stays integer from call to call.
+    output_bits: 8 or 16, of real outputs.
+
+  Returns:
+    An IntegerFunction of `*inputs`.
+
+  Raises:
+    UnsupportedPrimitive: names the primitive, its source line and the way to
+      register a rule.
+    MissingRange: a value was not reached by calibration.
+  """
+  program = Program(fn, params, ranges, inputs, carry, twin=False)
+  out_specs: list[Spec | None] = []
+
+  def integers(*codes):
+    outs = program.run(codes, program.constants())
+    arrays, specs = program.finish(outs, output_bits)
+    out_specs[:] = specs
+    return arrays
+
+  avals = [
+    jax.ShapeDtypeStruct(x.shape, x.dtype if s is None else s.dtype)
+    for x, s in zip(program.flat, program.in_specs)
+  ]
+  jaxpr = jax.make_jaxpr(integers)(*avals)
+  return IntegerFunction(
+    jaxpr=jaxpr,
+    in_specs=tuple(program.in_specs),
+    out_specs=tuple(out_specs),
+    in_tree=program.in_tree,
+    out_tree=program.out_tree,
+    weights=dict(zip(program.paths, program.leaves)),
+  )
+
+
+class Program:
+  """What lower and twin share: the graph, its inputs' specs, its outputs."""
+
+  def __init__(self, fn, params, ranges, inputs, carry, twin):
+    leaves = jax.tree_util.tree_leaves_with_path(
+      params, is_leaf=qtensor.is_qtensor
+    )
+    self.paths = [keys.path_name(p) for p, _ in leaves]
+    self.leaves = [leaf for _, leaf in leaves]
+    with jax.ensure_compile_time_eval():
+      self.templates = [
+        _constant(leaf, path) for path, leaf in zip(self.paths, self.leaves)
+      ]
+    self.params_tree = jax.tree.structure(params, is_leaf=qtensor.is_qtensor)
+    self.flat, self.in_tree = jax.tree.flatten(inputs)
+    self.flat = [x if hasattr(x, 'dtype') else np.asarray(x) for x in self.flat]
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in self.flat]
+    float_params = jax.tree.unflatten(
+      self.params_tree,
+      [jax.ShapeDtypeStruct(np.shape(x), x.dtype) for x in self.leaves],
+    )
+    self.graph, self.out_tree = internals.trace(
+      fn, float_params, *jax.tree.unflatten(self.in_tree, shapes)
+    )
+    self.ctx = interpreter.Context(ranges, twin)
+    self.carry = len(jax.tree.leaves(inputs[0])) if carry else 0
+    self._name_inputs(carry)
+
+  def _name_inputs(self, carry: bool) -> None:
+    first = len(self.leaves)
+    count = len(self.flat) - self.carry
+    self.names = keys.of_params(self.paths)
+    self.names += [keys.Key(keys.CARRY)] * self.carry
+    self.names += [keys.Key(n) for n in keys.input_names(count)]
+    _, outs = keys.assign(self.graph, self.names)
+    self.in_specs: list[Spec | None] = []
+    for i, v in enumerate(self.graph.ins[first:]):
+      if not v.is_float:
+        self.in_specs.append(None)
+      elif i < self.carry:
+        bits = 8 if control.feeds_product(self.graph, v) else 16
+        self.in_specs.append(control.carry_spec(self.ctx, outs[i].name, bits))
+      else:
+        name = self.names[first + i].name
+        probe = self.ctx.fixed(v.shape, name, None, Spec(1.0))
+        self.in_specs.append(self.ctx.spec_of(probe, 8))
+
+  def constants(self, live_params: Any = None) -> list[Const]:
+    """The parameters as constants; `live_params` carry gradients."""
+    if live_params is None:
+      return self.templates
+    lives = self.params_tree.flatten_up_to(live_params)
+    return [
+      dataclasses.replace(t, live=live)
+      for t, live in zip(self.templates, lives)
+    ]
+
+  def run(self, arrays, constants):
+    values = list(constants)
+    names = self.names[len(constants) :]
+    for x, name, spec in zip(arrays, names, self.in_specs):
+      if spec is None:
+        values.append(Exact(x))
+        continue
+      codes, live = (None, x) if self.ctx.twin else (x, None)
+      values.append(self.ctx.fixed(x.shape, name.name, codes, spec, live))
+    return interpreter.run(self.ctx, self.graph, self.names, values)
+
+  def finish(self, outs, output_bits: int):
+    """Materializes outputs; a replaced state takes the state's spec."""
+    arrays, specs = [], []
+    for i, out in enumerate(outs):
+      spec = self.in_specs[i] if i < self.carry else None
+      if isinstance(out, Const) and jnp.issubdtype(
+        out.value.dtype, jnp.floating
+      ):
+        wide = spec_lib.from_range(
+          out.value.min(), out.value.max(), output_bits
+        )
+        spec = spec or wide
+      elif isinstance(out, QValue):
+        spec = spec or self.ctx.natural(out, output_bits)
+      arrays.append(control.to_array(self.ctx, out, spec))
+      specs.append(spec)
+    return arrays, specs
+
+
+def _constant(leaf: Any, path: str) -> Const:
+  if not qtensor.is_qtensor(leaf):
+    return Const(np.asarray(leaf), None, None, path)
+  qtensor.check(leaf, path)
+  grid = np.asarray(qtensor.grid_values(leaf))
+  if grid.dtype != np.int8:
+    raise ValueError(
+      f'{path}: its codebook is {grid.dtype}, not int8; snap it to the int8 '
+      'grid before lowering'
+    )
+  value = np.asarray(qtensor.dequantize(leaf))
+  scale = np.asarray(leaf.scale, np.float64)
+  if scale.size == 1:
+    scale = scale.reshape(())
+  return Const(value, Weight(grid, scale), None, path)

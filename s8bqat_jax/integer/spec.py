@@ -1,0 +1,107 @@
+"""Spec: how integers stand for reals, and how a range becomes one."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from s8bqat_jax.integer import requantize
+
+
+class Spec(NamedTuple):
+  """real = (code - zero) * scale, low <= code <= high.
+
+  Attributes:
+    scale: real value of one step.
+    zero: the code of 0.0.
+    low: lowest code; above the dtype's where a clip (a ReLU) is folded in.
+    high: highest code.
+    bits: 8 or 16, the storage.
+    masked: the code below `low` stands for "masked out".
+  """
+
+  scale: float
+  zero: int = 0
+  low: int = -128
+  high: int = 127
+  bits: int = 8
+  masked: bool = False
+
+  @property
+  def dtype(self) -> str:
+    return f'int{self.bits}'
+
+  @property
+  def out(self) -> requantize.Out:
+    return requantize.Out(self.zero, self.low, self.high, self.dtype)
+
+  @property
+  def interval(self) -> tuple[float, float]:
+    """Lowest and highest real value."""
+    return (
+      (self.low - self.zero) * self.scale,
+      (self.high - self.zero) * self.scale,
+    )
+
+  def values(self) -> np.ndarray:
+    """Returns the real value of every code of the dtype, in order."""
+    half = 2 ** (self.bits - 1)
+    return (np.arange(-half, half, dtype=np.float64) - self.zero) * self.scale
+
+  def quantize_np(self, real: Any) -> np.ndarray:
+    """Codes of real values, rounded half up, as the accelerator rounds."""
+    scaled = np.asarray(real, np.float64) / self.scale
+    code = np.floor(np.clip(scaled, -1e9, 1e9) + 0.5) + self.zero
+    return np.clip(code, self.low, self.high).astype(self.dtype)
+
+  def quantize(self, real: jax.Array) -> jax.Array:
+    """`quantize_np` for the boundary: the only float-to-integer step."""
+    code = jnp.floor(real / self.scale + 0.5) + self.zero
+    return jnp.clip(code, self.low, self.high).astype(self.dtype)
+
+  def dequantize(self, code: jax.Array) -> jax.Array:
+    """Reals of codes: the only integer-to-float step."""
+    return (code.astype(jnp.float32) - self.zero) * self.scale
+
+
+def from_range(
+  low: float, high: float, bits: int = 8, name: str = 'value'
+) -> Spec:
+  """Returns the spec that covers a range, zero included and exact.
+
+  8-bit values are affine (256 levels between the ends); 16-bit ones symmetric.
+
+  Args:
+    low: lowest real value.
+    high: highest real value.
+    bits: 8 or 16.
+    name: how an error names the value.
+
+  Returns:
+    A Spec.
+
+  Raises:
+    ValueError: the range is not finite or is upside down.
+  """
+  if not (np.isfinite(low) and np.isfinite(high) and low <= high):
+    raise ValueError(
+      f'range of {name} must be finite with low <= high, got ({low}, {high})'
+    )
+  low, high = min(float(low), 0.0), max(float(high), 0.0)
+  peak = max(high, -low)
+  if peak < 1e-30:
+    peak = low = high = 1e-30  # All zero: any scale represents it.
+    low = 0.0
+  if bits == 16:
+    return Spec(peak / 32767, 0, -32767, 32767, 16)
+  scale = (high - low) / 255
+  zero = int(np.clip(np.rint(-128 - low / scale), -128, 127))
+  return Spec(scale, zero)
+
+
+def symmetric(peak: float) -> Spec:
+  """Returns the 8-bit spec with zero point 0 that weights use."""
+  return Spec(max(float(peak), 1e-30) / 127, 0, -127, 127)

@@ -1,0 +1,55 @@
+"""twin: the float function with the integer function's roundings.
+
+The same interpreter as `lower`, with float arithmetic: a value is rounded to
+its grid exactly where the integer function would store it, with
+straight-through gradients. It trains 8-bit activations without editing a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from s8bqat_jax.artifacts import qtensor
+from s8bqat_jax.integer import interpreter
+from s8bqat_jax.integer.calibrate import Ranges
+from s8bqat_jax.integer.lower import Program
+
+
+def twin(
+  fn: Callable[..., Any],
+  params: Any,
+  ranges: Ranges,
+  carry: bool = False,
+  output_bits: int = 8,
+) -> Callable[..., Any]:
+  """Returns the fake-quantized twin of a function.
+
+  Args:
+    fn: float function (params, *inputs) -> outputs, as for `lower`.
+    params: concrete parameters: their structure, and the values by which
+      patterns are recognized. QTensors stay what they are; float leaves that
+      enter a product are *not* rounded: a quantizer's view does that.
+    ranges: from `calibrate`.
+    carry: as for `lower`.
+    output_bits: as for `lower`.
+
+  Returns:
+    A function (params, *inputs) -> outputs of the same structure, to be jitted
+    and differentiated with respect to float `params` of the same structure.
+  """
+
+  def run(live_params: Any, *inputs: Any) -> Any:
+    program = Program(fn, params, ranges, inputs, carry, twin=True)
+    live = qtensor.decode(live_params)
+    arrays = [
+      x if s is None else interpreter.fake_quantize(x, s)
+      for x, s in zip(program.flat, program.in_specs)
+    ]
+    outs = program.run(arrays, program.constants(live))
+    reals, _ = program.finish(outs, output_bits)
+    return jax.tree.unflatten(program.out_tree, reals)
+
+  return run

@@ -8,6 +8,7 @@
 | `decode` | greedy search, of a batch or of a stream |
 | `beam` | beam search with N-best, optionally through an automaton |
 | `wer` | word and character errors per utterance |
+| `significance` | intervals, MAPSSWE, clustered bootstrap, non-inferiority |
 """
 
 from s8bqat_jax.speech.beam import Automaton, NBest, beam_search

@@ -1,0 +1,216 @@
+"""Is a difference of error rates real, and is a loss small enough?
+
+Everything works on error counts per utterance. Utterances of one speaker are
+not independent, and several seeds of one system are not new utterances: the
+bootstrap resamples seeds, speakers, and utterances within a speaker. Drawing
+at both levels makes intervals slightly too wide for many speakers; with a
+handful of speakers they are still too narrow, as any cluster bootstrap's.
+
+Dimension key: R bootstrap replicates, S seeds, N utterances, G speakers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.stats
+
+_LEVEL = 0.95
+
+
+class Interval(NamedTuple):
+  """Ends of a 95% interval."""
+
+  low: float
+  high: float
+
+
+class Comparison(NamedTuple):
+  """System B against system A; rates are fractions."""
+
+  rate_a: float
+  rate_b: float
+  relative: float  # (rate_b - rate_a) / rate_a; below 0 is a gain
+  interval: Interval  # of `relative`
+  p_bootstrap: float  # two-sided, over seeds, speakers and utterances
+  p_mapsswe: float  # two-sided, over utterances, seeds averaged
+
+  def non_inferior(self, margin: float = 0.03) -> bool:
+    """Whether B's relative loss is surely below the margin.
+
+    "p > 0.05" proves nothing; this does: the upper end of the interval is
+    below the margin.
+    """
+    return self.interval.high < margin
+
+
+class Mapsswe(NamedTuple):
+  """The statistic, normal with unit variance if there is no difference."""
+
+  z: float
+  p: float
+
+
+def mapsswe(errors_a_N: Any, errors_b_N: Any) -> Mapsswe:
+  """Matched-pairs sentence-segment word error test, two-sided.
+
+  Args:
+    errors_a_N: errors of system A in each segment. We take one utterance as
+      one segment, so that errors of different segments are independent.
+    errors_b_N: errors of B in the same segments.
+
+  Returns:
+    z (positive where A makes more errors) and p.
+
+  References:
+    L. Gillick, S. Cox, Some Statistical Issues in the Comparison of Speech
+    Recognition Algorithms, ICASSP 1989.
+  """
+  a_N, b_N = np.asarray(errors_a_N, float), np.asarray(errors_b_N, float)
+  if a_N.shape != b_N.shape or a_N.ndim != 1 or a_N.size < 2:
+    raise ValueError(
+      'expected two equally long arrays of at least 2 error counts, got '
+      f'shapes {a_N.shape} and {b_N.shape}'
+    )
+  difference_N = a_N - b_N
+  mean = difference_N.mean()
+  if mean == 0:
+    return Mapsswe(0.0, 1.0)
+  error = difference_N.std(ddof=1) / np.sqrt(a_N.size)
+  z = mean / error if error > 0 else np.copysign(np.inf, mean)
+  return Mapsswe(float(z), float(2 * scipy.stats.norm.sf(abs(z))))
+
+
+def rate_interval(
+  errors_SxN: Any,
+  units_N: Any,
+  speakers_N: Sequence[str],
+  *,
+  replicates: int = 4000,
+  seed: int = 0,
+) -> Interval:
+  """The 95% interval of one system's error rate, a fraction.
+
+  With one speaker it is over utterances only and says nothing of others.
+
+  Args:
+    errors_SxN: errors of each seed in each utterance.
+    units_N: reference words (or characters) of each utterance.
+    speakers_N: who speaks.
+    replicates: R.
+    seed: of the resampling.
+
+  Returns:
+    The interval.
+  """
+  errors_SxN, units_N = _check(errors_SxN, units_N, speakers_N)
+  errors_R, units_R = _resample(
+    [errors_SxN], units_N, speakers_N, replicates, seed
+  )
+  return _interval(errors_R[0] / np.maximum(units_R, 1))
+
+
+def compare(
+  errors_a_SxN: Any,
+  errors_b_SxN: Any,
+  units_N: Any,
+  speakers_N: Sequence[str],
+  *,
+  replicates: int = 4000,
+  seed: int = 0,
+) -> Comparison:
+  """Compares B with A on the same utterances.
+
+  Args:
+    errors_a_SxN: errors of each seed of A; seed s of A and of B belong
+      together (they start from one checkpoint) and are resampled together.
+    errors_b_SxN: errors of B.
+    units_N: reference words (or characters) of each utterance.
+    speakers_N: who speaks.
+    replicates: R.
+    seed: of the resampling.
+
+  Returns:
+    The comparison.
+  """
+  a_SxN, units_N = _check(errors_a_SxN, units_N, speakers_N)
+  b_SxN, _ = _check(errors_b_SxN, units_N, speakers_N)
+  if a_SxN.shape != b_SxN.shape:
+    raise ValueError(
+      f'A has errors of shape {a_SxN.shape} (seeds, utterances), B of '
+      f'{b_SxN.shape}: compare equally many seeds on the same utterances'
+    )
+  rate_a, rate_b = a_SxN.mean(0).sum(), b_SxN.mean(0).sum()
+  if rate_a == 0:
+    raise ValueError(
+      'system A makes no error: a relative change does not exist; compare on '
+      'a harder set'
+    )
+  (a_R, b_R), _ = _resample(
+    [a_SxN, b_SxN], units_N, speakers_N, replicates, seed
+  )
+  # A replicate in which A makes no error: no loss, or an infinite one.
+  relative_R = np.where(
+    a_R > 0,
+    (b_R - a_R) / np.where(a_R > 0, a_R, 1),
+    np.where(b_R > 0, np.inf, 0.0),
+  )
+  tail = min(np.sum(relative_R <= 0), np.sum(relative_R >= 0))
+  units = units_N.sum()
+  return Comparison(
+    rate_a=float(rate_a / units),
+    rate_b=float(rate_b / units),
+    relative=float((rate_b - rate_a) / rate_a),
+    interval=_interval(relative_R),
+    p_bootstrap=float(min(1.0, 2 * (tail + 1) / (replicates + 1))),
+    p_mapsswe=mapsswe(a_SxN.mean(0), b_SxN.mean(0)).p
+    if len(units_N) > 1
+    else 1.0,
+  )
+
+
+def _check(errors_SxN, units_N, speakers_N):
+  errors_SxN = np.atleast_2d(np.asarray(errors_SxN, float))
+  units_N = np.asarray(units_N, float)
+  N = len(speakers_N)
+  if errors_SxN.shape[1:] != (N,) or units_N.shape != (N,):
+    raise ValueError(
+      f'expected errors (seeds, {N}) and units ({N},) for {N} speaker labels, '
+      f'got {errors_SxN.shape} and {units_N.shape}'
+    )
+  if N == 0 or units_N.sum() <= 0:
+    raise ValueError('no reference words to compare on')
+  if not np.isfinite(errors_SxN).all():
+    raise ValueError('error counts must be finite')
+  return errors_SxN, units_N
+
+
+def _resample(systems, units_N, speakers_N, replicates, seed):
+  """Totals of each replicate: ([errors_R of each system], units_R)."""
+  rng = np.random.default_rng(seed)
+  S = len(systems[0])
+  _, groups_N = np.unique(np.asarray(speakers_N), return_inverse=True)
+  G = groups_N.max() + 1
+  draws_RxG = rng.multinomial(G, np.full(G, 1 / G), size=replicates)
+  rows_KxN = np.concatenate([*systems, units_N[None]])  # K systems * S + 1
+  totals_RxK = np.zeros([replicates, len(rows_KxN)])
+  for g in range(G):
+    members = np.flatnonzero(groups_N == g)
+    n = len(members)
+    # A speaker drawn c times brings c independent draws of n utterances.
+    weights_RxM = rng.multinomial(draws_RxG[:, g] * n, np.full(n, 1 / n))
+    totals_RxK += weights_RxM @ rows_KxN[:, members].T
+  seeds_RxS = rng.multinomial(S, np.full(S, 1 / S), size=replicates) / S
+  errors = [
+    (totals_RxK[:, i * S : (i + 1) * S] * seeds_RxS).sum(1)
+    for i in range(len(systems))
+  ]
+  return errors, totals_RxK[:, -1]
+
+
+def _interval(values_R):
+  tail = (1 - _LEVEL) / 2
+  low, high = np.quantile(values_R, [tail, 1 - tail], method='nearest')
+  return Interval(float(low), float(high))

@@ -1,0 +1,150 @@
+"""Tests of significance: scipy's special cases, coverage, degenerate data."""
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from s8bqat_jax.speech import significance
+
+
+def test_mapsswe_is_the_paired_t_statistic_with_a_normal_tail():
+  rng = np.random.default_rng(0)
+  a, b = rng.poisson(2.0, 400), rng.poisson(1.8, 400)
+  result = significance.mapsswe(a, b)
+  t = scipy.stats.ttest_rel(a, b)
+  np.testing.assert_allclose(result.z, t.statistic)
+  # 400 pairs: the t and the normal tail nearly coincide.
+  np.testing.assert_allclose(result.p, t.pvalue, atol=1e-4)
+  assert 0 < result.p < 1e-3
+  swapped = significance.mapsswe(b, a)
+  assert swapped.z == -result.z and swapped.p == result.p
+
+
+def test_mapsswe_on_degenerate_data():
+  assert significance.mapsswe([1, 2, 3], [1, 2, 3]) == (0.0, 1.0)
+  assert significance.mapsswe([1, 2], [2, 1]).p == 1.0
+  assert significance.mapsswe([2, 3, 4], [1, 2, 3]) == (np.inf, 0.0)
+  for a, b in [([], []), ([1], [1]), ([1, 2], [1, 2, 3])]:
+    with pytest.raises(ValueError, match='shapes'):
+      significance.mapsswe(a, b)
+
+
+def _one_each(n):
+  return [f'speaker {i}' for i in range(n)]
+
+
+def test_one_utterance_per_speaker_is_the_plain_bootstrap():
+  rng = np.random.default_rng(0)
+  errors, words = rng.poisson(1.5, 300), np.full(300, 10)
+  got = significance.rate_interval(errors, words, _one_each(300))
+  plain = scipy.stats.bootstrap(
+    (errors / 10,), np.mean, method='percentile', rng=0
+  ).confidence_interval
+  np.testing.assert_allclose(got, plain, atol=0.004)
+
+
+def _clustered(rng, speakers, per_speaker, rate=0.2, spread=0.5, words=10):
+  """Errors whose rate differs between speakers."""
+  ability = np.exp(spread * rng.normal(size=speakers) - spread**2 / 2)
+  rates = np.repeat(rate * ability, per_speaker)
+  return rng.poisson(rates * words), np.repeat(np.arange(speakers), per_speaker)
+
+
+def test_clustered_intervals_cover_and_naive_ones_do_not():
+  rng = np.random.default_rng(0)
+  clustered = naive = 0
+  trials, words = 60, np.full(400, 10)
+  for trial in range(trials):
+    errors, speakers = _clustered(rng, 20, 20)
+    low, high = significance.rate_interval(
+      errors, words, speakers, replicates=300, seed=trial
+    )
+    clustered += low <= 0.2 <= high
+    low, high = significance.rate_interval(
+      errors, words, _one_each(400), replicates=300, seed=trial
+    )
+    naive += low <= 0.2 <= high
+  assert clustered >= 0.83 * trials
+  assert naive <= 0.65 * trials
+
+
+def test_false_alarms_are_rare_and_real_gains_are_found():
+  rng = np.random.default_rng(1)
+  alarms = found = 0
+  trials, words = 40, np.full(400, 10)
+  for trial in range(trials):
+    a, speakers = _clustered(rng, 20, 20)
+    # Same speakers, same abilities: half of A's errors, thinned or shared.
+    b = rng.binomial(a, 0.8) + rng.poisson(0.2 * a.mean(), a.shape)
+    better = rng.binomial(a, 0.8)
+    run = lambda b, a=a, s=speakers, t=trial: significance.compare(
+      a, b, words, s, replicates=300, seed=t
+    )
+    alarms += run(b).p_bootstrap < 0.05
+    found += run(better).p_bootstrap < 0.05
+  assert alarms <= 0.15 * trials
+  assert found >= 0.95 * trials
+
+
+def test_comparison_of_known_counts():
+  a = np.array([[2, 0, 4, 2], [2, 2, 2, 2]])
+  b = np.array([[1, 0, 3, 2], [2, 1, 1, 2]])
+  result = significance.compare(a, b, [5, 5, 5, 5], ['x', 'x', 'y', 'y'])
+  assert result.rate_a == 0.4 and result.rate_b == 0.3
+  np.testing.assert_allclose(result.relative, -0.25)
+  assert result.interval.low <= result.relative <= result.interval.high
+  expected = significance.mapsswe([2, 1, 3, 2], [1.5, 0.5, 2, 2])
+  assert result.p_mapsswe == expected.p
+
+
+def test_seeds_widen_the_interval_and_do_not_narrow_it():
+  rng = np.random.default_rng(0)
+  utterance = rng.poisson(2.0, 200)
+  # Five seeds, each with errors of its own level, on the same utterances.
+  seeds = np.stack([utterance + level for level in [0, 0, 1, 2, 3]])
+  words, speakers = np.full(200, 10), _one_each(200)
+  width = lambda e: np.ptp(significance.rate_interval(e, words, speakers))
+  assert width(seeds) > 2 * width(seeds[2])
+  # Copies of one seed add no certainty.
+  same = np.stack([utterance] * 5)
+  np.testing.assert_allclose(width(same), width(utterance), rtol=0.15)
+
+
+def test_non_inferiority_needs_evidence_not_a_large_p():
+  rng = np.random.default_rng(0)
+  words = np.full(4000, 10)
+  a = rng.poisson(2.0, 4000)
+  equal = significance.compare(a, a, words, _one_each(4000), replicates=300)
+  assert equal.relative == 0 and equal.non_inferior() and equal.p_bootstrap == 1
+  few = significance.compare(
+    a[:20], rng.poisson(2.0, 20), words[:20], _one_each(20), replicates=300
+  )
+  assert few.p_bootstrap > 0.05 and not few.non_inferior()
+  worse = significance.compare(
+    a, a + rng.binomial(1, 0.2, 4000), words, _one_each(4000), replicates=300
+  )
+  assert not worse.non_inferior() and worse.non_inferior(margin=0.2)
+
+
+def test_same_seed_same_answer():
+  rng = np.random.default_rng(0)
+  errors, speakers = _clustered(rng, 5, 6)
+  run = lambda seed: significance.rate_interval(
+    errors, np.full(30, 10), speakers, replicates=200, seed=seed
+  )
+  assert run(0) == run(0) != run(1)
+
+
+def test_degenerate_comparisons():
+  one = significance.compare([3], [2], [10], ['x'], replicates=50)
+  assert one.p_mapsswe == 1.0 and one.interval.low == one.interval.high
+  with pytest.raises(ValueError, match='makes no error'):
+    significance.compare([0, 0], [1, 0], [5, 5], ['x', 'y'])
+  with pytest.raises(ValueError, match='no reference words'):
+    significance.rate_interval([0], [0], ['x'])
+  with pytest.raises(ValueError, match=r'\(1, 3\).*\(2,\)'):
+    significance.rate_interval([1, 2, 3], [4, 4], ['x', 'y'])
+  with pytest.raises(ValueError, match=r'\(1, 2\).*\(2, 2\)'):
+    significance.compare([1, 2], [[1, 2], [1, 2]], [5, 5], ['x', 'y'])
+  with pytest.raises(ValueError, match='finite'):
+    significance.rate_interval([1, np.nan], [4, 4], ['x', 'y'])

@@ -1,0 +1,39 @@
+"""No figure in the documents is typed by hand."""
+
+import pytest
+
+from experiments import tables
+
+_ROWS = {
+  'rows': [
+    {'method': 'float', 'metrics': {'wer': 4.0, 'words': 1500}},
+    {'method': 'int8', 'metrics': {'wer': 5.0, 'words': 1500}},
+  ]
+}
+
+
+@pytest.mark.parametrize('path', tables.DOCUMENTS, ids=lambda p: p.name)
+def test_documents_are_what_the_command_writes(path):
+  text = path.read_text()
+  assert text == tables.render(text, name=path.name)
+
+
+def test_render():
+  text = (
+    'before\n<!-- table x: method; words(,); wer(.1f) -->\nold\n'
+    '<!-- end -->\nafter'
+  )
+  once = tables.render(text, lambda name: _ROWS)
+  assert '| float  | 1,500 | 4.0 |' in once and 'old' not in once
+  assert once.startswith('before') and once.endswith('after')
+  assert tables.render(once, lambda name: _ROWS) == once
+
+
+def test_where_and_unknown_columns():
+  text = '<!-- table x where method=int8: method; wer -->\n<!-- end -->'
+  rendered = tables.render(text, lambda name: _ROWS)
+  assert 'int8' in rendered and 'float' not in rendered
+  with pytest.raises(ValueError, match="notes: table x: no row.*'bytes'"):
+    tables.render(
+      '<!-- table x: bytes -->\n<!-- end -->', lambda name: _ROWS, 'notes'
+    )

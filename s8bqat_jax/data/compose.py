@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
 
 import numpy as np
+import tqdm
 
 from s8bqat_jax.data import audio, noise, select, store
 from s8bqat_jax.data import corpus as corpus_lib
@@ -131,11 +132,14 @@ def _fade(pcm_S: np.ndarray) -> np.ndarray:
 
 def _trimmed(table: corpus_lib.Table) -> Iterator[store.Entry]:
   with futures.ThreadPoolExecutor() as pool:
-    yield from pool.map(
+    entries = pool.map(
       lambda i: store.Entry(
         trim(table.pcm(i)), table.texts_N[i], table.speakers_N[i]
       ),
       range(len(table)),
+    )
+    yield from tqdm.tqdm(
+      entries, 'trimming', total=len(table), unit='recording', disable=None
     )
 
 

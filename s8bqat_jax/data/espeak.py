@@ -12,7 +12,6 @@ import functools
 import hashlib
 import os
 import pathlib
-import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
@@ -20,7 +19,14 @@ from concurrent import futures
 import numpy as np
 import tqdm
 
-from s8bqat_jax.data import audio, espeak_engine, grammar, noise, select, store
+from s8bqat_jax.data import (
+  audio,
+  espeak_engine,
+  espeak_texts,
+  noise,
+  select,
+  store,
+)
 from s8bqat_jax.data import corpus as corpus_lib
 from s8bqat_jax.data import options as options_lib
 
@@ -34,7 +40,6 @@ OPTIONS = {
   'cache': 'folder for the samples, or none to keep them in memory',
 }
 
-KINDS = ('digits', 'commands', 'grammar', 'text')
 HELD_OUT_ACCENT = 'en-gb-x-gbcwmd'
 _DEV_VARIANTS, _EVAL_VARIANTS = 6, 14
 
@@ -62,12 +67,6 @@ class Recipe:
   @property
   def speaker(self) -> str:
     return f'{self.accent}+{self.variant}'
-
-
-def _side(text: str) -> str:
-  """The split that owns a text: a tenth each for dev and eval."""
-  digest = hashlib.sha256(text.encode()).digest()
-  return {0: 'dev', 1: 'eval'}.get(digest[0] % 10, 'train')
 
 
 @functools.cache
@@ -98,65 +97,6 @@ def accents_of(split: str) -> tuple[str, ...]:
   if split != 'train':
     return (HELD_OUT_ACCENT,)
   return tuple(a for a in espeak_engine.ACCENTS if a != HELD_OUT_ACCENT)
-
-
-def read_sentences(path: pathlib.Path) -> list[str]:
-  """Returns the speakable sentences of a text file, lower case, no repeats.
-
-  Args:
-    path: Plain text. Sentences end at a full stop, question or exclamation
-      mark or a line's end; those with anything but letters, apostrophes and
-      punctuation, and those of more than 20 words, are left out.
-  """
-  if not path.is_file():
-    raise ValueError(f'file={path}: no such file')
-  found: dict[str, None] = {}
-  for line in path.read_text(encoding='utf-8').splitlines():
-    for sentence in re.split(r'[.?!]+', line.lower().replace(" '", "'")):
-      plain = re.sub(r'[,;:"()\-]', ' ', sentence)
-      words = plain.split()
-      if 2 <= len(words) <= 20 and re.fullmatch(r"[a-z' ]+", ' '.join(words)):
-        found[' '.join(words)] = None
-  if not found:
-    raise ValueError(
-      f'file={path}: holds no sentence of 2 to 20 words in the letters a-z'
-    )
-  return list(found)
-
-
-def text_maker(
-  kind: str, split: str, file: str | None
-) -> Callable[[np.random.Generator], str]:
-  """Returns what draws the text of an utterance.
-
-  Args:
-    kind: One of `KINDS`.
-    split: Texts of another split are never drawn, except command words.
-    file: For `text`.
-  """
-  if kind == 'commands':
-    words = grammar.COMMANDS.split('|')
-    return lambda rng: ' '.join(rng.choice(words, rng.integers(1, 5)))
-  if kind == 'text':
-    if file is None:
-      raise ValueError('espeak:text needs file=PATH, the sentences to read')
-    sentences = read_sentences(pathlib.Path(file).expanduser())
-    own = [s for s in sentences if _side(s) == split]
-    if not own:
-      raise ValueError(f'file={file}: no sentence falls to split={split}')
-    return lambda rng: own[int(rng.integers(len(own)))]
-  digits = grammar.DIGITS.split()
-
-  def draw(rng: np.random.Generator) -> str:
-    while True:
-      if kind == 'digits':
-        text = ' '.join(rng.choice(digits, rng.integers(3, 8)))
-      else:
-        text = grammar.generate(rng)
-      if _side(text) == split:
-        return text
-
-  return draw
 
 
 def draw_recipe(
@@ -249,7 +189,7 @@ class Synthesis:
     Yields:
       Samples, text and speaker.
     """
-    make_text = text_maker(self.kind, self.split, self.file)
+    make_text = espeak_texts.text_maker(self.kind, self.split, self.file)
     side = select.SPLITS.index(self.split)
     engines = threading.local()
 
@@ -279,12 +219,7 @@ class Synthesis:
       As `utterances`.
     """
     made = 0.0
-    with tqdm.tqdm(
-      total=round(seconds),
-      unit='s',
-      desc=f'espeak:{self.kind} {self.split}',
-      disable=None,  # no bar in a log file
-    ) as bar:
+    with self._bar(round(seconds), 's') as bar:
       for entry in self.utterances(0, 2**40):
         yield entry
         made += len(entry.pcm_S) / corpus_lib.SAMPLE_RATE
@@ -292,20 +227,44 @@ class Synthesis:
         if made >= seconds:
           return
 
+  def first(self, count: int) -> Iterator[store.Entry]:
+    """Synthesizes the first `count` utterances.
+
+    Args:
+      count: How many.
+
+    Yields:
+      As `utterances`.
+    """
+    with self._bar(count, 'utt') as bar:
+      for entry in self.utterances(0, count):
+        yield entry
+        bar.update()
+
+  def _bar(self, total: int, unit: str) -> tqdm.tqdm:
+    return tqdm.tqdm(
+      total=total,
+      unit=unit,
+      desc=f'espeak:{self.kind} {self.split}',
+      disable=None,  # no bar in a log file
+    )
+
 
 def load(rest: str, options: Mapping[str, str], spec: str) -> corpus_lib.Corpus:
   """Opens `espeak:rest`, synthesizing what no cache holds.
 
   Args:
-    rest: One of `KINDS`.
+    rest: One of `espeak_texts.KINDS`.
     options: See `OPTIONS`.
     spec: The spec asked for.
 
   Returns:
     The corpus; its samples are memory-mapped, or in memory with cache=none.
   """
-  if rest not in KINDS:
-    raise ValueError(f'espeak:{rest}: expected one of {", ".join(KINDS)}')
+  if rest not in espeak_texts.KINDS:
+    raise ValueError(
+      f'espeak:{rest}: expected one of {", ".join(espeak_texts.KINDS)}'
+    )
   if 'hours' in options and 'utterances' in options:
     raise ValueError('give hours= or utterances=, not both')
   if 'file' in options and rest != 'text':
@@ -319,7 +278,8 @@ def load(rest: str, options: Mapping[str, str], spec: str) -> corpus_lib.Corpus:
   )
   count = options_lib.integer(options, 'utterances', 0, least=1)
   seconds = 3600 * options_lib.number(options, 'hours', 0.5)
-  text_maker(task.kind, task.split, task.file)  # a bad file is named first
+  # A bad file is found before anything is synthesized.
+  espeak_texts.text_maker(task.kind, task.split, task.file)
   content = [_VERSION, espeak_engine.version(), task, count or seconds]
   if task.file is not None:
     content.append(pathlib.Path(task.file).expanduser().read_text())
@@ -327,7 +287,7 @@ def load(rest: str, options: Mapping[str, str], spec: str) -> corpus_lib.Corpus:
   name = corpus_lib.fingerprint(content)
 
   def entries() -> Iterator[store.Entry]:
-    return task.utterances(0, count) if count else task.until(seconds)
+    return task.first(count) if count else task.until(seconds)
 
   kept = store.cached(
     f'espeak-{rest}-{task.split}-{name}', options.get('cache'), entries

@@ -98,6 +98,19 @@ class Engine:
     self._home = pathlib.Path(home)
     self._library = _make_home(self._home)
     self._lock = threading.Lock()
+    self._check_unloading()
+
+  def _check_unloading(self) -> None:
+    """Raises where closing a library leaves it in memory (musl does)."""
+    _ctypes.dlclose(ctypes.CDLL(str(self._library))._handle)
+    try:
+      ctypes.CDLL(str(self._library), mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+    except OSError:
+      return
+    raise RuntimeError(
+      'this system does not unload libraries, so eSpeak NG cannot be brought '
+      'into a known state: its speech would not be reproducible'
+    )
 
   def synthesize(
     self,

@@ -102,6 +102,12 @@ def test_an_unknown_voice_is_an_error():
     espeak_engine.Engine().synthesize('a', 'xx-yy', 'm1')
 
 
+def test_a_system_that_keeps_libraries_is_an_error(monkeypatch):
+  monkeypatch.setattr(espeak_engine._ctypes, 'dlclose', lambda handle: None)
+  with pytest.raises(RuntimeError, match='would not be reproducible'):
+    espeak_engine.Engine()
+
+
 def test_nothing_to_say():
   assert len(espeak_engine.Engine().synthesize('', 'en', 'm1')) < 5000
 

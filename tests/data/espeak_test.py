@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from s8bqat_jax import data
-from s8bqat_jax.data import espeak
+from s8bqat_jax.data import espeak, espeak_texts
 
 pytest.importorskip('espeakng_loader')
 
@@ -21,7 +21,7 @@ def test_splits_share_no_variant_no_accent_and_no_sentence():
   assert len(espeak.accents_of('train')) == 7
   texts = {}
   for split in ('train', 'dev', 'eval'):
-    draw = espeak.text_maker('grammar', split, None)
+    draw = espeak_texts.text_maker('grammar', split, None)
     rng = np.random.default_rng(0)
     texts[split] = {draw(rng) for _ in range(300)}
   for a, b in itertools.combinations(texts.values(), 2):
@@ -107,7 +107,7 @@ def test_text_reads_the_sentences_of_a_file(tmp_path):
   file = tmp_path / 'book.txt'
   lines = [f'The {w} house, it stands here.' for w in 'abcdefghijklmnopqrst']
   file.write_text('\n'.join([*lines, 'In 1990 it was new.', 'Yes.']))
-  sentences = espeak.read_sentences(file)
+  sentences = espeak_texts.read_sentences(file)
   assert sentences == [
     f'the {w} house it stands here' for w in 'abcdefghijklmnopqrst'
   ]

@@ -1,0 +1,81 @@
+"""What synthesized voices read; each text belongs to one split."""
+
+import hashlib
+import pathlib
+import re
+from collections.abc import Callable
+
+import numpy as np
+
+from s8bqat_jax.data import grammar
+
+KINDS = ('digits', 'commands', 'grammar', 'text')
+
+
+def split_of(text: str) -> str:
+  """Returns the split that owns a text: a tenth each for dev and eval.
+
+  Args:
+    text: What is read.
+  """
+  digest = hashlib.sha256(text.encode()).digest()
+  return {0: 'dev', 1: 'eval'}.get(digest[0] % 10, 'train')
+
+
+def read_sentences(path: pathlib.Path) -> list[str]:
+  """Returns the speakable sentences of a text file, lower case, no repeats.
+
+  Args:
+    path: Plain text. Sentences end at a full stop, question or exclamation
+      mark or a line's end; those with anything but letters, apostrophes and
+      punctuation, and those of more than 20 words, are left out.
+  """
+  if not path.is_file():
+    raise ValueError(f'file={path}: no such file')
+  found: dict[str, None] = {}
+  for line in path.read_text(encoding='utf-8').splitlines():
+    for sentence in re.split(r'[.?!]+', line.lower().replace(" '", "'")):
+      plain = re.sub(r'[,;:"()\-]', ' ', sentence)
+      words = plain.split()
+      if 2 <= len(words) <= 20 and re.fullmatch(r"[a-z' ]+", ' '.join(words)):
+        found[' '.join(words)] = None
+  if not found:
+    raise ValueError(
+      f'file={path}: holds no sentence of 2 to 20 words in the letters a-z'
+    )
+  return list(found)
+
+
+def text_maker(
+  kind: str, split: str, file: str | None
+) -> Callable[[np.random.Generator], str]:
+  """Returns what draws the text of an utterance.
+
+  Args:
+    kind: One of `KINDS`.
+    split: Texts of another split are never drawn, except command words.
+    file: For `text`.
+  """
+  if kind == 'commands':
+    words = grammar.COMMANDS.split('|')
+    return lambda rng: ' '.join(rng.choice(words, rng.integers(1, 5)))
+  if kind == 'text':
+    if file is None:
+      raise ValueError('espeak:text needs file=PATH, the sentences to read')
+    sentences = read_sentences(pathlib.Path(file).expanduser())
+    own = [s for s in sentences if split_of(s) == split]
+    if not own:
+      raise ValueError(f'file={file}: no sentence falls to split={split}')
+    return lambda rng: own[int(rng.integers(len(own)))]
+  digits = grammar.DIGITS.split()
+
+  def draw(rng: np.random.Generator) -> str:
+    while True:
+      if kind == 'digits':
+        text = ' '.join(rng.choice(digits, rng.integers(3, 8)))
+      else:
+        text = grammar.generate(rng)
+      if split_of(text) == split:
+        return text
+
+  return draw

@@ -137,10 +137,8 @@ class Recognizer:
   ) -> decode.Decoded:
     """Returns the best transcript of a beam search of each recording."""
     enc, lengths = self.encode(params, audio_BxS, lengths_B)
-    found = beam_lib.beam_search(
-      self.transducer(params), enc, lengths, beam=beam
-    )
-    return decode.Decoded(found.labels_BxKxN[:, 0], found.lengths_BxK[:, 0])
+    transducer = self.transducer(params)
+    return beam_lib.beam_search(transducer, enc, lengths, beam=beam).best()
 
   def to_config(self) -> dict[str, Any]:
     """Returns model and front end, JSON-able; the tokenizer has its own."""

@@ -6,5 +6,6 @@ rnnt.RNNT   streaming RNN transducer
 
 from s8bqat_jax.models.lstm import LSTM
 from s8bqat_jax.models.rnnt import RNNT
+from s8bqat_jax.models.transformer_lm import TransformerLm
 
-__all__ = ['LSTM', 'RNNT']
+__all__ = ['LSTM', 'RNNT', 'TransformerLm']

@@ -83,8 +83,8 @@ def unpack(packed: Array, levels: int, size: int) -> Array:
     return packed
   if xp is jnp:
     ones = jnp.unpackbits(packed, count=size * bits, bitorder='little')
-    codes = jnp.packbits(ones.reshape(size, bits), axis=1, bitorder='little')
-    return codes[:, 0]
+    ones = ones.reshape(size, bits)
+    return jnp.packbits(ones, axis=1, bitorder='little')[:, 0]
   padded = np.zeros(-(-size // 8) * bits, np.uint8)
   padded[: packed.size] = packed
   eights = np.zeros((-(-size // 8), 8), np.uint8)

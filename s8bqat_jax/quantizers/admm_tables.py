@@ -79,7 +79,7 @@ def power_levels(levels: int) -> list[int]:
   if levels == 2:
     return [-1, 1]
   below, above = levels // 2, (levels - 1) // 2
-  if below > 8:
+  if levels > 16:
     raise ValueError(
       f'powers of two fit int8 up to 16 levels (4 bits), got {levels} levels'
     )
@@ -87,6 +87,7 @@ def power_levels(levels: int) -> list[int]:
   return [*low, 0, *(2**i for i in range(above))]
 
 
+@jax.jit
 def improve_scale(
   weights: Sequence[jax.Array], book: books.Codebook
 ) -> books.Codebook:
@@ -115,6 +116,7 @@ def improve_scale(
   return books.Codebook(book.values, scale)
 
 
+@jax.jit
 def improve_centroids(
   weights: Sequence[jax.Array], book: books.Codebook
 ) -> books.Codebook:
@@ -147,22 +149,25 @@ def _fit_lloyd_max(weights: Sequence[jax.Array], levels: int):
 
 def _scaled(levels_of: Callable[[int], list[int]]):
   def fit(weights: Sequence[jax.Array], levels: int) -> books.Codebook:
-    """Tries scales all along the range, then alternates from the best."""
-    w = _joined(weights)
-    values = jnp.array(levels_of(levels), jnp.int8)
-    widest = jnp.max(jnp.abs(w)).astype(jnp.float32)
-    widest = jnp.where(widest > 0, widest, 1.0)
-    # Down to where the largest level alone would be the largest weight.
-    finest = 0.5 / jnp.max(jnp.abs(values.astype(jnp.float32)))
-    scales = widest * jnp.geomspace(finest, 1.0, _CANDIDATES)
-    scales = jnp.maximum(scales, jnp.finfo(w.dtype).tiny).astype(w.dtype)
-    errors = jax.lax.map(
-      lambda s: distortion(w, books.Codebook(values, s)), scales
-    )
-    best = books.Codebook(values, scales[jnp.argmin(errors)])
-    return improve_scale([w], best)
+    return _fit_scale(_joined(weights), jnp.array(levels_of(levels), jnp.int8))
 
   return fit
+
+
+@jax.jit
+def _fit_scale(w: jax.Array, values_K: jax.Array) -> books.Codebook:
+  """Tries scales all along the range, then alternates from the best."""
+  widest = jnp.max(jnp.abs(w)).astype(jnp.float32)
+  widest = jnp.where(widest > 0, widest, 1.0)
+  # Down to where the largest level alone would be half the largest weight.
+  finest = 0.5 / jnp.max(jnp.abs(values_K.astype(jnp.float32)))
+  scales = widest * jnp.geomspace(finest, 1.0, _CANDIDATES)
+  scales = jnp.maximum(scales, jnp.finfo(w.dtype).tiny).astype(w.dtype)
+  errors = jax.lax.map(
+    lambda s: distortion(w, books.Codebook(values_K, s)), scales
+  )
+  best = books.Codebook(values_K, scales[jnp.argmin(errors)])
+  return improve_scale([w], best)
 
 
 def _joined(weights: Sequence[jax.Array]) -> jax.Array:

@@ -285,11 +285,12 @@ def pressure_schedule(
   def ramp(step):
     return jnp.minimum((step + 1.0) / (until * total_steps), 1.0) ** 2
 
-  steps = jnp.arange(total_steps)
-  rates = (
-    jax.vmap(learning_rate)(steps) if callable(learning_rate) else learning_rate
-  )
-  area = float(np.sum(np.asarray(ramp(steps) * rates, np.float64)))
+  with jax.ensure_compile_time_eval():
+    rates: Any = learning_rate
+    steps = jnp.arange(total_steps)
+    if callable(learning_rate):
+      rates = jax.vmap(learning_rate)(steps)
+    area = float(np.sum(np.asarray(ramp(steps) * rates, np.float64)))
   if not area > 0:
     raise ValueError(
       'learning_rate must be positive in some step that has pressure; its sum '

@@ -13,7 +13,9 @@ from s8bqat_jax.data import corpus as corpus_lib
 
 def to_int16(audio_S: np.ndarray) -> np.ndarray:
   """Returns float samples in [-1, 1] as int16; louder ones are clipped."""
-  scaled_S = np.clip(np.rint(audio_S * 32768), -32768, 32767)
+  scaled_S = audio_S * 32768
+  np.rint(scaled_S, out=scaled_S)
+  np.clip(scaled_S, -32768, 32767, out=scaled_S)
   return scaled_S.astype(np.int16)
 
 

@@ -7,7 +7,7 @@ there gives the batches an uninterrupted run would have seen.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -165,7 +165,9 @@ class Plan:
       PlannedBatch(first + j, epoch, *batches[i]) for j, i in enumerate(order)
     ]
 
-  def batches(self, start: int = 0, stop: int | None = None):
+  def batches(
+    self, start: int = 0, stop: int | None = None
+  ) -> Iterator[PlannedBatch]:
     """Yields the planned batches of global steps start .. stop - 1.
 
     Args:

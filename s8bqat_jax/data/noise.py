@@ -114,6 +114,7 @@ def mix(audio_S: np.ndarray, noise_S: np.ndarray, snr_db: float) -> np.ndarray:
     float32 [S]; scaled down when it would clip.
   """
   gain = np.float32((speech_power(audio_S) / 10 ** (snr_db / 10)) ** 0.5)
-  mixed_S = audio_S + gain * noise_S
-  peak = np.abs(mixed_S).max(initial=0)
+  mixed_S = gain * noise_S
+  mixed_S += audio_S
+  peak = max(mixed_S.max(initial=0), -mixed_S.min(initial=0))
   return mixed_S / peak if peak > 1 else mixed_S

@@ -286,15 +286,10 @@ def _check_vmap(quantizer: types.Quantizer, run: Any, params: Any) -> None:
     lambda *x: np.stack(x), *[(p, state) for p, state, _ in members]
   )
 
-  @jax.jit
-  def stacked(params_stack, state_stack):
-    one = lambda params, state: (
-      quantizer.init(params),
-      _run(quantizer, params, state, _ctx(1)),
-    )
-    return jax.vmap(one)(params_stack, state_stack)
-
-  states, outcomes = jax.device_get(stacked(params_stack, state_stack))
+  # Not under jit: fits that are compiled once for all are long to compile.
+  states = jax.device_get(jax.vmap(quantizer.init)(params_stack))
+  many = jax.vmap(lambda params, state: _run(quantizer, params, state, _ctx(1)))
+  outcomes = jax.device_get(jax.jit(many)(params_stack, state_stack))
   for i, member in enumerate(members):
     for whole, own, what in (
       (states, member[1], 'init under vmap and outside'),
@@ -316,21 +311,31 @@ def _check_sharding(quantizer: types.Quantizer, run: Any, params: Any) -> None:
     return jax.device_put(x, jax.NamedSharding(mesh, sharding))
 
   spread = jax.tree.map(put, params)
-  layouts = {
-    name: (x.shape, x.sharding) for name, x in trees.named(spread).items()
-  }
-  for init in (quantizer.init, jax.jit(quantizer.init)):
-    leaves = jax.tree_util.tree_leaves_with_path(init(spread))
-    for path, leaf in leaves:
+  weights = trees.named(spread)
+
+  def weight_shaped(params):
+    """State leaves of a weight's shape, by that weight's name and their path.
+
+    Only these, so that jit has no fit to compile that they do not need.
+    """
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(
+      quantizer.init(params)
+    ):
       for entry in path:
-        key = str(getattr(entry, 'key', ''))
-        shape, sharding = layouts.get(key, (None, None))
-        _require(
-          leaf.shape != shape
-          or leaf.sharding.is_equivalent_to(sharding, leaf.ndim),
-          f'state {jax.tree_util.keystr(path)} is laid out over devices as '
-          f'{leaf.sharding}, its weight as {sharding}',
-        )
+        name = str(getattr(entry, 'key', ''))
+        if name in weights and leaf.shape == weights[name].shape:
+          found[name, jax.tree_util.keystr(path)] = leaf
+    return found
+
+  for made in (weight_shaped(spread), jax.jit(weight_shaped)(spread)):
+    for (name, path), leaf in made.items():
+      layout = weights[name].sharding
+      _require(
+        leaf.sharding.is_equivalent_to(layout, leaf.ndim),
+        f'state {path} is laid out over devices as {leaf.sharding}, its weight '
+        f'as {layout}',
+      )
   state = quantizer.init(params)
   _same_values(
     run(spread, state, _ctx(1)),

@@ -1,0 +1,94 @@
+"""Every member keeps the contract on a tree of all three kinds at once.
+
+One tree, because a check is mostly compilation. That the kinds also work as
+the whole tree is tested with the member of check_test and in step_test.
+"""
+
+import jax.numpy as jnp
+import pytest
+
+from s8bqat_jax import quantizers
+from s8bqat_jax.quantizers import Rule
+from s8bqat_jax.quantizers.codebook import on_grid
+from tests.quantizers import kinds
+
+PULL = quantizers.pressure_schedule(4.0, 10, 0.01)
+RUN = {'total_steps': 10, 'learning_rate': 0.01}
+
+
+def _spread(w, levels):
+  """Centroids evenly over the range: Lloyd-Max would take a while to compile.
+
+  The members that must have Lloyd-Max have it.
+  """
+  largest = jnp.max(jnp.abs(w))
+  values = jnp.linspace(-largest, largest, levels)
+  return on_grid(values, (largest / 127).astype(w.dtype))
+
+
+CENTROIDS = quantizers.centroids(3, fit=_spread)
+
+# In their views the weights are those that ship.
+STRAIGHT = {
+  'straight_through': quantizers.straight_through(CENTROIDS),
+  'uniform, 8 bits': quantizers.uniform(8),
+  'uniform, a step per channel': quantizers.uniform(
+    2, scale=quantizers.mse_scale, channel_axis=-1, refit_every=2
+  ),
+  'uniform, coarse': quantizers.uniform(
+    8, scale=quantizers.entropy_scale(2.5), refit_every=0
+  ),
+  'learnable, one bit': quantizers.learnable(1),
+  'learnable, ternary': quantizers.learnable('ternary', channel_axis=-1),
+  'learnable, 4 bits': quantizers.learnable(4),
+  'by_path': quantizers.by_path(
+    [('linen/.*', quantizers.uniform(8)), ('.*', quantizers.learnable(1))]
+  ),
+}
+FLOAT = {
+  'ptq': quantizers.ptq(quantizers.learnable(4)),
+  'centroids': quantizers.centroids(3),
+  'mracos, flow': quantizers.mracos(3, pressure=PULL, fit=_spread),
+  'mracos, loss': quantizers.mracos(
+    3, pressure=PULL, coupling='loss', power=0.0, fit=_spread
+  ),
+  'acosr': quantizers.acosr(3, pressure=PULL),
+  'hard_compressor': quantizers.hard_compressor(
+    CENTROIDS, 2, peak_learning_rate=1.0
+  ),
+  'loss_at_codes': quantizers.loss_at_codes(CENTROIDS, 2),
+  's8bqat': quantizers.s8bqat(3, snap_every=2, **RUN),
+  'with_final_phase': quantizers.with_final_phase(
+    quantizers.hard_compressor(CENTROIDS, 2, 1.0), 10
+  ),
+  'gq': quantizers.gq(3, total_steps=10),
+  'admm, a table for the model': quantizers.admm(
+    [Rule('.*', 'ternary', 'model')], rho=1.0, table='uniform', every=2
+  ),
+  'admm, in the loss': quantizers.admm(
+    3, rho=1.0, table='lloyd_max', every=1, coupling='loss'
+  ),
+  'chain': quantizers.chain(
+    quantizers.mracos([Rule('nnx/.*', 3)], pressure=PULL, fit=_spread),
+    quantizers.learnable([Rule('(linen|plain)/.*', 1)]),
+  ),
+}
+
+
+def _params():
+  whole = {kind: kinds.make(kind) for kind in kinds.KINDS}
+  # One weight and one bias of each.
+  del whole['linen']['params']['head']
+  del whole['nnx']['head']
+  del whole['plain']['head']
+  return whole
+
+
+@pytest.mark.filterwarnings('ignore:hard_compressor')
+@pytest.mark.parametrize('member', STRAIGHT | FLOAT)
+def test_member_keeps_the_contract(member):
+  quantizers.check_quantizer(
+    (STRAIGHT | FLOAT)[member],
+    _params(),
+    ships_what_it_sees=member in STRAIGHT,
+  )

@@ -19,10 +19,12 @@ N = T + U diagonals.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 Joint = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -98,7 +100,11 @@ def rnnt_loss(
   # Cast back inside the loop, so that its transpose adds up in float32.
   wide_enc_BxTxD = _at_least_float32(enc_BxTxD)
 
-  @jax.checkpoint
+  # Two numbers a state are kept for the backward pass: it recomputes the
+  # logits, but neither their maximum nor their sum.
+  keep = jax.checkpoint_policies.save_only_these_names('peak', 'total')
+
+  @functools.partial(jax.checkpoint, policy=keep)
   def chunk(xs):
     pred_BxCxE, targets_BxC = xs
     enc = wide_enc_BxTxD.astype(enc_BxTxD.dtype)
@@ -163,7 +169,11 @@ def _arc_log_probs(logits_BxTxCxV, targets_BxC, blank):
   both directions, where a gather's transpose is a scatter into [B, T, C, V].
   """
   logits_BxTxCxV = _at_least_float32(logits_BxTxCxV)
-  log_z_BxTxC = jax.nn.logsumexp(logits_BxTxCxV, axis=-1)
+  peak_BxTxC = jax.lax.stop_gradient(logits_BxTxCxV.max(axis=-1))
+  peak_BxTxC = checkpoint_name(peak_BxTxC, 'peak')
+  total_BxTxC = jnp.exp(logits_BxTxCxV - peak_BxTxC[..., None]).sum(axis=-1)
+  total_BxTxC = checkpoint_name(total_BxTxC, 'total')
+  log_z_BxTxC = peak_BxTxC + jnp.log(total_BxTxC)
   V = logits_BxTxCxV.shape[-1]
   is_target_BxCxV = targets_BxC[..., None] == jnp.arange(V)
   target_BxTxC = jnp.sum(

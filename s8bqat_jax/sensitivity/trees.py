@@ -22,8 +22,10 @@ def named_leaves(params: PyTree) -> dict[str, Any]:
 def check_float_params(params: PyTree) -> None:
   """Raises unless every leaf can be differentiated and there is one at all."""
   named = named_leaves(params)
-  if not named:
-    raise ValueError('params has no tensors; pass a pytree of float arrays')
+  if not any(np.size(leaf) for leaf in named.values()):
+    raise ValueError(
+      'params has no tensors with elements; pass a pytree of float arrays'
+    )
   for name, leaf in named.items():
     dtype = getattr(leaf, 'dtype', np.asarray(leaf).dtype)
     if not jnp.issubdtype(dtype, jnp.floating):

@@ -197,8 +197,9 @@ class TestBadInput:
       fn(_loss, {'w': jnp.ones(2)}, [], jax.random.key(0))
 
   def test_no_tensors(self, fn):
-    with pytest.raises(ValueError, match='no tensors'):
-      fn(lambda p, b: jnp.float32(0), {}, [1.0], jax.random.key(0))
+    for params in ({}, {'w': jnp.zeros((0, 3))}):
+      with pytest.raises(ValueError, match='no tensors'):
+        fn(lambda p, b: jnp.float32(0), params, [1.0], jax.random.key(0))
 
   def test_integer_tensor_is_named(self, fn):
     params = {'w': jnp.ones(2), 'table': jnp.arange(3)}

@@ -53,9 +53,9 @@ lint: $(VENV)/.lint
 	@$(PY) tests/wheel_check.py
 
 bench: $(VENV)/.bench
-	@for script in benchmarks/*.py; do \
-	  case $$script in */_*) continue;; esac; \
-	  echo "== $$script"; $(PY) $$script || exit 1; done
+	@for script in benchmarks/[a-z]*.py; do \
+	  name=$$(basename $$script .py); \
+	  echo "== $$name"; $(PY) -m benchmarks.$$name || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

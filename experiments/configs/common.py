@@ -22,7 +22,7 @@ def default() -> ml_collections.ConfigDict:
   config.perturb = ml_collections.ConfigDict(
     {'speeds': (0.9, 1.0, 1.1), 'gain_db': (-6.0, 6.0)}
   )
-  # Masks over the features, inside the step (data/spec_augment.py).
+  # Masks over the features, inside the step (data/masking.py).
   config.augment = ml_collections.ConfigDict(
     {'freq_masks': 2, 'freq_width': 8, 'time_masks': 2, 'time_width': 20}
   )

@@ -59,7 +59,10 @@ def _quantized_jvp(levels, primals, tangents):
   # it, should be of the order of a weight's.
   sharing = w.size / scale.size
   by_scale = by_scale * (sharing * max(high, 1)) ** -0.5
-  return qtensor.dequantize(q), tangents[0] + by_scale * tangents[1]
+  # The value again by the function itself, so that it can be differentiated
+  # once more.
+  value = quantized(w, scale, levels)
+  return value, tangents[0] + by_scale * tangents[1]
 
 
 def learnable(

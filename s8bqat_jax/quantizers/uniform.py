@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from s8bqat_jax.artifacts import qtensor
 from s8bqat_jax.quantizers import lift, types
@@ -19,7 +20,10 @@ from s8bqat_jax.quantizers.straight_through import straight_through
 
 # (w, levels, channel_axis) -> scale
 ScaleFit = Callable[[jax.Array, int, int | None], jax.Array]
-_CANDIDATES = 64
+# Steps to try, in units of the one that spans the range, then of the best. The
+# optimum for heavy tails lies far below 1; 1/50 covers all that was ever seen.
+_WIDE = np.geomspace(0.02, 1.0, 64)
+_NARROW = np.geomspace(0.94, 1.06, 32)
 _POLISH = 4
 
 
@@ -86,9 +90,9 @@ def mse_scale(
 ) -> jax.Array:
   """Returns the step with the least squared error, by search.
 
-  The error has many shallow minima, so steps all along the range are tried
-  first; the best then improves by turns of rounding and least squares. At one
-  bit the optimum is known: the mean magnitude.
+  The error has many shallow minima, so steps all along the range are tried,
+  then steps around the best; that one improves by turns of rounding and least
+  squares. At one bit the optimum is known: the mean magnitude.
 
   Args:
     w: float weights.
@@ -117,15 +121,17 @@ def mse_scale(
       jnp.where(better, scale_error, best[1]),
     )
 
-  # The optimum for heavy tails lies far below the largest magnitude: 1/50 of
-  # it covers all that was ever seen, at 6% a step.
-  shares = jnp.geomspace(0.02, 1.0, _CANDIDATES)
-  best = jax.lax.fori_loop(
-    0,
-    _CANDIDATES,
-    lambda i, best: consider(best, widest * shares[i]),
-    (widest, jnp.full_like(widest, jnp.inf)),
-  )
+  def search(best, shares):
+    around, shares = best[0], jnp.asarray(shares, jnp.float32)
+    return jax.lax.fori_loop(
+      0,
+      shares.size,
+      lambda i, best: consider(best, around * shares[i]),
+      best,
+    )
+
+  best = search((widest, jnp.full_like(widest, jnp.inf)), _WIDE)
+  best = search(best, _NARROW)
 
   def polish(_, best):
     codes = quantize(x, best[0], levels).codes.astype(jnp.float32)

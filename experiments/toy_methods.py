@@ -63,8 +63,8 @@ def make_task(seed: int, train: int = 20_000, test: int = 20_000) -> Task:
   first = rng.normal(size=(INPUTS, 8))
   scores = np.tanh(x @ first) @ rng.normal(size=(8, CLASSES))
   y = np.argmax((scores - scores.mean(0)) / scores.std(0), axis=1)
-  x, y = jnp.asarray(x), jnp.asarray(y)
-  return Task(x[:train], y[:train], x[train:], y[train:])
+  parts = x[:train], y[:train], x[train:], y[train:]
+  return Task(*map(jnp.asarray, parts))
 
 
 def init_params(seed: int) -> dict[str, dict[str, jax.Array]]:

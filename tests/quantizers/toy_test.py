@@ -1,0 +1,84 @@
+"""A small network really trains under S8BQAT and under ADMM."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import toy_methods as toy
+from s8bqat_jax import quantizers
+from s8bqat_jax.artifacts import qtensor
+
+RATE = toy.schedule(toy.STEPS)
+
+
+@functools.cache
+def task_and_float():
+  task = toy.make_task(0)
+  train = toy.trainer(None, toy.FLOAT_STEPS, toy.FLOAT_PEAK)
+  return task, train(task, toy.init_params(0), 0)[0]
+
+
+def finetune(quantizer):
+  """Returns (accuracy of what ships, metrics, steps to the next centroid)."""
+  task, params = task_and_float()
+  params, state = toy.trainer(quantizer, toy.STEPS)(task, params, 0)
+  encoded = jax.jit(quantizer.encode)(params, state)
+  shipped = qtensor.decode(encoded)
+  found = float(toy.accuracy(shipped, task))
+  metrics = jax.jit(quantizer.metrics)(params, state)
+  farthest = max(
+    float(jnp.max(jnp.abs(params[n]['kernel'] - shipped[n]['kernel'])))
+    / narrowest(encoded[n]['kernel'])
+    for n in params
+  )
+  return found, metrics, farthest
+
+
+def narrowest(q):
+  """Returns the least distance between two centroids of a QTensor."""
+  return float(q.scale) * np.diff(np.asarray(q.codebook, np.float64)).min()
+
+
+def test_s8bqat_at_three_bits_ends_on_its_centroids_with_float_accuracy():
+  task, params = task_and_float()
+  in_float = float(toy.accuracy(params, task))
+  assert in_float > 0.9
+
+  ours = quantizers.s8bqat(
+    3,
+    total_steps=toy.STEPS,
+    learning_rate=RATE,
+    total_pull=toy.FLOW_PULL,
+    snap_every=toy.SNAP_EVERY,
+  )
+  found, metrics, farthest = finetune(ours)
+  # Every weight is within a hundredth of a region of a centroid, and the
+  # accuracy within 2.5 points of float.
+  assert farthest < 0.01
+  assert metrics['locked'] > 0.9
+  assert found > in_float - 0.025
+
+  without = quantizers.centroids(3)
+  found_without, _, farthest = finetune(without)
+  assert farthest > 0.4
+  assert found_without < in_float - 0.04
+  assert found_without < found - 0.02
+
+
+def test_admm_residuals_go_to_zero_on_the_toy():
+  rho = quantizers.pressure_schedule(20.0, toy.STEPS, RATE)
+  found, metrics, _ = finetune(quantizers.admm(3, rho=rho, every=10))
+  assert metrics['primal'] < 0.01
+  assert metrics['dual'] < 0.01
+  assert found > 0.8
+
+
+@pytest.mark.parametrize('bits', [3])
+def test_every_method_of_the_comparison_is_a_quantizer(bits):
+  methods = toy.methods(bits)
+  assert len(methods) == 13
+  for quantizer in methods.values():
+    assert isinstance(quantizer, quantizers.Quantizer)

@@ -10,7 +10,6 @@ what ships: decode(encode(params)). Writes experiments/results/toy_methods.json.
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -237,23 +236,27 @@ def main(argv: list[str]) -> None:
         params, state = train(tasks[s], floats[s], s)
         report(name, bits, s, qtensor.decode(encode(params, state)))
 
-  means = []
-  for (method, bits), group in itertools.groupby(
-    rows, lambda row: (row['method'], row['bits'])
-  ):
-    found = [row['metrics']['accuracy'] for row in group]
-    means.append(
-      {
-        'method': method,
-        'bits': bits,
-        'accuracy': float(np.mean(found)),
-        'lowest': min(found),
-        'highest': max(found),
-      }
-    )
-  path = results.write('toy_methods', rows, means=means, steps=STEPS)
-  print(results.table(means))
+  path = results.write('toy_methods', rows, steps=STEPS)
+  print(results.table(means(rows)))
   print(f'wrote {path.name}')
+
+
+def means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+  """Returns one row per method and bits, over all seeds."""
+  found: dict[tuple[str, int], list[float]] = {}
+  for row in rows:
+    cell = found.setdefault((row['method'], row['bits']), [])
+    cell.append(row['metrics']['accuracy'])
+  return [
+    {
+      'method': method,
+      'bits': bits,
+      'accuracy': float(np.mean(cell)),
+      'lowest': min(cell),
+      'highest': max(cell),
+    }
+    for (method, bits), cell in found.items()
+  ]
 
 
 if __name__ == '__main__':

@@ -7,6 +7,7 @@
 | `tokenizers` | characters, words, subwords |
 | `decode` | greedy search, of a batch or of a stream |
 | `beam` | beam search with N-best, optionally through an automaton |
+| `ngram` | Kneser-Ney, lexicon automaton, rescoring of N-best |
 | `wer` | word and character errors per utterance |
 | `significance` | intervals, MAPSSWE, clustered bootstrap, non-inferiority |
 """

@@ -13,15 +13,14 @@ parameters may hold QTensors. `register` adds a rule for another primitive.
 
 from s8bqat_jax.integer.audit import Audit, audit
 from s8bqat_jax.integer.calibrate import Ranges, calibrate
-from s8bqat_jax.integer.interpreter import (
+from s8bqat_jax.integer.context import (
   Context,
   MissingRange,
   UnsupportedPrimitive,
-  fake_quantize,
   register,
 )
 from s8bqat_jax.integer.lower import IntegerFunction, lower
-from s8bqat_jax.integer.spec import Spec
+from s8bqat_jax.integer.spec import Spec, fake_quantize
 from s8bqat_jax.integer.twin import twin
 
 __all__ = [

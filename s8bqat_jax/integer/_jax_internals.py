@@ -106,13 +106,13 @@ def to_graph(jaxpr: Any) -> Graph:
   """Returns the inlined, dead-code-free Graph of a jaxpr."""
   consts = list(getattr(jaxpr, 'consts', ()))
   inner = getattr(jaxpr, 'jaxpr', jaxpr)
-  ins = [_var(v) for v in inner.invars]
+  ins: list[Any] = [_var(v) for v in inner.invars]
   eqns: list[Eqn] = []
   outs = _inline(inner, consts, ins, eqns)
   return drop_dead(Graph(tuple(ins), tuple(eqns), tuple(outs)))
 
 
-def _var(v: Any) -> Var:
+def _var(v: Any) -> Any:
   return Var(tuple(v.aval.shape), v.aval.dtype)
 
 
@@ -122,7 +122,7 @@ def _inline(jaxpr, consts, ins: Sequence[Atom], eqns: list[Eqn]) -> list[Atom]:
 
   def read(a) -> Atom:
     if isinstance(a, jex_core.Literal):
-      return Lit(np.asarray(a.val, a.aval.dtype))
+      return Lit(np.asarray(a.val, _var(a).dtype))
     return env[a]
 
   env.update(zip(jaxpr.constvars, map(Lit, consts)))

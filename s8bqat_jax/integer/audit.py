@@ -269,7 +269,7 @@ def _norm_bound(p, shapes, peaks, values):
   out = value * _abs_max(values[1], INT32)
   out += _abs_max(values[2], INT32) * 2 ** max(0, p['shift'] - norm.BIAS_BITS)
   out += 2 ** max(p['shift'] - 1, 0)
-  scaled = (centered**2 + p['epsilon']) * 4**norm.ROOT_FRACTION
+  scaled = centered**2 * 4**norm.ROOT_FRACTION + p['epsilon']
   return max(width * centered**2, scaled, out), INT64
 
 

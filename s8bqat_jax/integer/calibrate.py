@@ -20,10 +20,10 @@ from jax import lax
 from s8bqat_jax.artifacts import qtensor
 from s8bqat_jax.integer import _jax_internals as internals
 from s8bqat_jax.integer import keys
+from s8bqat_jax.integer.spec import MASK_LIMIT
 
 Ranges = dict[str, tuple[float, float]]
 
-MASK_LIMIT = 1e6
 EMA = 0.95
 PERCENTILE = 99.99
 _BINS = 2048
@@ -161,7 +161,8 @@ def _least_error(counts: np.ndarray, low: float, high: float):
 def _run(fn, meter: _Meter, params, *inputs) -> dict[str, Any]:
   """One traced run: {name: statistic}."""
   graph, _ = internals.trace(fn, params, *inputs)
-  paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(params)) or ((), ())
+  leaves = [x for _, x in jax.tree_util.tree_leaves_with_path(params)]
+  paths = [p for p, _ in jax.tree_util.tree_leaves_with_path(params)]
   flat = jax.tree.leaves(inputs)
   names = keys.of_params([keys.path_name(p) for p in paths])
   names += [keys.Key(n) for n in keys.input_names(len(flat))]

@@ -17,7 +17,7 @@ from jax import lax
 from s8bqat_jax.integer import _jax_internals as internals
 from s8bqat_jax.integer import interpreter, keys
 from s8bqat_jax.integer import spec as spec_lib
-from s8bqat_jax.integer.interpreter import Context, register
+from s8bqat_jax.integer.context import Context, MissingRange, register
 from s8bqat_jax.integer.spec import Spec
 from s8bqat_jax.integer.values import Const, Exact, QValue, Value
 
@@ -49,7 +49,7 @@ def feeds_product(graph: internals.Graph, v: internals.Var) -> bool:
 def carry_spec(ctx: Context, name: str, bits: int) -> Spec:
   """The one spec of a carry, from the range of what replaces it."""
   if name not in ctx.ranges:
-    raise interpreter.MissingRange(
+    raise MissingRange(
       f'no range for {name!r}, which a scan carries; calibrate the function'
     )
   return spec_lib.from_range(*ctx.ranges[name], bits, name)
@@ -64,7 +64,7 @@ def to_array(ctx: Context, v: Value, spec: Spec | None) -> Any:
     return jnp.asarray(v.array)
   assert isinstance(v, Const)
   if ctx.twin:
-    return interpreter.fake_quantize(jnp.asarray(v.array), spec)
+    return spec_lib.fake_quantize(jnp.asarray(v.array), spec)
   return jnp.asarray(spec.quantize_np(v.value))
 
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,13 +22,13 @@ from jax import lax
 from s8bqat_jax.integer import dot, primitives, requantize
 
 
-def _taps(x_NxSxC, window, strides, padding, dilation, fill, xp):
+def _taps(x_NxSxC: Any, window, strides, padding, dilation, fill, xp: Any):
   """Yields the strided view of x under each tap, in row-major tap order."""
   pads = [(0, 0), *padding, (0, 0)]
   if xp is np:
     # NumPy has no negative padding: crop those sides afterwards.
     grow = [(max(a, 0), max(b, 0)) for a, b in pads]
-    x = np.pad(x_NxSxC, grow, constant_values=fill)
+    x: Any = np.pad(x_NxSxC, grow, constant_values=fill)
     x = x[
       tuple(
         slice(max(-a, 0), n - max(-b, 0)) for (a, b), n in zip(pads, x.shape)
@@ -61,7 +63,7 @@ def _conv(
   if groups == 1:
     columns = jnp.concatenate(views, axis=-1)
     matrix = kernel.reshape(taps * inputs, outputs)
-    dims = (((columns.ndim - 1,), (0,)), ((), ()))
+    dims: dot.Dims = (((columns.ndim - 1,), (0,)), ((), ()))
     acc = dot.dot_int32(columns, matrix, dims)
   else:
     # Groups are a batch axis of the product: [G, N * S, K * I] x [G, K * I, O].
@@ -84,7 +86,7 @@ def _conv_np(
   kernel = np.asarray(kernel, np.int64)
   *window, inputs, outputs = kernel.shape
   x64 = np.asarray(x, np.int64)
-  acc = 0
+  acc: Any = 0
   views = _taps(x64, window, strides, padding, dilation, zero, np)
   for view, matrix in zip(views, kernel.reshape(-1, inputs, outputs)):
     width = outputs // groups
@@ -145,7 +147,7 @@ def _pool(
     for view in _taps(x, window, strides, padding, dilation, fill, jnp):
       result = view if result is None else jnp.maximum(result, view)
     return result
-  acc = 0
+  acc: Any = 0
   for view in _taps(x, window, strides, padding, dilation, zero, jnp):
     acc = acc + (view.astype(jnp.int32) - np.int32(zero))
   return requantize.requantize(acc, multiplier, shift, out)
@@ -206,16 +208,18 @@ def _batch_sum(args, axes, *, over, **params):
   return q_sum(x, args[1], over=tuple(a + 1 for a in over), **params), 0
 
 
-q_conv = primitives.define(
+q_conv: Callable[..., Any] = primitives.define(
   'q_conv', _conv, _conv_np, _batch_images(lambda: q_conv, 'q_conv')
 )
-q_depthwise = primitives.define(
+q_depthwise: Callable[..., Any] = primitives.define(
   'q_depthwise',
   _depthwise,
   _depthwise_np,
   _batch_images(lambda: q_depthwise, 'q_depthwise'),
 )
-q_pool = primitives.define(
+q_pool: Callable[..., Any] = primitives.define(
   'q_pool', _pool, _pool_np, _batch_images(lambda: q_pool, 'q_pool')
 )
-q_sum = primitives.define('q_sum', _sum, _sum_np, _batch_sum)
+q_sum: Callable[..., Any] = primitives.define(
+  'q_sum', _sum, _sum_np, _batch_sum
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -139,4 +140,4 @@ def _make_room(x, rank, position):
   return jnp.expand_dims(x, x.ndim - (rank - 1 - position))
 
 
-q_dot = primitives.define('q_dot', _kernel, _oracle, _batch)
+q_dot: Callable[..., Any] = primitives.define('q_dot', _kernel, _oracle, _batch)

@@ -9,6 +9,9 @@ Error bounds (in units of the output's last place, LSB, before saturation):
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,7 +44,7 @@ def _rescale_np(x, multiplier, *, zero, shift, out, site):
   return requantize.requantize_np(shifted, multiplier, shift, out)
 
 
-q_rescale = primitives.define(
+q_rescale: Callable[..., Any] = primitives.define(
   'q_rescale',
   _rescale,
   _rescale_np,
@@ -67,7 +70,7 @@ def _add_np(x, y, x_multiplier, y_multiplier, *, zeros, shift, out, site):
   return requantize.finish_np(total, shift, out)
 
 
-q_add = primitives.define(
+q_add: Callable[..., Any] = primitives.define(
   'q_add', _add, _add_np, primitives.batch_leading(lambda: q_add, 'q_add', 2)
 )
 
@@ -89,7 +92,7 @@ def _mul_np(x, y, multiplier, *, zeros, shift, out, site):
   return requantize.requantize_np(x64 * y64, multiplier, shift, out)
 
 
-q_mul = primitives.define(
+q_mul: Callable[..., Any] = primitives.define(
   'q_mul', _mul, _mul_np, primitives.batch_leading(lambda: q_mul, 'q_mul', 2)
 )
 
@@ -126,7 +129,7 @@ def _lut_np(x, table, *, out, site):
   return np.clip(rounded, out.low, out.high).astype(out.dtype)
 
 
-q_lut = primitives.define(
+q_lut: Callable[..., Any] = primitives.define(
   'q_lut', _lut, _lut_np, primitives.batch_leading(lambda: q_lut, 'q_lut')
 )
 
@@ -146,7 +149,7 @@ def _embed_np(index, table, *, site):
   return table[np.clip(np.asarray(index), 0, table.shape[0] - 1)]
 
 
-q_embed = primitives.define(
+q_embed: Callable[..., Any] = primitives.define(
   'q_embed',
   _embed,
   _embed_np,

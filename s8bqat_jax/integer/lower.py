@@ -14,10 +14,12 @@ import numpy as np
 from s8bqat_jax.artifacts import qtensor
 from s8bqat_jax.integer import _jax_internals as internals
 from s8bqat_jax.integer import control, interpreter, keys
+from s8bqat_jax.integer import normalize as _normalize  # noqa: F401  rules
 from s8bqat_jax.integer import products as _products  # noqa: F401  rules
 from s8bqat_jax.integer import rules as _rules  # noqa: F401  rules
 from s8bqat_jax.integer import spec as spec_lib
 from s8bqat_jax.integer.calibrate import Ranges
+from s8bqat_jax.integer.context import Context
 from s8bqat_jax.integer.spec import Spec
 from s8bqat_jax.integer.values import Const, Exact, QValue, Weight
 
@@ -52,7 +54,7 @@ class IntegerFunction:
     """Returns the integers of real inputs (flattened)."""
     return [
       jnp.asarray(x) if s is None else s.quantize(jnp.asarray(x))
-      for x, s in zip(self.in_tree.flatten_up_to(inputs), self.in_specs)
+      for x, s in zip(jax.tree.leaves(inputs), self.in_specs)
     ]
 
   def integers(self, *codes: Any) -> list[jax.Array]:
@@ -165,7 +167,7 @@ class Program:
     self.graph, self.out_tree = internals.trace(
       fn, float_params, *jax.tree.unflatten(self.in_tree, shapes)
     )
-    self.ctx = interpreter.Context(ranges, twin)
+    self.ctx = Context(ranges, twin)
     self.carry = len(jax.tree.leaves(inputs[0])) if carry else 0
     self._name_inputs(carry)
 
@@ -192,7 +194,7 @@ class Program:
     """The parameters as constants; `live_params` carry gradients."""
     if live_params is None:
       return self.templates
-    lives = self.params_tree.flatten_up_to(live_params)
+    lives = jax.tree.leaves(live_params)
     return [
       dataclasses.replace(t, live=live)
       for t, live in zip(self.templates, lives)
@@ -217,10 +219,8 @@ class Program:
       if isinstance(out, Const) and jnp.issubdtype(
         out.value.dtype, jnp.floating
       ):
-        wide = spec_lib.from_range(
-          out.value.min(), out.value.max(), output_bits
-        )
-        spec = spec or wide
+        low, high = out.value.min(), out.value.max()
+        spec = spec or spec_lib.from_range(low, high, output_bits)
       elif isinstance(out, QValue):
         spec = spec or self.ctx.natural(out, output_bits)
       arrays.append(control.to_array(self.ctx, out, spec))

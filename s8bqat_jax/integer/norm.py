@@ -1,14 +1,15 @@
 """q_layernorm: LayerNorm and RMSNorm in integers, over the last axis.
 
 With N the width and c = N x - sum x (or N x for RMSNorm), in codes:
-  variance  v = floor(sum c^2 / N) + eps',          64-bit
+  variance  v = 2^8 sum c^2 / N + epsilon           64-bit; N divides the sum
   root      r = floor(sqrt(v)), integer Newton
-  value     n = floor(c floor(2^31 / r') / 2^k)     a Q14 number of c / r
+  value     n = c floor(2^46 / r), rounded          a Q14 number
   output    requantize(n m_gamma + bias)
 
-so that one integer division and one square root serve a row. Error bound: the
-normalized value errs by at most 2^-13 |n| + 2^-13 (the root and its inverse
-carry 14 bits or more), then half an output LSB.
+so that one integer division and one square root serve a row; `epsilon` is in
+units of v. Error bound: the normalized value errs by at most 2^-13 |n| + 2^-13
+where the deviation is at least 2^9 / N codes (below that, the root's own
+resolution, 2^-4 of c, dominates), then half an output LSB.
 
 References:
   Kim et al., I-BERT: Integer-only BERT Quantization (arXiv 2101.01321), whose
@@ -18,6 +19,8 @@ References:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +34,7 @@ VALUE_BITS = 14
 BIAS_BITS = 12
 _INVERSE_BITS = 46
 _NEWTON_STEPS = 6
-# The root is taken of v 2^8, so that a small variance keeps its precision.
+# The variance keeps 2^8 fractions, its root 2^4: for narrow rows, small ones.
 ROOT_FRACTION = 4
 
 
@@ -53,9 +56,9 @@ def _layernorm(x, multiplier, bias, *, center, epsilon, zero, shift, out, site):
     c = x64 * width
     if center:
       c = c - jnp.sum(x64, axis=-1, keepdims=True)
-    variance = jnp.sum(c * c, axis=-1, keepdims=True) // width + epsilon
-    variance = jnp.clip(variance, 1, 2 ** (62 - 2 * ROOT_FRACTION) - 1)
-    root = isqrt(variance << (2 * ROOT_FRACTION))
+    variance = jnp.sum(c * c, axis=-1, keepdims=True) // width
+    variance = variance * 4**ROOT_FRACTION + epsilon
+    root = isqrt(jnp.clip(variance, 1, 2**62 - 1))
     inverse = jnp.int64(1 << _INVERSE_BITS) // root
     n = requantize.round_shift(
       c * inverse, _INVERSE_BITS - ROOT_FRACTION - VALUE_BITS
@@ -76,10 +79,9 @@ def _layernorm_np(
   c = x64 * width
   if center:
     c = c - x64.sum(axis=-1, keepdims=True)
-  variance = (c * c).sum(axis=-1, keepdims=True) // width + epsilon
-  variance = np.clip(variance, 1, 2 ** (62 - 2 * ROOT_FRACTION) - 1)
-  scaled = variance << (2 * ROOT_FRACTION)
-  root = np.vectorize(math.isqrt, otypes=[np.int64])(scaled)
+  variance = (c * c).sum(axis=-1, keepdims=True) // width
+  variance = np.clip(variance * 4**ROOT_FRACTION + epsilon, 1, 2**62 - 1)
+  root = np.vectorize(math.isqrt, otypes=[np.int64])(variance)
   inverse = (1 << _INVERSE_BITS) // root
   down = _INVERSE_BITS - ROOT_FRACTION - VALUE_BITS
   n = (c * inverse + (1 << (down - 1))) >> down
@@ -88,7 +90,7 @@ def _layernorm_np(
   return requantize.finish_np(total, shift, out)
 
 
-q_layernorm = primitives.define(
+q_layernorm: Callable[..., Any] = primitives.define(
   'q_layernorm',
   _layernorm,
   _layernorm_np,

@@ -4,7 +4,8 @@ A jaxpr has no name for them: they are a dozen inlined equations. A candidate is
 the span between a value x and the one value y that everything computed
 from x inside the span flows into. Which formula a candidate computes is
 decided by numbers, not by its shape: the span is run on random x and compared
-with the formula's own definition. So a model may write its LayerNorm in any way.
+with the formula's own definition. So a model may write its LayerNorm as it
+likes.
 """
 
 from __future__ import annotations
@@ -211,14 +212,15 @@ def _normalization(run, span, consts, axis):
 def _epsilon(span: _Span, consts) -> float:
   """The scalar added right before the root; 0 if there is none."""
   made_by = {v: e for e in span.eqns for v in e.outs}
+  find = lambda a: made_by.get(a) if isinstance(a, internals.Var) else None
   for e in span.eqns:
     if e.name not in ('rsqrt', 'sqrt', 'pow'):
       continue
-    source = made_by.get(e.ins[0])
+    source = find(e.ins[0])
     while source is not None and source.name in (
       'reshape', 'broadcast_in_dim', 'convert_element_type'
     ):  # fmt: skip
-      source = made_by.get(source.ins[0])
+      source = find(source.ins[0])
     if source is None or source.name != 'add':
       continue
     for a in source.ins:

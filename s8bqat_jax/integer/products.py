@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from s8bqat_jax.integer import conv, dot, requantize
-from s8bqat_jax.integer.interpreter import Context, register
+from s8bqat_jax.integer.context import Context, register
 from s8bqat_jax.integer.spec import Spec
 from s8bqat_jax.integer.values import (
   Acc,
@@ -62,12 +62,7 @@ def _dot(ctx: Context, e: Any, lhs: Value, rhs: Value) -> QValue:
     if any(channel_scale.strides[i] for i in contract):
       raise ctx.unsupported(e, 'weight scales differ along a contracted axis')
     first = channel_scale[
-      tuple(
-        slice(0, 1)
-        if i in contract or not channel_scale.strides[i]
-        else slice(None)
-        for i in range(channel_scale.ndim)
-      )
+      tuple(slice(None if step else 1) for step in channel_scale.strides)
     ]
     scale = data.spec.scale * place(_drop(first, contract, batch, free))
     sums = w.values.sum(axis=tuple(contract), keepdims=True, dtype=np.int64)
@@ -76,7 +71,6 @@ def _dot(ctx: Context, e: Any, lhs: Value, rhs: Value) -> QValue:
       correction = np.zeros((), np.int64)
     weight = w.values
     codes = (weight, data.codes) if const is a else (data.codes, weight)
-  ins = tuple(v if isinstance(v, Operand) else v for v in (a, b))
 
   def make(bias, multiplier, shift, spec: Spec):
     return dot.q_dot(
@@ -91,7 +85,7 @@ def _dot(ctx: Context, e: Any, lhs: Value, rhs: Value) -> QValue:
     )
 
   one, none = np.ones(()), np.zeros(())
-  return _open(ctx, e, ins, Acc(make, scale, one, none, correction))
+  return _open(ctx, e, (a, b), Acc(make, scale, one, none, correction))
 
 
 def _drop(x: np.ndarray, contract, batch, free) -> np.ndarray:

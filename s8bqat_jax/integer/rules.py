@@ -4,13 +4,13 @@ A rule reads `Value`s and returns one. Four ideas cover most of them:
   - an affine step after a dot product joins its epilogue (bias, BatchNorm);
   - a positive scalar factor changes a scale, a ReLU a saturation bound: free;
   - a chain of elementwise steps on one value, x * f(x) included, is one table;
-  - a movement acts on codes.
-Control flow is in control.py, products and windows in products.py.
+  - a movement acts on codes (movement.py).
+Products and windows are in products.py, patterns in normalize.py, control flow
+in control.py.
 """
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -18,14 +18,12 @@ import numpy as np
 from jax import lax
 
 from s8bqat_jax.integer import (
-  conv,
+  context,
   elementwise,
-  interpreter,
-  norm,
   requantize,
-  softmax,
 )
-from s8bqat_jax.integer.interpreter import Context, register
+from s8bqat_jax.integer.context import Context, register
+from s8bqat_jax.integer.movement import joint
 from s8bqat_jax.integer.spec import Spec
 from s8bqat_jax.integer.values import (
   INF,
@@ -94,7 +92,7 @@ def _decide(ctx: Context, e, result: QValue, base, fn) -> Value:
     raise ctx.unsupported(e, 'its result is neither real nor a truth value')
   if ctx.twin:
     return Exact(result.live)
-  truth = interpreter.table_values(fn, base.spec.values()).astype(np.int8)
+  truth = context.table_values(fn, base.spec.values()).astype(np.int8)
   out = requantize.Out(low=0, high=1)
   codes = elementwise.q_lut(base.codes, truth, out=out, site=result.key)
   return Exact(codes != 0)
@@ -137,7 +135,7 @@ def _convert(ctx: Context, e: Any, x: Value) -> Value:
 # Affine steps.
 
 
-def _epilogue(ctx: Context, e: Any, x: QValue, c: Const, **change: Any):
+def _epilogue(ctx: Context, e: Any, x: Any, c: Const, **change: Any):
   """The dot product behind x with its epilogue extended by a constant."""
   acc = x.acc._replace(**change)
   live = ctx.live(e, x, c) if e.ins[0] is not e.ins[1] else None
@@ -145,17 +143,14 @@ def _epilogue(ctx: Context, e: Any, x: QValue, c: Const, **change: Any):
   return QValue(e.outs[0].shape, ctx.key(e), source, acc=acc, live=live)
 
 
-def _folds(e: Any, x: QValue, c: Const) -> bool:
-  """Whether a constant belongs to the epilogue: it is a parameter."""
-  several = scalar_of(c) is None
-  return (
-    x.acc is not None
-    and x.shape == e.outs[0].shape
-    and (several or bool(c.name))
-  )
+def _folds(e: Any, x: Any, c: Any) -> bool:
+  """Whether a constant belongs to a product's epilogue: it is a parameter."""
+  if not (isinstance(x, QValue) and isinstance(c, Const) and x.acc):
+    return False
+  return x.shape == e.outs[0].shape and (scalar_of(c) is None or bool(c.name))
 
 
-def _swap(e: Any, x: Value, y: Value) -> tuple[Any, Value, Value]:
+def _swap(e: Any, x: Any, y: Any) -> tuple[Any, Any, Any]:
   """Puts the constant second (commutative equations only)."""
   if isinstance(x, Const):
     return e._replace(ins=(e.ins[1], e.ins[0])), y, x
@@ -167,16 +162,16 @@ def _compact(c: Const) -> np.ndarray:
 
 
 @register('add', 'add_any')
-def _add(ctx: Context, e: Any, x: Value, y: Value) -> Value:
+def _add(ctx: Context, e: Any, x: Any, y: Any) -> Value:
   e, x, y = _swap(e, x, y)
-  if isinstance(x, QValue) and isinstance(y, Const) and _folds(e, x, y):
+  if _folds(e, x, y):
     return _epilogue(ctx, e, x, y, offset=x.acc.offset + _compact(y))
   return _tabulate_or(ctx, e, x, y, lambda: _sum(ctx, e, x, y, 1))
 
 
 @register('sub')
-def _sub(ctx: Context, e: Any, x: Value, y: Value) -> Value:
-  if isinstance(x, QValue) and isinstance(y, Const) and _folds(e, x, y):
+def _sub(ctx: Context, e: Any, x: Any, y: Any) -> Value:
+  if _folds(e, x, y):
     return _epilogue(ctx, e, x, y, offset=x.acc.offset - _compact(y))
   return _tabulate_or(ctx, e, x, y, lambda: _sum(ctx, e, x, y, -1))
 
@@ -186,9 +181,8 @@ def _tabulate_or(ctx: Context, e: Any, x: Value, y: Value, otherwise) -> Value:
 
   Two lazy values can't share a base, and looking would materialize them.
   """
-  scalar = any(
-    isinstance(a, Const) and scalar_of(a) is not None for a in (x, y)
-  )
+  constants = [a for a in (x, y) if isinstance(a, Const)]
+  scalar = any(scalar_of(c) is not None for c in constants)
   same = (
     isinstance(x, QValue)
     and isinstance(y, QValue)
@@ -257,12 +251,12 @@ def _rescaled(ctx: Context, e: Any, x: QValue, y: Const, gain: float) -> QValue:
   )
 
 
-def _scale(ctx: Context, e: Any, x: Value, y: Value, invert: bool):
+def _scale(ctx: Context, e: Any, x: Any, y: Any, invert: bool):
   """Multiplication or division by a constant, where it is free."""
   if not (isinstance(x, QValue) and isinstance(y, Const)):
     return None
   factor = scalar_of(y)
-  if _folds(e, x, y) and (factor is None or y.name):
+  if x.acc is not None and _folds(e, x, y):
     with np.errstate(divide='ignore'):
       gain = 1 / _compact(y) if invert else _compact(y)
     if not np.all(np.isfinite(gain)):
@@ -279,7 +273,7 @@ def _scale(ctx: Context, e: Any, x: Value, y: Value, invert: bool):
 
 
 @register('mul')
-def _mul(ctx: Context, e: Any, x: Value, y: Value) -> Value:
+def _mul(ctx: Context, e: Any, x: Any, y: Any) -> Value:
   e, x, y = _swap(e, x, y)
   free = _scale(ctx, e, x, y, invert=False)
   if free is not None:
@@ -288,7 +282,7 @@ def _mul(ctx: Context, e: Any, x: Value, y: Value) -> Value:
 
 
 @register('div')
-def _div(ctx: Context, e: Any, x: Value, y: Value) -> Value:
+def _div(ctx: Context, e: Any, x: Any, y: Any) -> Value:
   free = _scale(ctx, e, x, y, invert=True)
   if free is not None:
     return free
@@ -348,303 +342,30 @@ def _clip(ctx: Context, e: Any, x: QValue, low: float, high: float, *ins):
 
 
 @register('max')
-def _max(ctx: Context, e: Any, x: Value, y: Value) -> Value:
+def _max(ctx: Context, e: Any, x: Any, y: Any) -> Value:
   swapped = _swap(e, x, y)
   bound = scalar_of(swapped[2]) if isinstance(swapped[2], Const) else None
   if bound is not None and swapped[1].shape == e.outs[0].shape:
     e, x, y = swapped
     return x if bound == -INF else _clip(ctx, e, x, float(bound), INF, x, y)
-  return _joint(ctx, e, x, y)
+  return joint(ctx, e, x, y)
 
 
 @register('min')
-def _min(ctx: Context, e: Any, x: Value, y: Value) -> Value:
+def _min(ctx: Context, e: Any, x: Any, y: Any) -> Value:
   swapped = _swap(e, x, y)
   bound = scalar_of(swapped[2]) if isinstance(swapped[2], Const) else None
   if bound is not None and swapped[1].shape == e.outs[0].shape:
     e, x, y = swapped
     return x if bound == INF else _clip(ctx, e, x, -INF, float(bound), x, y)
-  return _joint(ctx, e, x, y)
+  return joint(ctx, e, x, y)
 
 
 @register('clamp')
-def _clamp(ctx: Context, e: Any, low: Value, x: Value, high: Value) -> Value:
-  bounds = [scalar_of(b) if isinstance(b, Const) else None for b in (low, high)]
+def _clamp(ctx: Context, e: Any, low: Any, x: Any, high: Any) -> Value:
+  bounds: list[Any] = [
+    scalar_of(b) if isinstance(b, Const) else None for b in (low, high)
+  ]
   if None in bounds or not isinstance(x, QValue):
     raise ctx.unsupported(e, 'its bounds are not scalars')
   return _clip(ctx, e, x, float(bounds[0]), float(bounds[1]), low, x, high)
-
-
-# Movements: the same equation on codes.
-
-
-@register(
-  'reshape', 'transpose', 'broadcast_in_dim', 'squeeze', 'expand_dims', 'rev',
-  'slice', 'reduce_max', 'reduce_min', 'real',
-)  # fmt: skip
-def _movement(ctx: Context, e: Any, x: QValue) -> Value:
-  """Order-preserving reductions move codes too: every scale is positive."""
-  return ctx.moved(e, x, x, move=lambda codes: e.bind(codes)[0])
-
-
-@register('split')
-def _split(ctx: Context, e: Any, x: QValue) -> list[Value]:
-  """Each part is a slice, so that parts nobody asks for are never cut."""
-  axis = e.params['axis']
-  ends = [int(n) for n in np.cumsum(e.params['sizes'])]
-  parts: list[Value] = []
-  for i, (var, end) in enumerate(zip(e.outs, ends)):
-    cut = functools.partial(
-      lax.slice_in_dim, start_index=end - var.shape[axis], limit_index=end,
-      axis=axis,
-    )  # fmt: skip
-    live = cut(x.live) if ctx.twin else None
-    parts.append(QValue(var.shape, ctx.key(e, i), Moved(x, cut), live=live))
-  return parts
-
-
-@register('dynamic_slice')
-def _dynamic_slice(ctx: Context, e: Any, x: Value, *starts: Value) -> Value:
-  if isinstance(x, Const):
-    x = _stored(ctx, e, x)
-  arrays = [s.array for s in starts]
-  return ctx.moved(
-    e, x, x, *starts, move=lambda codes: e.bind(codes, *arrays)[0]
-  )
-
-
-def _stored(ctx: Context, e: Any, c: Const) -> QValue:
-  """A constant as a value in memory, to be indexed."""
-  w = ctx.weight(c)
-  if np.ndim(w.scale):
-    raise ctx.unsupported(e, 'an indexed parameter needs one scale')
-  spec = Spec(float(w.scale))
-  codes = None if ctx.twin else jnp.asarray(w.values)
-  return ctx.fixed(c.shape, c.name, codes, spec, c.array if ctx.twin else None)
-
-
-@register('argmax', 'argmin')
-def _argmax(ctx: Context, e: Any, x: QValue) -> Exact:
-  operand = ctx.operand(x)
-  return Exact(e.bind(operand.live if ctx.twin else operand.codes)[0])
-
-
-@register('reduce_sum')
-def _reduce_sum(ctx: Context, e: Any, x: QValue) -> QValue:
-  a = ctx.operand(x)
-  key = ctx.key(e)
-
-  def emit(spec: Spec):
-    (fixed,) = requantize.to_multiplier(a.spec.scale / spec.scale)
-    return conv.q_sum(
-      a.codes,
-      fixed.multiplier,
-      over=tuple(e.params['axes']),
-      zero=a.spec.zero,
-      shift=fixed.shift,
-      out=spec.out,
-      site=key,
-    )
-
-  return ctx.computed(e, (a,), emit, bits=16)
-
-
-# Movements of several values: all at the spec of the result.
-
-
-@register('concatenate', 'pad', 'select_n', 'dynamic_update_slice')
-def _joint(ctx: Context, e: Any, *args: Value) -> Value:
-  fill = _mask_fill(ctx, e, args)
-  if fill is not None:
-    return fill
-  if not e.outs[0].is_float:
-    raise ctx.unsupported(e)
-  data = [a for a in args if isinstance(a, QValue)]
-  bits = max([ctx.prefers(d) for d in data], default=8)
-
-  def emit(spec: Spec):
-    codes = []
-    for a in args:
-      if isinstance(a, QValue):
-        codes.append(ctx.operand(a, spec=spec).codes)
-      elif _is_real(a):
-        codes.append(spec.quantize_np(a.value))
-      else:
-        codes.append(a.array)
-    return e.bind(*codes)[0]
-
-  return ctx.computed(e, args, emit, bits=bits)
-
-
-def _is_real(a: Value) -> bool:
-  return isinstance(a, Const) and jnp.issubdtype(a.value.dtype, jnp.floating)
-
-
-def _mask_fill(ctx: Context, e: Any, args) -> Value | None:
-  """where(mask, x, -1e9): the code below the range stands for 'masked'."""
-  if e.name != 'select_n' or len(args) != 3:
-    return None
-  mask, off, on = args
-  fills = [
-    i
-    for i, a in enumerate((off, on))
-    if _is_real(a)
-    and a.value.size
-    and squeeze_const(a.value).max() <= -interpreter.MASK_LIMIT
-  ]
-  if len(fills) != 1:
-    return None
-  x = on if fills[0] == 0 else off
-  if not isinstance(x, QValue):
-    return None
-
-  def own(bits: int) -> Spec:
-    del bits  # A masked value feeds a softmax: always 8 bits.
-    low, high = ctx.ranges.get(key, ctx.natural(x, 8).interval)
-    low, high = min(low, 0.0), max(high, 0.0)
-    scale = max(high - low, 1e-30) / 254
-    zero = int(np.clip(np.rint(-127 - low / scale), -127, 127))
-    return Spec(scale, zero, low=-127, masked=True)
-
-  def emit(spec: Spec):
-    codes = ctx.operand(x, spec=spec._replace(masked=False)).codes
-    fill = jnp.full(x.shape, softmax.MASK_CODE, jnp.int8)
-    cases = (fill, codes) if fills[0] == 0 else (codes, fill)
-    return e.bind(mask.array, *cases)[0]
-
-  key = ctx.key(e)
-  return ctx.computed(e, args, emit, own=own)
-
-
-@register('gather')
-def _gather(ctx: Context, e: Any, x: Value, index: Value) -> Value:
-  if isinstance(x, QValue):
-    return ctx.moved(
-      e, x, x, index, move=lambda codes: _clipped_gather(e, codes, index.array)
-    )
-  table = _stored(ctx, e, x)
-  if not _is_row_lookup(e):
-    return _gather(ctx, e, table, index)
-  site = ctx.key(e)
-
-  def rows(codes):
-    flat = codes.reshape(codes.shape[0], -1)
-    picked = elementwise.q_embed(index.array[..., 0], flat, site=site)
-    return picked.reshape(e.outs[0].shape)
-
-  return ctx.moved(e, table, table, index, move=rows)
-
-
-def _clipped_gather(e: Any, codes, index):
-  """Out-of-range rows are clipped: integers have no NaN to fill with."""
-  params = dict(e.params, mode=lax.GatherScatterMode.CLIP, fill_value=None)
-  return e.primitive.bind(codes, index, **params)
-
-
-def _is_row_lookup(e: Any) -> bool:
-  d = e.params['dimension_numbers']
-  table, out = e.ins[0].shape, e.outs[0].shape
-  return (
-    tuple(d.collapsed_slice_dims) == (0,)
-    and tuple(d.start_index_map) == (0,)
-    and not d.operand_batching_dims
-    and tuple(e.params['slice_sizes']) == (1, *table[1:])
-    and tuple(d.offset_dims)
-    == tuple(range(len(out) - len(table) + 1, len(out)))
-  )
-
-
-# Patterns (patterns.py).
-
-
-def _last_axis(e: Any, x: QValue):
-  """Functions that move the pattern's axis to the end and back."""
-  axis, last = e.params['axis'], len(x.shape) - 1
-  if axis == last:
-    return (lambda c: c), (lambda c: c)
-  return (lambda c: jnp.moveaxis(c, axis, -1)), (
-    lambda c: jnp.moveaxis(c, -1, axis)
-  )
-
-
-@register('softmax')
-def _softmax(ctx: Context, e: Any, x: QValue, *rest: Value) -> QValue:
-  a = ctx.operand(x, 8)
-  key = ctx.key(e)
-  to_last, back = _last_axis(e, x)
-
-  def own(bits: int) -> Spec:
-    # Probabilities: 2^-bits per code, whatever calibration saw.
-    if bits == 16:
-      return Spec(2.0**-15, 0, 0, 2**15 - 1, 16)
-    return Spec(2.0**-8, -128)
-
-  def emit(spec: Spec):
-    natural = own(spec.bits)
-    codes = softmax.q_softmax(
-      to_last(a.codes),
-      softmax.exp_table(a.spec.scale),
-      masked=a.spec.masked,
-      bits=8 if spec.bits == 8 else 15,
-      out=natural.out,
-      site=key,
-    )
-    return ctx.rescale(back(codes), natural, spec, key)
-
-  return ctx.computed(e, (a, *rest), emit, own=own)
-
-
-@register('log_softmax')
-def _log_softmax(ctx: Context, e: Any, x: QValue, *rest: Value) -> QValue:
-  a = ctx.operand(x, 8)
-  key = ctx.key(e)
-  to_last, back = _last_axis(e, x)
-
-  def emit(spec: Spec):
-    log_step = np.log(2) * 2.0**-softmax.LOG_BITS
-    first, second = requantize.to_multiplier(
-      a.spec.scale / spec.scale, log_step / spec.scale
-    )
-    codes = softmax.q_log_softmax(
-      to_last(a.codes),
-      softmax.exp_table(a.spec.scale),
-      softmax.log_table(),
-      first.multiplier,
-      second.multiplier,
-      masked=a.spec.masked,
-      shift=first.shift,
-      out=spec.out,
-      site=key,
-    )
-    return back(codes)
-
-  return ctx.computed(e, (a, *rest), emit)
-
-
-@register('layernorm', 'rmsnorm')
-def _normalize(ctx: Context, e: Any, x: QValue, *rest: Value) -> QValue:
-  a = ctx.operand(x)
-  key = ctx.key(e)
-  to_last, back = _last_axis(e, x)
-  gamma, beta = e.params['gamma'], e.params['beta']
-  width = x.shape[e.params['axis']]
-  epsilon = int(np.rint(e.params['epsilon'] * (width / a.spec.scale) ** 2))
-
-  def emit(spec: Spec):
-    ratio = gamma / 2.0**norm.VALUE_BITS / spec.scale
-    fixed, _ = requantize.to_multiplier(ratio, 2.0**-norm.BIAS_BITS)
-    bias = np.rint(beta / spec.scale * 2.0**norm.BIAS_BITS)
-    codes = norm.q_layernorm(
-      to_last(a.codes),
-      fixed.multiplier,
-      np.clip(bias, -(2**31), 2**31 - 1).astype(np.int32),
-      center=e.name == 'layernorm',
-      epsilon=min(epsilon, 2**53),
-      zero=a.spec.zero,
-      shift=fixed.shift,
-      out=spec.out,
-      site=key,
-    )
-    return back(codes)
-
-  return ctx.computed(e, (a, *rest), emit)

@@ -20,6 +20,9 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -118,7 +121,7 @@ def _softmax_np(x, table, *, masked, bits, out, site):
   return requantize.finish_np(e * inverse, _INVERSE_BITS - bits, out)
 
 
-q_softmax = primitives.define(
+q_softmax: Callable[..., Any] = primitives.define(
   'q_softmax',
   _softmax,
   _softmax_np,
@@ -174,7 +177,7 @@ def _log_softmax_np(
   return requantize.finish_np(value, shift, out)
 
 
-q_log_softmax = primitives.define(
+q_log_softmax: Callable[..., Any] = primitives.define(
   'q_log_softmax',
   _log_softmax,
   _log_softmax_np,

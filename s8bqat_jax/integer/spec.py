@@ -10,6 +10,9 @@ import numpy as np
 
 from s8bqat_jax.integer import requantize
 
+# Beyond this a value is an attention mask, not data.
+MASK_LIMIT = 1e6
+
 
 class Spec(NamedTuple):
   """real = (code - zero) * scale, low <= code <= high.
@@ -105,3 +108,45 @@ def from_range(
 def symmetric(peak: float) -> Spec:
   """Returns the 8-bit spec with zero point 0 that weights use."""
   return Spec(max(float(peak), 1e-30) / 127, 0, -127, 127)
+
+
+def fake_quantize(x: jax.Array, spec: Spec) -> jax.Array:
+  """Rounds reals to the spec's grid; gradients pass inside its interval.
+
+  Args:
+    x: reals.
+    spec: the grid. Masked-out entries of a masked spec pass unchanged.
+
+  Returns:
+    Reals on the grid, with a straight-through gradient.
+  """
+  return _fake_quantize(spec, x)
+
+
+def _on_grid(spec: Spec, x):
+  code = jnp.floor(x / spec.scale + 0.5) + spec.zero
+  code = jnp.clip(code, spec.low, spec.high)
+  y = ((code - spec.zero) * spec.scale).astype(x.dtype)
+  return jnp.where(x < -MASK_LIMIT, x, y) if spec.masked else y
+
+
+@jax.custom_jvp
+def _identity_grad(x, y, inside):
+  del x, inside
+  return y
+
+
+@_identity_grad.defjvp
+def _identity_jvp(primals, tangents):
+  _, y, inside = primals
+  return y, jnp.where(inside, tangents[0], 0)
+
+
+def _fake_quantize(spec, x):
+  y = jax.lax.stop_gradient(_on_grid(spec, x))
+  low, high = spec.interval
+  half = spec.scale / 2
+  inside = (x >= low - half) & (x <= high + half)
+  if spec.masked:
+    inside = inside | (x < -MASK_LIMIT)
+  return _identity_grad(x, y, inside)

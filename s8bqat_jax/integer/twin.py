@@ -13,9 +13,9 @@ from typing import Any
 import jax
 
 from s8bqat_jax.artifacts import qtensor
-from s8bqat_jax.integer import interpreter
 from s8bqat_jax.integer.calibrate import Ranges
 from s8bqat_jax.integer.lower import Program
+from s8bqat_jax.integer.spec import fake_quantize
 
 
 def twin(
@@ -45,7 +45,7 @@ def twin(
     program = Program(fn, params, ranges, inputs, carry, twin=True)
     live = qtensor.decode(live_params)
     arrays = [
-      x if s is None else interpreter.fake_quantize(x, s)
+      x if s is None else fake_quantize(x, s)
       for x, s in zip(program.flat, program.in_specs)
     ]
     outs = program.run(arrays, program.constants(live))

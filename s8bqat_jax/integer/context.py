@@ -1,0 +1,308 @@
+"""What a rule may ask of a lowering, and the registry of rules.
+
+A rule decides; what it emits is integer primitives when lowering, or, in the
+twin, the float equation itself, followed by a fake quantization wherever a rule
+asked for codes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from s8bqat_jax.integer import _jax_internals as internals
+from s8bqat_jax.integer import elementwise, keys, requantize
+from s8bqat_jax.integer import spec as spec_lib
+from s8bqat_jax.integer.spec import MASK_LIMIT, Spec, fake_quantize
+from s8bqat_jax.integer.values import (
+  Computed,
+  Const,
+  Fixed,
+  Moved,
+  Operand,
+  QValue,
+  Table,
+  Weight,
+  squeeze_const,
+)
+
+
+class UnsupportedPrimitive(NotImplementedError):
+  """A primitive without a rule for these operands."""
+
+
+class MissingRange(KeyError):
+  """A value that calibration never saw."""
+
+  def __str__(self) -> str:
+    return self.args[0]
+
+
+Rule = Callable[..., Any]
+RULES: dict[str, Rule] = {}
+
+
+def register(*names: str) -> Callable[[Rule], Rule]:
+  """Registers a rule for primitives by name.
+
+  A rule is `rule(ctx, eqn, *values) -> value or list of values`; see
+  rules.py for examples and `Context` for what it may ask.
+
+  Args:
+    *names: names of JAX primitives, e.g. 'tanh'.
+
+  Returns:
+    A decorator that registers and returns the rule.
+  """
+
+  def add(rule: Rule) -> Rule:
+    for name in names:
+      RULES[name] = rule
+    return rule
+
+  return add
+
+
+@dataclasses.dataclass
+class Context:
+  """What rules may ask of a lowering.
+
+  Attributes:
+    ranges: {key: (low, high)}.
+    twin: emit fake-quantized float instead of integers.
+    named: keys of the variables of the graph being walked.
+  """
+
+  ranges: dict[str, tuple[float, float]]
+  twin: bool = False
+  named: dict[internals.Var, keys.Key] = dataclasses.field(default_factory=dict)
+
+  def unsupported(self, e: internals.Eqn, why: str = '') -> Exception:
+    shapes = [getattr(a, 'shape', None) or () for a in e.ins]
+    return UnsupportedPrimitive(
+      f'no integer rule for {e.name!r} on shapes {shapes}'
+      f'{": " + why if why else ""}, at {e.where()}. Register one with '
+      f's8bqat_jax.integer.register({e.name!r}), or keep that part in float '
+      'by lowering the function around it'
+    )
+
+  # Making values.
+
+  def key(self, e: internals.Eqn, index: int = 0) -> str:
+    return self.named[e.outs[index]].name
+
+  def live(self, e: internals.Eqn, *ins: Any) -> Any:
+    """The equation in float, for the twin; None when lowering."""
+    if not self.twin:
+      return None
+    arrays = [
+      i.live if isinstance(i, Operand | QValue) else i.array for i in ins
+    ]
+    return e.bind(*arrays)[0]
+
+  def computed(
+    self, e: internals.Eqn, ins: Sequence[Any], emit, **options: Any
+  ) -> QValue:
+    """A value that `emit(spec)` computes from materialized operands."""
+    return QValue(
+      e.outs[0].shape,
+      self.key(e),
+      Computed(emit, **options),
+      live=self.live(e, *ins),
+    )
+
+  def moved(self, e: internals.Eqn, parent: QValue, *ins: Any, move) -> QValue:
+    """A movement of `parent`; `ins` are all the equation's inputs."""
+    return QValue(
+      e.outs[0].shape,
+      self.key(e),
+      Moved(parent, move),
+      live=self.live(e, *ins),
+    )
+
+  def fixed(self, shape, key: str, codes: Any, spec: Spec, live=None) -> QValue:
+    return QValue(tuple(shape), key, Fixed(codes, spec), live=live)
+
+  # Materializing them.
+
+  def spec_of(self, v: QValue, bits: int) -> Spec:
+    """The calibrated spec of a value, its clip included."""
+    if v.key not in self.ranges:
+      raise MissingRange(
+        f'no range for {v.key!r}: it was not reached when calibrating; '
+        'calibrate the same function (same parameters and same code path)'
+      )
+    spec = spec_lib.from_range(*self.ranges[v.key], bits, v.key)
+    return _clipped(spec, v.clip)
+
+  def natural(self, v: QValue, bits: int) -> Spec:
+    """The spec that `v` takes when its consumer has no wish of its own."""
+    match v.source:
+      case Fixed(_, spec):
+        if spec.bits == 16 and bits == 8:
+          if v.key in self.ranges:
+            return self.spec_of(v, 8)
+          low, high = _scaled(spec, v.gain).interval
+          return _clipped(spec_lib.from_range(low, high), v.clip)
+        return _clipped(_scaled(spec, v.gain), v.clip)
+      case Moved(parent, _):
+        return _clipped(_scaled(self.natural(parent, bits), v.gain), v.clip)
+      case Computed(own=own) if own is not None:
+        return _clipped(_scaled(own(bits), v.gain), v.clip)
+      case Computed(costly=True) if bits == 16:
+        for spec in v.codes:
+          return spec  # Already computed: take it as it is.
+    return self.spec_of(v, bits)
+
+  def operand(
+    self, v: QValue, bits: int | None = None, spec: Spec | None = None
+  ) -> Operand:
+    """Materializes a value.
+
+    Args:
+      v: the value.
+      bits: 8 or 16 where the consumer cares; None takes `prefers(v)`.
+      spec: exactly this spec, where the consumer needs one.
+
+    Returns:
+      Codes (lowering) or fake-quantized reals (twin), and their spec.
+    """
+    target = spec or self.natural(v, bits or self.prefers(v))
+    if self.twin:
+      v.codes.setdefault(target, None)  # Later choices see it, as in lowering.
+      return Operand(None, target, fake_quantize(v.live, target))
+    return Operand(self._codes(v, target), target, None)
+
+  def prefers(self, v: QValue) -> int:
+    """The storage a value has by nature."""
+    match v.source:
+      case Fixed(_, spec):
+        return spec.bits
+      case Moved(parent, _):
+        return self.prefers(parent)
+      case Computed(bits=bits):
+        return bits
+    return 8
+
+  def view(self, v: QValue) -> tuple[Operand, Callable[[Any], Any]]:
+    """Returns (base, fn): `v` as a function of one materialized value."""
+    if isinstance(v.source, Table):
+      return v.source.base, v.source.fn
+    if v.root is not None and v.step is not None:
+      (base, fn), step = self.view(v.root), v.step
+      return base, lambda r: step(fn(r))
+    if v.base is None:
+      v.base = self.operand(v)
+    return v.base, lambda r: r
+
+  def constant(self, c: Const, bits: int = 16) -> Operand:
+    """A constant as an operand of an elementwise primitive."""
+    small = squeeze_const(c.value)
+    if np.abs(small).max(initial=0) >= MASK_LIMIT:
+      raise ValueError(
+        f'constant {c.name or "of the function"} reaches '
+        f'{np.abs(small).max():.3g}: too large to be a quantized value'
+      )
+    if c.weight is not None and np.ndim(c.weight.scale) == 0:
+      spec = Spec(float(c.weight.scale))
+      codes = c.weight.values
+    else:
+      spec = spec_lib.from_range(small.min(), small.max(), bits, c.name)
+      codes = spec.quantize_np(small)
+    return Operand(None if self.twin else codes, spec, c.array)
+
+  def weight(self, c: Const) -> Weight:
+    """A constant as int8 weights; a float one is rounded to 8 bits."""
+    if c.weight is not None:
+      return c.weight
+    value = np.asarray(c.value, np.float64)
+    if not np.all(np.isfinite(value)):
+      raise ValueError(f'weight {c.name!r} is not finite')
+    spec = spec_lib.symmetric(np.abs(value).max(initial=0))
+    return Weight(spec.quantize_np(value), np.asarray(spec.scale))
+
+  def _codes(self, v: QValue, target: Spec) -> Any:
+    if target in v.codes:
+      return v.codes[target]
+    inner = _scaled(target, 1 / v.gain)
+    match v.source:
+      case Fixed(codes, spec):
+        result = self.rescale(codes, spec, inner, v.key)
+      case Moved(parent, move):
+        result = move(self._codes(parent, inner))
+      case Table(base, fn):
+        result = _lookup(base, fn, target, v.key)
+      case Computed(emit, costly=True) if v.codes:
+        first, codes = max(v.codes.items(), key=lambda kv: kv[0].bits)
+        result = self.rescale(codes, first, target, v.key)
+      case Computed(emit):
+        result = emit(inner)
+    v.codes[target] = result
+    return result
+
+  def rescale(self, codes: Any, source: Spec, target: Spec, site: str) -> Any:
+    """Codes at another spec; the same ones where nothing changes."""
+    if _close(source, target):
+      return codes
+    (fixed,) = requantize.to_multiplier(source.scale / target.scale)
+    return elementwise.q_rescale(
+      codes,
+      fixed.multiplier,
+      zero=source.zero,
+      shift=fixed.shift,
+      out=target.out,
+      site=site,
+    )
+
+
+def _scaled(spec: Spec, gain: float) -> Spec:
+  return spec._replace(scale=spec.scale * gain) if gain != 1.0 else spec
+
+
+def _clipped(spec: Spec, clip: tuple[float, float]) -> Spec:
+  low, high = spec.low, spec.high
+  code = lambda real: int(np.floor(real / spec.scale + 0.5)) + spec.zero
+  if np.isfinite(clip[0]):
+    low = min(max(low, code(clip[0])), high)
+  if np.isfinite(clip[1]):
+    high = max(min(high, code(clip[1])), low)
+  return spec._replace(low=low, high=high)
+
+
+def _close(a: Spec, b: Spec) -> bool:
+  """Equal up to rounding of the scale, and b no narrower than a."""
+  return (
+    abs(a.scale - b.scale) <= 1e-12 * a.scale
+    and (a.zero, a.bits) == (b.zero, b.bits)
+    and b.low <= a.low
+    and b.high >= a.high
+  )
+
+
+def table_values(fn: Callable[[Any], Any], reals: np.ndarray) -> np.ndarray:
+  """Evaluates an elementwise function of a base value, when lowering."""
+  with jax.ensure_compile_time_eval(), np.errstate(all='ignore'):
+    return np.asarray(fn(jnp.asarray(reals, jnp.float32)))
+
+
+def _lookup(base: Operand, fn, target: Spec, site: str) -> Any:
+  reals = base.spec.values()
+  if base.spec.bits == 8:
+    values = np.nan_to_num(table_values(fn, reals).astype(np.float64))
+    table = target.quantize_np(values)
+    return elementwise.q_lut(base.codes, table, out=target.out, site=site)
+  # 513 knots, the last one just past the end of the 16-bit range.
+  knots = (
+    np.arange(elementwise.KNOTS) * 2.0**elementwise.KNOT_BITS - 2**15
+  ) * base.spec.scale
+  values = np.nan_to_num(table_values(fn, knots).astype(np.float64))
+  fine = 2.0**elementwise.FRACTION_BITS
+  scaled = np.rint((values / target.scale + target.zero) * fine)
+  bound = 2.0**23 - 1
+  table = np.clip(scaled, -bound, bound).astype(np.int32)
+  return elementwise.q_lut(base.codes, table, out=target.out, site=site)

@@ -1,0 +1,210 @@
+"""Rules for what moves, picks or orders values: the same equation on codes.
+
+Every scale is positive, so codes are ordered as the reals they stand for:
+maxima move codes too. Where several values meet (concatenate, select) all are
+first brought to the spec of the result.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from s8bqat_jax.integer import (
+  conv,
+  elementwise,
+  requantize,
+  softmax,
+)
+from s8bqat_jax.integer import spec as spec_lib
+from s8bqat_jax.integer.context import Context, register
+from s8bqat_jax.integer.spec import Spec
+from s8bqat_jax.integer.values import (
+  Const,
+  Exact,
+  Moved,
+  QValue,
+  Value,
+  squeeze_const,
+)
+
+
+@register(
+  'reshape', 'transpose', 'broadcast_in_dim', 'squeeze', 'expand_dims', 'rev',
+  'slice', 'reduce_max', 'reduce_min', 'real',
+)  # fmt: skip
+def _movement(ctx: Context, e: Any, x: QValue) -> Value:
+  """Order-preserving reductions move codes too: every scale is positive."""
+  return ctx.moved(e, x, x, move=lambda codes: e.bind(codes)[0])
+
+
+@register('split')
+def _split(ctx: Context, e: Any, x: QValue) -> list[Value]:
+  """Each part is a slice, so that parts nobody asks for are never cut."""
+  axis = e.params['axis']
+  ends = [int(n) for n in np.cumsum(e.params['sizes'])]
+  parts: list[Value] = []
+  for i, (var, end) in enumerate(zip(e.outs, ends)):
+    cut = functools.partial(
+      lax.slice_in_dim, start_index=end - var.shape[axis], limit_index=end,
+      axis=axis,
+    )  # fmt: skip
+    live = cut(x.live) if ctx.twin else None
+    parts.append(QValue(var.shape, ctx.key(e, i), Moved(x, cut), live=live))
+  return parts
+
+
+@register('dynamic_slice')
+def _dynamic_slice(ctx: Context, e: Any, x: Any, *starts: Any) -> Value:
+  if isinstance(x, Const):
+    x = _stored(ctx, e, x)
+  arrays = [s.array for s in starts]
+  return ctx.moved(
+    e, x, x, *starts, move=lambda codes: e.bind(codes, *arrays)[0]
+  )
+
+
+def _stored(ctx: Context, e: Any, c: Const) -> QValue:
+  """A constant as a value in memory, to be indexed."""
+  w = ctx.weight(c)
+  if np.ndim(w.scale):
+    raise ctx.unsupported(e, 'an indexed parameter needs one scale')
+  spec = Spec(float(w.scale))
+  codes = None if ctx.twin else jnp.asarray(w.values)
+  return ctx.fixed(c.shape, c.name, codes, spec, c.array if ctx.twin else None)
+
+
+@register('argmax', 'argmin')
+def _argmax(ctx: Context, e: Any, x: QValue) -> Exact:
+  operand = ctx.operand(x)
+  return Exact(e.bind(operand.live if ctx.twin else operand.codes)[0])
+
+
+@register('reduce_sum')
+def _reduce_sum(ctx: Context, e: Any, x: QValue) -> QValue:
+  a = ctx.operand(x)
+  key = ctx.key(e)
+
+  def emit(spec: Spec):
+    (fixed,) = requantize.to_multiplier(a.spec.scale / spec.scale)
+    return conv.q_sum(
+      a.codes,
+      fixed.multiplier,
+      over=tuple(e.params['axes']),
+      zero=a.spec.zero,
+      shift=fixed.shift,
+      out=spec.out,
+      site=key,
+    )
+
+  return ctx.computed(e, (a,), emit, bits=16)
+
+
+# Movements of several values: all at the spec of the result.
+
+
+@register('concatenate', 'pad', 'select_n', 'dynamic_update_slice')
+def joint(ctx: Context, e: Any, *args: Any) -> Value:
+  """Applies an equation to the codes of all its operands at one spec."""
+  fill = _mask_fill(ctx, e, args)
+  if fill is not None:
+    return fill
+  if not e.outs[0].is_float:
+    raise ctx.unsupported(e)
+  data = [a for a in args if isinstance(a, QValue)]
+  bits = max([ctx.prefers(d) for d in data], default=8)
+
+  def emit(spec: Spec):
+    codes = []
+    for a in args:
+      if isinstance(a, QValue):
+        codes.append(ctx.operand(a, spec=spec).codes)
+      elif _is_real(a):
+        codes.append(spec.quantize_np(a.value))
+      else:
+        codes.append(a.array)
+    return e.bind(*codes)[0]
+
+  return ctx.computed(e, args, emit, bits=bits)
+
+
+def _is_real(a: Value) -> bool:
+  return isinstance(a, Const) and jnp.issubdtype(a.value.dtype, jnp.floating)
+
+
+def _mask_fill(ctx: Context, e: Any, args) -> Value | None:
+  """where(mask, x, -1e9): the code below the range stands for 'masked'."""
+  if e.name != 'select_n' or len(args) != 3:
+    return None
+  mask, off, on = args
+  fills = [
+    i
+    for i, a in enumerate((off, on))
+    if _is_real(a)
+    and a.value.size
+    and squeeze_const(a.value).max() <= -spec_lib.MASK_LIMIT
+  ]
+  if len(fills) != 1:
+    return None
+  x = on if fills[0] == 0 else off
+  if not isinstance(x, QValue):
+    return None
+
+  def own(bits: int) -> Spec:
+    del bits  # A masked value feeds a softmax: always 8 bits.
+    low, high = ctx.ranges.get(key, ctx.natural(x, 8).interval)
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = max(high - low, 1e-30) / 254
+    zero = int(np.clip(np.rint(-127 - low / scale), -127, 127))
+    return Spec(scale, zero, low=-127, masked=True)
+
+  def emit(spec: Spec):
+    codes = ctx.operand(x, spec=spec._replace(masked=False)).codes
+    fill = jnp.full(x.shape, softmax.MASK_CODE, jnp.int8)
+    cases = (fill, codes) if fills[0] == 0 else (codes, fill)
+    return e.bind(mask.array, *cases)[0]
+
+  key = ctx.key(e)
+  return ctx.computed(e, args, emit, own=own)
+
+
+@register('gather')
+def _gather(ctx: Context, e: Any, x: Any, index: Any) -> Value:
+  if isinstance(x, QValue):
+    return ctx.moved(
+      e, x, x, index, move=lambda codes: _clipped_gather(e, codes, index.array)
+    )
+  table = _stored(ctx, e, x)
+  if not _is_row_lookup(e):
+    return _gather(ctx, e, table, index)
+  site = ctx.key(e)
+
+  def rows(codes):
+    flat = codes.reshape(codes.shape[0], -1)
+    picked = elementwise.q_embed(index.array[..., 0], flat, site=site)
+    return picked.reshape(e.outs[0].shape)
+
+  return ctx.moved(e, table, table, index, move=rows)
+
+
+def _clipped_gather(e: Any, codes, index):
+  """Out-of-range rows are clipped: integers have no NaN to fill with."""
+  params = dict(e.params, mode=lax.GatherScatterMode.CLIP, fill_value=None)
+  return e.primitive.bind(codes, index, **params)
+
+
+def _is_row_lookup(e: Any) -> bool:
+  d = e.params['dimension_numbers']
+  table, out = e.ins[0].shape, e.outs[0].shape
+  return (
+    tuple(d.collapsed_slice_dims) == (0,)
+    and tuple(d.start_index_map) == (0,)
+    and not d.operand_batching_dims
+    and tuple(e.params['slice_sizes']) == (1, *table[1:])
+    and tuple(d.offset_dims)
+    == tuple(range(len(out) - len(table) + 1, len(out)))
+  )

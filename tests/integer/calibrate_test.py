@@ -1,0 +1,90 @@
+"""Ranges against NumPy, through every kind of inner body."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from s8bqat_jax.integer import calibrate
+
+PARAMS = {'w': jnp.asarray([[2.0, -1.0], [0.5, 3.0]])}
+R = np.random.default_rng(0)
+
+
+def dense(p, x):
+  return x @ p['w']
+
+
+def test_minmax_is_over_all_batches():
+  xs = [R.normal(size=(8, 2)).astype(np.float32) for _ in range(3)]
+  ranges = calibrate(dense, PARAMS, xs)
+  ys = np.concatenate([x @ np.asarray(PARAMS['w']) for x in xs])
+  np.testing.assert_allclose(
+    ranges['w:dot_general'], (ys.min(), ys.max()), rtol=1e-6
+  )
+  assert ranges['in:0'] == (min(map(np.min, xs)), max(map(np.max, xs)))
+
+
+def test_ema_weighs_the_past():
+  xs = [np.full((1, 2), v, np.float32) for v in (1.0, 3.0)]
+  ranges = calibrate(dense, PARAMS, xs, 'ema')
+  np.testing.assert_allclose(ranges['in:0'], [0.95 + 0.15] * 2, rtol=1e-6)
+
+
+def test_percentile_and_mse_cut_an_outlier():
+  x = R.normal(size=(50_000, 2)).astype(np.float32)
+  x[0, 0] = 50.0
+  widest = calibrate(dense, PARAMS, [x])['in:0']
+  central = calibrate(dense, PARAMS, [x], 'percentile')['in:0']
+  low, high = np.quantile(x, [0.00005, 0.99995])
+  width = (widest[1] - widest[0]) / 2048
+  np.testing.assert_allclose(central, (low, high), atol=2 * width)
+  best = calibrate(dense, PARAMS, [x], 'mse')['in:0']
+
+  def error(lo, hi):
+    step = (hi - lo) / 255
+    grid = np.clip(np.rint((x - lo) / step), 0, 255) * step + lo
+    return np.mean((grid - x) ** 2)
+
+  assert error(*best) < 0.7 * error(*widest)
+
+
+def test_scan_cond_while_and_custom_derivatives_are_entered():
+  @jax.custom_jvp
+  def double(x):
+    return 2 * x
+
+  double.defjvp(lambda p, t: (double(*p), 2 * t[0]))
+
+  def fn(p, x, n):
+    del p
+    last, ys = jax.lax.scan(lambda c, x: (c + x, jnp.exp(c)), x[0], x)
+    y = jax.lax.cond(n > 0, jnp.sin, lambda v: v * 3, last)
+    z = jax.lax.while_loop(
+      lambda s: s[0] < 3, lambda s: (s[0] + 1, s[1] * 2), (0, y)
+    )[1]
+    return double(z), ys
+
+  x = np.arange(1, 4, dtype=np.float32)[:, None]
+  ranges = calibrate(fn, {}, [(x, np.int32(0))])
+  assert ranges['add(~,in:0)'] == (2.0, 7.0)
+  assert ranges['~.exp'] == pytest.approx((np.exp(1), np.exp(4)))
+  assert ranges['~.mul'] == (42.0, 168.0)  # 7 * 3, doubled three times.
+  assert ranges['add(~,in:0).mul'] == (21.0, 21.0)
+  assert ranges['~.mul.mul'] == (336.0, 336.0)
+
+
+def test_masks_are_not_data():
+  fn = lambda p, x, m: jnp.where(m, x, -1e30) * 1.0
+  x = np.asarray([1.0, 2.0], np.float32)
+  ranges = calibrate(fn, {}, [(x, np.asarray([True, False]))])
+  assert all(-1e6 < lo <= hi < 1e6 for lo, hi in ranges.values())
+
+
+def test_malformed():
+  with pytest.raises(ValueError, match='method must be'):
+    calibrate(dense, PARAMS, [], 'median')
+  with pytest.raises(ValueError, match='at least one batch'):
+    calibrate(dense, PARAMS, [])
+  with pytest.raises(ValueError, match='no finite value.*in:0'):
+    calibrate(dense, PARAMS, [np.full((1, 2), np.nan, np.float32)])

@@ -1,0 +1,62 @@
+"""Integer square root and LayerNorm."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from s8bqat_jax.integer import norm
+from s8bqat_jax.integer.requantize import Out, to_multiplier
+
+
+def test_isqrt_is_floor_of_the_root():
+  r = np.random.default_rng(0)
+  roots = r.integers(0, 2**31, 2000)
+  x = np.concatenate(
+    [
+      np.arange(4000),
+      roots**2,
+      roots**2 + 2 * roots,
+      np.maximum(roots**2, 1) - 1,
+    ]
+  )
+  x = np.minimum(x, 2**62 - 1)
+  with jax.enable_x64(True):
+    y = np.asarray(jax.jit(norm.isqrt)(jnp.asarray(x, jnp.int64)))
+  np.testing.assert_array_equal(y, [math.isqrt(int(v)) for v in x])
+
+
+@pytest.mark.parametrize('dtype', ['int8', 'int16'])
+@pytest.mark.parametrize('center', [True, False])
+@pytest.mark.parametrize('width', [2, 16, 512])
+def test_error_bound(dtype, center, width):
+  r = np.random.default_rng(width)
+  info = np.iinfo(dtype)
+  x = r.integers(info.min, info.max, (64, width), endpoint=True).astype(dtype)
+  x[0] = 5  # No variance at all.
+  x[1] = 5 + (np.arange(width) == 1)  # One code apart.
+  scale, zero, epsilon = 0.01, 4, 1e-6
+  gamma, beta = r.normal(size=width), r.normal(size=width)
+  real = (x.astype(np.float64) - zero) * scale
+  c = real - real.mean(-1, keepdims=True) if center else real
+  n = c / np.sqrt((c**2).mean(-1, keepdims=True) + epsilon)
+  step = 2.0**-11
+  fixed, _ = to_multiplier(
+    gamma / 2.0**norm.VALUE_BITS / step, 2.0**-norm.BIAS_BITS
+  )
+  y = norm.q_layernorm(
+    x, fixed.multiplier,
+    np.rint(beta / step * 2.0**norm.BIAS_BITS).astype(np.int32),
+    center=center, epsilon=round(epsilon * (16 * width / scale) ** 2),
+    zero=zero,
+    shift=fixed.shift, out=Out(0, -32767, 32767, 'int16'), site='',
+  )  # fmt: skip
+  # floor(sqrt(v)) is off by at most 1 in 16 N sigma.
+  deviation = np.sqrt((c**2).mean(-1, keepdims=True) + epsilon) / scale
+  root = 1 / (16 * width * deviation)
+  bound = np.abs(gamma) * ((2.0**-13 + root) * np.abs(n) + 2.0**-13)
+  bound = bound + step * 0.502
+  error = np.abs(np.asarray(y) * step - np.clip(n * gamma + beta, -16, 16))
+  assert np.all(error <= bound)

@@ -1,0 +1,90 @@
+"""Integer softmax within the bounds its module states."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from s8bqat_jax.integer import softmax
+from s8bqat_jax.integer.requantize import Out, to_multiplier
+
+
+def probabilities(x):
+  e = np.exp(x - x.max(axis=-1, keepdims=True))
+  return e / e.sum(axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize('scale', [0.01, 0.07, 0.5])
+def test_exp_table_is_correctly_rounded_everywhere(scale):
+  exact = np.exp(-np.arange(256) * scale)
+  assert np.abs(softmax.exp_table(scale) / 2**15 - exact).max() <= 2.0**-16
+
+
+@pytest.mark.parametrize('scale', [0.001, 0.01, 0.1])
+def test_published_exponential(scale):
+  x = -np.arange(0, 4096, dtype=np.int32)
+  codes, step = softmax.i_exp(jnp.asarray(x), scale)
+  error = np.abs(np.asarray(codes) * step - np.exp(x * scale))
+  # 1.9e-3 is the polynomial's; the rest is flooring ln2 and b to codes.
+  assert error.max() <= 1.9e-3 + 0.75 * scale
+  if scale == 0.001:
+    assert error.max() > 1e-3  # It is the polynomial, not exp.
+
+
+@pytest.mark.parametrize('scale', [0.0, 1.0, 1e-6, float('nan')])
+def test_published_exponential_refuses_scales(scale):
+  with pytest.raises(ValueError, match='scale'):
+    softmax.i_exp(jnp.zeros(1, jnp.int32), scale)
+
+
+@pytest.mark.parametrize('width', [1, 2, 7, 300])
+def test_softmax_error_bound(width):
+  r = np.random.default_rng(width)
+  scale = 0.04
+  x = r.integers(-128, 128, (200, width)).astype(np.int8)
+  x[0], x[1] = -128, 127
+  y = softmax.q_softmax(
+    x, softmax.exp_table(scale), masked=False, bits=15,
+    out=Out(0, 0, 32767, 'int16'), site='',
+  )  # fmt: skip
+  p = probabilities(x * scale)
+  bound = p * width * 2.0**-16 + 2.0**-16 + 2.0**-16
+  # One more LSB where p = 1 saturates at 2^15 - 1.
+  error = np.abs(np.asarray(y) / 2**15 - p)
+  assert np.all(error <= bound + (p > 1 - 2.0**-14) * 2.0**-15)
+
+
+def test_softmax_of_all_pairs():
+  """Exhaustive: every pair of 8-bit inputs, 8-bit probabilities."""
+  a, b = np.meshgrid(np.arange(-128, 128), np.arange(-128, 128))
+  x = np.stack([a, b], -1).astype(np.int8)
+  y = softmax.q_softmax(
+    x, softmax.exp_table(0.03), masked=False, bits=8, out=Out(-128), site=''
+  )
+  p = probabilities(x * 0.03)
+  expected = np.clip(p * 256 - 128, -128, 127)
+  assert np.abs(np.asarray(y) - expected).max() <= 0.5 + 256 * 3 * 2.0**-16
+
+
+def test_masked_entries_have_no_weight():
+  x = np.int8([[-128, 0, 0, -128], [-128] * 4])
+  y = softmax.q_softmax(
+    x, softmax.exp_table(0.01), masked=True, bits=8, out=Out(-128), site=''
+  )
+  np.testing.assert_array_equal(y, [[-128, 0, 0, -128], [-128] * 4])
+
+
+@pytest.mark.parametrize('width', [1, 2, 40, 1000])
+def test_log_softmax_error_bound(width):
+  r = np.random.default_rng(width)
+  scale, step = 0.05, 1 / 256
+  x = r.integers(-128, 128, (100, width)).astype(np.int8)
+  first, second = to_multiplier(
+    scale / step, np.log(2) * 2.0**-softmax.LOG_BITS / step
+  )
+  y = softmax.q_log_softmax(
+    x, softmax.exp_table(scale), softmax.log_table(), first.multiplier,
+    second.multiplier, masked=False, shift=first.shift,
+    out=Out(0, -32767, 32767, 'int16'), site='',
+  )  # fmt: skip
+  error = np.abs(np.asarray(y) * step - np.log(probabilities(x * scale)))
+  assert error.max() <= 2.0**-12 + width * 2.0**-16 + step / 2

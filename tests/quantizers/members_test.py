@@ -47,7 +47,7 @@ STRAIGHT = {
 }
 FLOAT = {
   'ptq': quantizers.ptq(quantizers.learnable(4)),
-  'centroids': quantizers.centroids(3),
+  'centroids': CENTROIDS,
   'mracos, flow': quantizers.mracos(3, pressure=PULL, fit=_spread),
   'mracos, loss': quantizers.mracos(
     3, pressure=PULL, coupling='loss', power=0.0, fit=_spread

@@ -25,7 +25,7 @@ from s8bqat_jax.quantizers import codebook, lloyd_max
 
 _SIZE = flags.DEFINE_integer('size', 25_000_000, 'Weights in part 1.')
 _LEVELS = flags.DEFINE_integer('levels', 32, 'Centroids in part 1.')
-_BLOCKS = flags.DEFINE_integer('blocks', 1 << 17, 'Blocks in part 1.')
+_BLOCKS = flags.DEFINE_integer('blocks', 1 << 18, 'Blocks in part 1.')
 _SMALL = 20_000
 
 
@@ -43,7 +43,7 @@ class _Blocks:
 
   def cost(self, a, b):
     """Squared error of blocks a to b - 1 about their mean; 0 if b <= a."""
-    b = np.maximum(a, b)
+    a = np.minimum(a, b)
     total = self.first[b] - self.first[a]
     count = np.maximum(self.count[b] - self.count[a], 1)
     return np.maximum(self.second[b] - self.second[a] - total**2 / count, 0)

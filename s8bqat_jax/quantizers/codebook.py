@@ -34,7 +34,8 @@ class Codebook(NamedTuple):
 class Regions(NamedTuple):
   """The two neighbouring centroids around each weight, as real values.
 
-  Inside the codebook's range left <= w < right, to one rounding. Outside it,
+  Inside the codebook's range left <= w < right, where w may also be the right
+  centroid itself because `values * scale` was rounded to its dtype. Outside it,
   and at the highest centroid, left == right == the nearest end, so that
   `right > left` tells inside from outside and `right - left` is the width.
 
@@ -97,8 +98,8 @@ def nearest(w: jax.Array, codebook: Codebook) -> jax.Array:
   # Equal centroids share the first one's code.
   first = jnp.searchsorted(values, values).astype(jnp.uint8)
   if values.dtype != jnp.int8:
-    real = centroids(codebook).astype(jnp.float32)
-    bounds = real[:-1] / 2 + real[1:] / 2
+    exact = _exact(codebook)
+    bounds = exact[:-1] / 2 + exact[1:] / 2
     x = jnp.nan_to_num(jnp.asarray(w).astype(jnp.float32), nan=-jnp.inf)
     return first[jnp.searchsorted(bounds, x, method='scan_unrolled')]
   # x > b / 2 exactly when ceil(2 x) > b, for the whole number b = v_i + v_i+1.
@@ -151,7 +152,7 @@ def regions(w: jax.Array, codebook: Codebook) -> Regions:
   last = len(values) - 1
   if values.dtype != jnp.int8:
     right = jnp.searchsorted(
-      real.astype(jnp.float32),
+      _exact(codebook),
       jnp.asarray(w).astype(jnp.float32),
       side='right',
       method='scan_unrolled',
@@ -168,6 +169,12 @@ def regions(w: jax.Array, codebook: Codebook) -> Regions:
     _look_up(real[jnp.maximum(right - 1, 0)], steps, lowest),
     _look_up(real[jnp.minimum(right, last)], steps, lowest),
   )
+
+
+def _exact(codebook: Codebook) -> jax.Array:
+  """Returns the centroids in float32, whatever the dtype of the weights."""
+  scale = jnp.asarray(codebook.scale).astype(jnp.float32)
+  return jnp.asarray(codebook.values).astype(jnp.float32) * scale
 
 
 def _in_steps(w: jax.Array, scale: jax.Array) -> jax.Array:

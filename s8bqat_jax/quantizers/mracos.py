@@ -219,7 +219,8 @@ def flow(
     The new weights; one that arrives is equal to its centroid.
   """
   inside, d, u, outside = _locate(w, left, right)
-  c = time * _relative(d, width, power - 2.0)
+  # e^80 takes all but a weight exactly midway to its centroid, and is finite.
+  c = jnp.minimum(time * _relative(d, width, power - 2.0), 80.0)
   tangent = jnp.tan(jnp.pi / 2 * u / d)
   # The difference of two arctangents, so that a small step keeps its digits
   # and none at all leaves the weight as it is.

@@ -151,6 +151,15 @@ def test_flow_lands_on_the_centroid_and_stays():
   np.testing.assert_array_equal(unmoved, w)
 
 
+def test_flow_for_ever_decides_all_but_the_exact_middle():
+  left, right = jnp.zeros(3), jnp.ones(3)
+  w = jnp.array([0.5, np.nextafter(np.float32(0.5), np.float32(0)), 0.6])
+  for time in (1e3, 1e30):
+    np.testing.assert_array_equal(
+      flow(w, left, right, jnp.float32(1), time), [0.5, 0.0, 1.0]
+    )
+
+
 def test_a_codebook_of_equal_centroids_pulls_nothing():
   w = jnp.array([-1.0, 0.5, 2.0])
   same, zero = jnp.full(3, 0.5), jnp.float32(0)

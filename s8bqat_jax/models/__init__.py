@@ -2,6 +2,7 @@
 
 lstm.LSTM   one layer, one fused kernel, a fast backward
 rnnt.RNNT   streaming RNN transducer
+transformer_lm.TransformerLm   causal language model
 """
 
 from s8bqat_jax.models.lstm import LSTM

@@ -59,8 +59,12 @@ class Eqn(NamedTuple):
     return list(out) if self.primitive.multiple_results else [out]
 
   def where(self) -> str:
-    """The user's source line."""
-    return source_info_util.summarize(self.source)
+    """The user's source line: the innermost one known."""
+    for source in self.source:
+      line = source_info_util.summarize(source)
+      if ':' in line:
+        return line
+    return 'an unknown line'
 
 
 class Graph(NamedTuple):
@@ -108,7 +112,7 @@ def to_graph(jaxpr: Any) -> Graph:
   inner = getattr(jaxpr, 'jaxpr', jaxpr)
   ins: list[Any] = [_var(v) for v in inner.invars]
   eqns: list[Eqn] = []
-  outs = _inline(inner, consts, ins, eqns)
+  outs = _inline(inner, consts, ins, eqns, ())
   return drop_dead(Graph(tuple(ins), tuple(eqns), tuple(outs)))
 
 
@@ -116,7 +120,9 @@ def _var(v: Any) -> Any:
   return Var(tuple(v.aval.shape), v.aval.dtype)
 
 
-def _inline(jaxpr, consts, ins: Sequence[Atom], eqns: list[Eqn]) -> list[Atom]:
+def _inline(
+  jaxpr, consts, ins: Sequence[Atom], eqns: list[Eqn], callers: tuple
+) -> list[Atom]:
   """Appends the equations of `jaxpr` applied to `ins`; returns its outputs."""
   env: dict[Any, Atom] = {}
 
@@ -130,18 +136,21 @@ def _inline(jaxpr, consts, ins: Sequence[Atom], eqns: list[Eqn]) -> list[Atom]:
   for e in jaxpr.eqns:
     args = [read(a) for a in e.invars]
     name = e.primitive.name
+    source = (e.source_info, *callers)
     inner = next((e.params[k] for k in _WRAPPERS if k in e.params), None)
     if name in _INLINED and inner is not None:
       outs = _inline(
-        getattr(inner, 'jaxpr', inner), getattr(inner, 'consts', ()), args, eqns
+        getattr(inner, 'jaxpr', inner),
+        getattr(inner, 'consts', ()),
+        args,
+        eqns,
+        source,
       )
       env.update(zip(e.outvars, outs))
       continue
-    outs = [_var(v) for v in e.outvars]
-    env.update(zip(e.outvars, outs))
-    eqns.append(
-      Eqn(e.primitive, e.params, tuple(args), tuple(outs), e.source_info)
-    )
+    results = tuple(_var(v) for v in e.outvars)
+    env.update(zip(e.outvars, results))
+    eqns.append(Eqn(e.primitive, e.params, tuple(args), results, source))
   return [read(a) for a in jaxpr.outvars]
 
 

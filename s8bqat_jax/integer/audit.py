@@ -90,7 +90,8 @@ def audit(integer_fn: Any) -> Audit:
   Returns:
     An Audit; `ok` is the verdict, `str` the printout.
   """
-  closed = getattr(integer_fn, 'jaxpr', integer_fn)
+  lowered = hasattr(integer_fn, 'in_specs')
+  closed = integer_fn.jaxpr if lowered else integer_fn
   rows: list[Row] = []
   floats: list[str] = []
   known = [np.asarray(c) for c in closed.consts]

@@ -40,9 +40,9 @@ class _Meter(NamedTuple):
 
 def _extremes(key, x):
   del key
-  ok = jnp.abs(x) < MASK_LIMIT  # Also false for NaN.
-  low = jnp.min(jnp.where(ok, x, jnp.inf), initial=jnp.inf)
-  high = jnp.max(jnp.where(ok, x, -jnp.inf), initial=-jnp.inf)
+  mask = jnp.abs(x) >= MASK_LIMIT  # False for NaN, which must show.
+  low = jnp.min(jnp.where(mask, jnp.inf, x), initial=jnp.inf)
+  high = jnp.max(jnp.where(mask, -jnp.inf, x), initial=-jnp.inf)
   return jnp.stack([low, high]).astype(jnp.float32)
 
 
@@ -91,7 +91,7 @@ def calibrate(
     {name: (low, high)}, plain floats, fit for JSON.
 
   Raises:
-    ValueError: unknown method, no batch, or a value that is never finite.
+    ValueError: unknown method, no batch, or NaN in a value.
   """
   if method not in ('minmax', 'ema', 'percentile', 'mse'):
     raise ValueError(
@@ -122,16 +122,19 @@ def _extremes_over(fn, params, batches, weight) -> Ranges:
       new = np.asarray(value, np.float64)
       old = total.get(key, new)
       if weight is None:
-        total[key] = np.array([min(old[0], new[0]), max(old[1], new[1])])
+        low, high = np.minimum(old[0], new[0]), np.maximum(old[1], new[1])
+        total[key] = np.array([low, high])
       else:
         total[key] = weight * old + (1 - weight) * new
-  never = sorted(k for k, v in total.items() if not np.all(np.isfinite(v)))
-  if never:
+  broken = sorted(k for k, v in total.items() if np.any(np.isnan(v)))
+  if broken:
     raise ValueError(
-      f'no finite value was seen for {never[:5]} ({len(never)} in all); check '
-      'the calibration data and the model for NaN'
+      f'NaN in {broken[:5]} ({len(broken)} values in all); check the '
+      'calibration data and the model'
     )
-  return {k: (float(v[0]), float(v[1])) for k, v in total.items()}
+  # What no batch reached (an untaken branch) has no range.
+  reached = {k: v for k, v in total.items() if np.all(np.isfinite(v))}
+  return {k: (float(v[0]), float(v[1])) for k, v in reached.items()}
 
 
 def _percentile(counts: np.ndarray, low: float, high: float):

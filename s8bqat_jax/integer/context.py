@@ -27,6 +27,7 @@ from s8bqat_jax.integer.values import (
   Operand,
   QValue,
   Table,
+  Value,
   Weight,
   squeeze_const,
 )
@@ -130,15 +131,31 @@ class Context:
 
   # Materializing them.
 
-  def spec_of(self, v: QValue, bits: int) -> Spec:
-    """The calibrated spec of a value, its clip included."""
-    if v.key not in self.ranges:
+  def range_spec(self, key: str, bits: int, first: Value | None = None) -> Spec:
+    """The spec that covers the calibrated range of a name.
+
+    Args:
+      key: the name.
+      bits: 8 or 16.
+      first: what a loop starts from, to be covered as well.
+    """
+    if key not in self.ranges:
       raise MissingRange(
-        f'no range for {v.key!r}: it was not reached when calibrating; '
+        f'no range for {key!r}: it was not reached when calibrating; '
         'calibrate the same function (same parameters and same code path)'
       )
-    spec = spec_lib.from_range(*self.ranges[v.key], bits, v.key)
-    return _clipped(spec, v.clip)
+    low, high = self.ranges[key]
+    start = (low, high)
+    if isinstance(first, QValue):
+      start = self.ranges.get(first.key, start)
+    elif isinstance(first, Const) and first.value.size:
+      start = first.value.min(), first.value.max()
+    low, high = min(low, start[0]), max(high, start[1])
+    return spec_lib.from_range(low, high, bits, key)
+
+  def spec_of(self, v: QValue, bits: int) -> Spec:
+    """The calibrated spec of a value, its clip included."""
+    return _clipped(self.range_spec(v.key, bits), v.clip)
 
   def natural(self, v: QValue, bits: int) -> Spec:
     """The spec that `v` takes when its consumer has no wish of its own."""

@@ -17,7 +17,7 @@ from jax import lax
 from s8bqat_jax.integer import _jax_internals as internals
 from s8bqat_jax.integer import interpreter, keys
 from s8bqat_jax.integer import spec as spec_lib
-from s8bqat_jax.integer.context import Context, MissingRange, register
+from s8bqat_jax.integer.context import Context, register
 from s8bqat_jax.integer.spec import Spec
 from s8bqat_jax.integer.values import Const, Exact, QValue, Value
 
@@ -44,15 +44,6 @@ def feeds_product(graph: internals.Graph, v: internals.Var) -> bool:
       if any(feeds_product(body, body.ins[i]) for i in hit):
         return True
   return False
-
-
-def carry_spec(ctx: Context, name: str, bits: int) -> Spec:
-  """The one spec of a carry, from the range of what replaces it."""
-  if name not in ctx.ranges:
-    raise MissingRange(
-      f'no range for {name!r}, which a scan carries; calibrate the function'
-    )
-  return spec_lib.from_range(*ctx.ranges[name], bits, name)
 
 
 def to_array(ctx: Context, v: Value, spec: Spec | None) -> Any:
@@ -86,13 +77,15 @@ def _spec_in(ctx: Context, v: Value, bits: int) -> Spec | None:
   return None
 
 
-def _outer(ctx: Context, graph: internals.Graph, args: Sequence[Value]):
-  """Constants of a loop, materialized outside: inside, they only are read."""
+def _outer(
+  ctx: Context, graphs: Sequence[internals.Graph], args: Sequence[Value]
+) -> list[Value]:
+  """What loops and branches read, materialized outside of them."""
   values: list[Value] = []
-  for v, a in zip(graph.ins, args):
+  for i, a in enumerate(args):
     if isinstance(a, QValue):
-      bits = 8 if feeds_product(graph, v) else 16
-      o = ctx.operand(a, bits)
+      read = any(feeds_product(g, g.ins[i]) for g in graphs)
+      o = ctx.operand(a, 8 if read else 16)
       a = ctx.fixed(a.shape, a.key, o.codes, o.spec, o.live)
     values.append(a)
   return values
@@ -104,14 +97,16 @@ def _scan(ctx: Context, e: Any, *args: Value) -> list[Value]:
   body, c, n = parts.body, parts.num_consts, parts.num_carry
   names = keys.scan_body(parts, [_key_of(ctx, a) for a in e.ins])
   _, out_names = keys.assign(body, names)
-  consts = _outer(ctx, body, args[:c])
+  consts = _outer(ctx, [body], args[:c])
 
   def bits(i: int) -> int:
     return 8 if feeds_product(body, body.ins[i]) else 16
 
   is_float = [v.is_float for v in body.ins]
   carry_specs = [
-    carry_spec(ctx, out_names[i].name, bits(c + i)) if is_float[c + i] else None
+    ctx.range_spec(out_names[i].name, bits(c + i), args[c + i])
+    if is_float[c + i]
+    else None
     for i in range(n)
   ]
   xs_specs = [
@@ -148,12 +143,9 @@ def _cond(ctx: Context, e: Any, index: Value, *args: Value) -> list[Value]:
   names = [_key_of(ctx, a) for a in e.ins[1:]]
   if isinstance(index, QValue):
     raise ctx.unsupported(e, 'the branch is chosen by a real value')
-  shared = _outer(ctx, branches[0], args)
+  shared = _outer(ctx, branches, args)
   specs = [
-    ctx.spec_of(ctx.fixed(v.shape, ctx.named[v].name, None, Spec(1.0)), 8)
-    if v.is_float
-    else None
-    for v in e.outs
+    ctx.range_spec(ctx.named[v].name, 8) if v.is_float else None for v in e.outs
   ]
 
   def branch(graph):
@@ -178,13 +170,13 @@ def _while(ctx: Context, e: Any, *args: Value) -> list[Value]:
   carried = [keys.Key(keys.CARRY)] * (len(args) - first)
   names = [*arg_names[skip:first], *carried]
   _, out_names = keys.assign(body, names)
-  cond_consts = _outer(ctx, cond, args[:skip])
-  body_consts = _outer(ctx, body, args[skip:first])
+  cond_consts = _outer(ctx, [cond], args[:skip])
+  body_consts = _outer(ctx, [body], args[skip:first])
   specs = [
-    carry_spec(ctx, name.name, 8 if feeds_product(body, v) else 16)
+    ctx.range_spec(name.name, 8 if feeds_product(body, v) else 16, a)
     if v.is_float
     else None
-    for v, name in zip(body.ins[consts:], out_names)
+    for v, name, a in zip(body.ins[consts:], out_names, args[first:])
   ]
 
   def values(state):

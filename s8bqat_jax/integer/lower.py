@@ -184,11 +184,10 @@ class Program:
         self.in_specs.append(None)
       elif i < self.carry:
         bits = 8 if control.feeds_product(self.graph, v) else 16
-        self.in_specs.append(control.carry_spec(self.ctx, outs[i].name, bits))
+        self.in_specs.append(self.ctx.range_spec(outs[i].name, bits))
       else:
         name = self.names[first + i].name
-        probe = self.ctx.fixed(v.shape, name, None, Spec(1.0))
-        self.in_specs.append(self.ctx.spec_of(probe, 8))
+        self.in_specs.append(self.ctx.range_spec(name, 8))
 
   def constants(self, live_params: Any = None) -> list[Const]:
     """The parameters as constants; `live_params` carry gradients."""

@@ -11,6 +11,7 @@ in control.py.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
@@ -112,10 +113,21 @@ def _elementwise(ctx: Context, e: Any, *args: Value) -> Value:
   return result
 
 
-@register('copy', 'stop_gradient', 'optimization_barrier', 'reduce_precision')
-def _identity(ctx: Context, e: Any, x: Value) -> Value:
+@register('copy', 'optimization_barrier', 'reduce_precision')
+def _identity(ctx: Context, e: Any, *args: Value) -> list[Value]:
   del ctx, e
-  return x
+  return list(args)
+
+
+@register('stop_gradient')
+def _stop_gradient(ctx: Context, e: Any, x: QValue) -> Value:
+  if not ctx.twin:
+    return x
+  same = lambda r: r
+  return dataclasses.replace(
+    x, source=Moved(x, same), gain=1.0, clip=(-INF, INF), root=x, step=same,
+    acc=None, live=ctx.live(e, x), codes={}, base=None,
+  )  # fmt: skip
 
 
 @register('convert_element_type')

@@ -1,9 +1,29 @@
-"""The accelerator: what its arithmetic computes.
+"""The accelerator: what its arithmetic computes and what it costs.
 
 int8_matmul     its matrix product, bit for bit
 matmul_report   what saturated or overflowed in one
+latency         cycles, bytes and milliseconds of an integer function
+NpuSpec         a machine as data; INDEX_NPU reads n-bit codes, INT8_NPU bytes
 """
 
+from s8bqat_jax.npu.cost import (
+  INDEX_NPU,
+  INT8_NPU,
+  Latency,
+  NpuSpec,
+  OpCost,
+  latency,
+)
 from s8bqat_jax.npu.matmul import Report, int8_matmul, matmul_report
 
-__all__ = ['Report', 'int8_matmul', 'matmul_report']
+__all__ = [
+  'INDEX_NPU',
+  'INT8_NPU',
+  'Latency',
+  'NpuSpec',
+  'OpCost',
+  'Report',
+  'int8_matmul',
+  'latency',
+  'matmul_report',
+]

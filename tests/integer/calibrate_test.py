@@ -46,7 +46,7 @@ def test_percentile_and_mse_cut_an_outlier():
     grid = np.clip(np.rint((x - lo) / step), 0, 255) * step + lo
     return np.mean((grid - x) ** 2)
 
-  assert error(*best) < 0.7 * error(*widest)
+  assert error(*best) < 0.9 * error(*widest)
 
 
 def test_scan_cond_while_and_custom_derivatives_are_entered():
@@ -68,6 +68,7 @@ def test_scan_cond_while_and_custom_derivatives_are_entered():
   x = np.arange(1, 4, dtype=np.float32)[:, None]
   ranges = calibrate(fn, {}, [(x, np.int32(0))])
   assert ranges['add(~,in:0)'] == (2.0, 7.0)
+  assert 'add(~,in:0).sin' not in ranges  # The branch no batch took.
   assert ranges['~.exp'] == pytest.approx((np.exp(1), np.exp(4)))
   assert ranges['~.mul'] == (42.0, 168.0)  # 7 * 3, doubled three times.
   assert ranges['add(~,in:0).mul'] == (21.0, 21.0)
@@ -86,5 +87,5 @@ def test_malformed():
     calibrate(dense, PARAMS, [], 'median')
   with pytest.raises(ValueError, match='at least one batch'):
     calibrate(dense, PARAMS, [])
-  with pytest.raises(ValueError, match='no finite value.*in:0'):
+  with pytest.raises(ValueError, match='NaN in .*in:0'):
     calibrate(dense, PARAMS, [np.full((1, 2), np.nan, np.float32)])

@@ -48,9 +48,10 @@ def check(fn, params, *inputs, least=28.0, **options):
   integer = lower(fn, params, ranges, *inputs, **options)
   report = audit(integer)
   assert report.ok, str(report)
-  y = jax.tree.leaves(fn(decoded, *inputs))[0]
+  y = jax.tree.leaves(jax.jit(fn)(decoded, *inputs))[0]
   z = jax.tree.leaves(integer(*inputs))[0]
-  t = jax.tree.leaves(twin(fn, params, ranges, **options)(decoded, *inputs))[0]
+  fake = jax.jit(twin(fn, params, ranges, **options))
+  t = jax.tree.leaves(fake(decoded, *inputs))[0]
   assert snr(y, z) > least, f'integer {snr(y, z):.1f} dB'
   assert snr(y, t) > least, f'twin {snr(y, t):.1f} dB'
   assert snr(t, z) > least, f'integer against twin {snr(t, z):.1f} dB'

@@ -1,0 +1,236 @@
+"""What an integer function costs on an accelerator, read off its jaxpr.
+
+Per operation:
+  compute  multiply-accumulates / multipliers, or results / lanes
+  memory   (weight bytes + activation bytes that leave SRAM) / bandwidth
+  cycles   max of both when double-buffered, else their sum, plus an overhead
+
+Weights cost the bytes they are stored in: n-bit codes packed, plus the table.
+Inside a scan they are fetched once if the loop's weights fit the weight SRAM,
+otherwise at every step: this is what sub-8-bit weights buy. Reshapes, slices
+and transposes are addressing and cost nothing.
+
+The machine is the idealized one of the papers (an index from memory, an int8
+value into the multiplier); no figure here is fitted to a product.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from s8bqat_jax.artifacts import qtensor
+from s8bqat_jax.integer import _jax_internals as internals
+from s8bqat_jax.integer import primitives
+
+
+class NpuSpec(NamedTuple):
+  """An accelerator as data.
+
+  Attributes:
+    name: of the machine.
+    clock_hz: cycles per second.
+    multipliers: int8 multiply-accumulates per cycle.
+    lanes: elementwise results per cycle.
+    weight_sram: bytes of weights that stay on chip.
+    activation_sram: bytes; a larger tensor goes through DRAM.
+    dram_bytes_per_second: bandwidth.
+    min_weight_bits: narrowest code its weight decoder reads (8: none).
+    double_buffered: whether memory and compute overlap.
+    overhead_cycles: per operation.
+  """
+
+  name: str
+  clock_hz: float
+  multipliers: int
+  lanes: int
+  weight_sram: int
+  activation_sram: int
+  dram_bytes_per_second: float
+  min_weight_bits: int = 1
+  double_buffered: bool = True
+  overhead_cycles: int = 0
+
+
+# A microcontroller-class machine with an n-bit index decoder, and the same
+# machine without one, so that the difference is the decoder's.
+INDEX_NPU = NpuSpec(
+  'n-bit-index NPU', 1e9, 256, 32, 512 << 10, 512 << 10, 4e9,
+  overhead_cycles=200,
+)  # fmt: skip
+INT8_NPU = INDEX_NPU._replace(name='int8 NPU', min_weight_bits=8)
+
+
+class OpCost(NamedTuple):
+  """One operation, all its repetitions included."""
+
+  op: str
+  site: str
+  repeats: int
+  macs: int
+  weight_bytes: int
+  activation_bytes: int
+  compute_cycles: float
+  memory_cycles: float
+  cycles: float
+
+  @property
+  def bound(self) -> str:
+    return 'memory' if self.memory_cycles > self.compute_cycles else 'compute'
+
+
+class Latency(NamedTuple):
+  """The costs of a program."""
+
+  spec: NpuSpec
+  ops: tuple[OpCost, ...]
+
+  @property
+  def cycles(self) -> float:
+    return sum(o.cycles for o in self.ops)
+
+  @property
+  def milliseconds(self) -> float:
+    return self.cycles / self.spec.clock_hz * 1e3
+
+  @property
+  def weight_bytes(self) -> int:
+    return sum(o.weight_bytes for o in self.ops)
+
+  def __str__(self) -> str:
+    lines = [f'{"op":14}{"cycles":>12}{"weight B":>11}  {"bound":8} site']
+    for o in self.ops:
+      lines.append(
+        f'{o.op:14}{o.cycles:12.0f}{o.weight_bytes:11d}  {o.bound:8} {o.site}'
+      )
+    lines.append(
+      f'{self.spec.name}: {self.milliseconds:.3f} ms, {self.cycles:.0f} '
+      f'cycles, {self.weight_bytes} weight bytes fetched'
+    )
+    return '\n'.join(lines)
+
+
+class _Found(NamedTuple):
+  eqn: Any
+  repeats: int
+  loops: tuple[Any, ...]  # The scans around it, outermost first.
+
+
+def latency(integer_fn: Any, spec: NpuSpec) -> Latency:
+  """Estimates the cost of one call.
+
+  Args:
+    integer_fn: an IntegerFunction; its `weights` say how each is stored.
+    spec: the machine.
+
+  Returns:
+    A Latency; `str` is the table.
+
+  Raises:
+    ValueError: the program has a while loop, whose length is not known.
+  """
+  found: list[_Found] = []
+  _collect(integer_fn.jaxpr.jaxpr, 1, (), found)
+  bits = {
+    name: max(w.bits, spec.min_weight_bits) if qtensor.is_qtensor(w) else 8
+    for name, w in integer_fn.weights.items()
+  }
+  stored = [_weight_bytes(f.eqn, bits) for f in found]
+  per_loop: dict[int, int] = {}
+  for f, size in zip(found, stored):
+    for loop in f.loops:
+      per_loop[id(loop)] = per_loop.get(id(loop), 0) + size
+  return Latency(
+    spec,
+    tuple(_cost(f, s, per_loop, spec) for f, s in zip(found, stored)),
+  )
+
+
+def _collect(jaxpr, repeats: int, loops, found: list[_Found]) -> None:
+  for e in jaxpr.eqns:
+    name = e.primitive.name
+    if name in primitives.REGISTRY:
+      found.append(_Found(e, repeats, loops))
+      continue
+    inner = [getattr(j, 'jaxpr', j) for j in internals.inner_jaxprs(e)]
+    if not inner:
+      continue
+    if name == 'while':
+      raise ValueError('a while loop has no known length; use scan to cost it')
+    if name == 'scan':
+      for body in inner:
+        _collect(body, repeats * e.params['length'], (*loops, e), found)
+    elif name == 'cond':
+      # The branch with the most arithmetic.
+      branches: list[list[_Found]] = []
+      for body in inner:
+        branches.append([])
+        _collect(body, repeats, loops, branches[-1])
+      found += max(branches, key=lambda b: sum(_macs(f.eqn) for f in b))
+    else:
+      for body in inner:
+        _collect(body, repeats, loops, found)
+
+
+_PRODUCTS = ('q_dot', 'q_conv', 'q_depthwise')
+
+
+def _macs(e: Any) -> int:
+  """Multiply-accumulates of one execution; 0 for elementwise operations."""
+  name, out = e.primitive.name, math.prod(e.outvars[0].aval.shape)
+  if name not in _PRODUCTS:
+    return 0
+  shape = e.invars[1].aval.shape
+  if name == 'q_dot':
+    contract = e.params['dimension_numbers'][0][1]
+    return out * math.prod(shape[i] for i in contract)
+  return out * math.prod(shape[:-1])
+
+
+def _weight_bytes(e: Any, bits: dict[str, int]) -> int:
+  """Stored bytes of the parameter a product reads; 0 if it reads none."""
+  name = e.primitive.name
+  path = e.params['site'].split(':')[0].split('[')[0]
+  if path not in bits:
+    return 0
+  if name == 'q_embed':
+    entries = math.prod(e.outvars[0].aval.shape)
+  elif name in _PRODUCTS:
+    entries = math.prod(e.invars[1].aval.shape)
+  else:
+    return 0
+  table = 2 ** bits[path] if bits[path] < 8 else 0
+  return math.ceil(entries * bits[path] / 8) + table
+
+
+def _cost(f: _Found, stored: int, per_loop, spec: NpuSpec) -> OpCost:
+  e = f.eqn
+  macs = _macs(e) * f.repeats
+  results = math.prod(e.outvars[0].aval.shape) * f.repeats
+  fetches = f.repeats
+  for loop in reversed(f.loops):
+    if per_loop[id(loop)] > spec.weight_sram:
+      break  # Evicted before the next step, and so by the loops around it.
+    fetches //= max(loop.params['length'], 1)
+  weights = stored * fetches
+  moved = 0
+  for v in [*e.invars[:1], e.outvars[0]]:
+    size = math.prod(v.aval.shape) * np.dtype(v.aval.dtype).itemsize
+    if size > spec.activation_sram:
+      moved += size * f.repeats
+  compute = max(macs / spec.multipliers, results / spec.lanes)
+  memory = (weights + moved) / spec.dram_bytes_per_second * spec.clock_hz
+  cycles = max(compute, memory) if spec.double_buffered else compute + memory
+  return OpCost(
+    e.primitive.name,
+    e.params['site'],
+    f.repeats,
+    macs,
+    weights,
+    moved,
+    compute,
+    memory,
+    cycles + spec.overhead_cycles * f.repeats,
+  )

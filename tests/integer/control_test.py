@@ -1,0 +1,108 @@
+"""Loops and branches in integers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from s8bqat_jax.integer import _jax_internals as internals
+from s8bqat_jax.integer import audit, calibrate, lower
+from s8bqat_jax.integer.control import feeds_product
+
+R = np.random.default_rng(0)
+P = {
+  'w': R.normal(size=(4, 12)).astype(np.float32) * 0.4,
+  'u': R.normal(size=(4, 12)).astype(np.float32) * 0.4,
+  'b': R.normal(size=12).astype(np.float32),
+}
+X = R.normal(size=(20, 3, 4)).astype(np.float32)
+
+
+def gru(p, x):
+  def step(h, x):
+    a, c = x @ p['w'] + p['b'], h @ p['u']
+    z, r = jax.nn.sigmoid(a[:, :8] + c[:, :8]).reshape(3, 2, 4).swapaxes(0, 1)
+    n = jnp.tanh(a[:, 8:] + r * c[:, 8:])
+    h = (1 - z) * n + z * h
+    return h, h
+
+  return lax.scan(step, jnp.zeros((3, 4)), x)
+
+
+def close(fn, params, *inputs, least=25.0):
+  ranges = calibrate(fn, params, [inputs])
+  integer = lower(fn, params, ranges, *inputs)
+  assert audit(integer).ok
+  for y, z in zip(
+    *map(jax.tree.leaves, (fn(params, *inputs), integer(*inputs)))
+  ):
+    y, z = np.asarray(y), np.asarray(z)
+    assert 10 * np.log10(np.mean(y**2) / np.mean((y - z) ** 2)) > least
+  return integer
+
+
+def test_gru_that_nobody_wrote_for_it():
+  close(gru, P, X)
+
+
+def test_reverse_and_no_inputs():
+  fn = lambda p, x: lax.scan(
+    lambda c, v: (0.5 * c + v, c), jnp.zeros((3, 4)), x, reverse=True
+  )
+  close(fn, {}, X)
+  decay = lambda p, x: lax.scan(
+    lambda c, _: (c * 0.9, None), x, None, length=5
+  )[0]
+  close(decay, {}, X[0])
+
+
+def test_small_updates_of_a_long_sum_do_not_vanish():
+  """A carry no product reads has 16 bits: 1,000 steps of 0.004 add up to 4."""
+  fn = lambda p, x: lax.scan(lambda c, v: (c + v, None), jnp.zeros(3), x)[0]
+  x = np.full((1000, 3), 0.004, np.float32)
+  ranges = calibrate(fn, {}, [x])
+  integer = lower(fn, {}, ranges, x)
+  np.testing.assert_allclose(integer(x), 4.0, rtol=0.02)
+
+
+def test_integer_counters_stay_integers():
+  def fn(p, x):
+    step = lambda c, v: ((c[0] + 1, jnp.tanh(c[1] + v)), c[0])
+    return lax.scan(step, (0, jnp.zeros((3, 4))), x)
+
+  ranges = calibrate(fn, {}, [X])
+  (count, _), counts = lower(fn, {}, ranges, X)(X)
+  assert int(count) == 20
+  np.testing.assert_array_equal(counts, np.arange(20))
+
+
+@pytest.mark.parametrize('flag', [0, 1])
+def test_cond(flag):
+  fn = lambda p, x, n: lax.cond(n > 0, jnp.tanh, lambda v: 0.25 * v, x)
+  ranges = calibrate(fn, {}, [(X, np.int32(0)), (X, np.int32(1))])
+  integer = lower(fn, {}, ranges, X, np.int32(0))
+  assert audit(integer).ok
+  y = np.asarray(fn({}, X, np.int32(flag)))
+  assert np.abs(y - integer(X, np.int32(flag))).max() < 0.05
+
+
+def test_while():
+  def fn(p, x, n):
+    return lax.while_loop(
+      lambda s: s[0] < n, lambda s: (s[0] + 1, jnp.tanh(s[1] @ p['m'])), (0, x)
+    )[1]
+
+  params = {'m': R.normal(size=(4, 4)).astype(np.float32)}
+  close(fn, params, X[0], np.int32(3), least=20.0)
+
+
+def test_what_a_product_reads():
+  graph, _ = internals.trace(gru, P, X)
+  scan = next(e for e in graph.eqns if e.name == 'scan')
+  parts = internals.scan_parts(scan)
+  assert parts.num_carry == 1 and parts.length == 20 and not parts.reverse
+  carry = parts.body.ins[parts.num_consts]
+  assert feeds_product(parts.body, carry)
+  tanh, _ = internals.trace(lambda x: jnp.tanh(x), X)
+  assert not feeds_product(tanh, tanh.ins[0])

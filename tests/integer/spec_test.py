@@ -1,0 +1,50 @@
+"""Scales, zero points and straight-through rounding."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from s8bqat_jax.integer import fake_quantize
+from s8bqat_jax.integer.spec import Spec, from_range
+
+reals = st.floats(-1e4, 1e4)
+
+
+@settings(max_examples=200, deadline=None)
+@given(reals, reals, st.sampled_from([8, 16]))
+def test_range_is_covered_and_zero_is_exact(a, b, bits):
+  low, high = min(a, b), max(a, b)
+  spec = from_range(low, high, bits)
+  assert spec.quantize_np(0.0) == spec.zero
+  ends = np.asarray([low, high])
+  error = np.abs((spec.quantize_np(ends).astype(float) - spec.zero) * spec.scale
+                 - ends)  # fmt: skip
+  # The zero point's rounding may cost the ends half a step.
+  assert np.all(error <= 1.01 * spec.scale)
+
+
+def test_numpy_and_jax_round_alike():
+  spec = Spec(0.5, 3)
+  x = np.linspace(-80, 80, 641, dtype=np.float32)
+  np.testing.assert_array_equal(spec.quantize(x), spec.quantize_np(x))
+  codes = np.arange(-128, 128, dtype=np.int8)
+  np.testing.assert_array_equal(
+    spec.quantize(spec.dequantize(jnp.asarray(codes))), codes
+  )
+
+
+@pytest.mark.parametrize('bad', [(np.nan, 1), (-np.inf, 0), (1, 0)])
+def test_bad_ranges(bad):
+  with pytest.raises(ValueError, match='range of x must be finite'):
+    from_range(*bad, name='x')
+
+
+def test_fake_quantize_is_the_grid_and_its_gradient_passes_inside():
+  spec = from_range(-1.0, 1.0)
+  x = jnp.asarray([-5.0, -0.3, 0.0, 0.77, 5.0])
+  y, g = jax.vmap(jax.value_and_grad(lambda v: fake_quantize(v, spec)))(x)
+  np.testing.assert_array_equal(y, spec.dequantize(spec.quantize(x)))
+  np.testing.assert_array_equal(g, [0, 1, 1, 1, 0])

@@ -1,0 +1,72 @@
+"""The cost model against counts made by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from s8bqat_jax.artifacts.qtensor import QTensor
+from s8bqat_jax.integer import calibrate, lower
+from s8bqat_jax.npu import INDEX_NPU, INT8_NPU, latency
+
+R = np.random.default_rng(0)
+K, N, STEPS = 64, 64, 10
+
+
+def weight(levels):
+  codes = R.integers(0, levels, (K, N)).astype(np.uint8)
+  book = np.sort(R.integers(-127, 128, levels)).astype(np.int8)
+  return {'w': QTensor(codes, np.float32(0.01), book, levels)}
+
+
+def lowered(fn, params, x):
+  return lower(fn, params, calibrate(fn, params, [x]), x)
+
+
+def product(p, x):
+  return x @ p['w']
+
+
+@pytest.mark.parametrize('levels, bits', [(4, 2), (16, 4), (256, 8)])
+def test_packed_bytes_and_macs(levels, bits):
+  fn = lowered(product, weight(levels), R.normal(size=(3, K)).astype('f'))
+  (op,) = latency(fn, INDEX_NPU).ops
+  table = levels if bits < 8 else 0
+  assert op.weight_bytes == K * N * bits // 8 + table
+  assert op.macs == 3 * K * N
+  assert latency(fn, INT8_NPU).weight_bytes == K * N
+
+
+def test_bounds_and_buffering():
+  fn = lowered(product, weight(16), R.normal(size=(1, K)).astype('f'))
+  slow = INDEX_NPU._replace(dram_bytes_per_second=1e6, overhead_cycles=7)
+  (op,) = latency(fn, slow).ops
+  assert op.bound == 'memory'
+  assert op.cycles == pytest.approx((K * N // 2 + 16) * 1000 + 7)
+  serial = latency(fn, slow._replace(double_buffered=False)).ops[0]
+  assert serial.cycles == pytest.approx(op.cycles + op.compute_cycles)
+
+
+def test_a_loop_fetches_once_if_its_weights_fit():
+  def fn(p, x):
+    step = lambda h, v: (jnp.tanh(h @ p['w'] + v),) * 2
+    return jax.lax.scan(step, jnp.zeros((1, N)), x)[1]
+
+  integer = lowered(fn, weight(16), R.normal(size=(STEPS, 1, N)).astype('f'))
+  stored = K * N // 2 + 16
+  fits = latency(integer, INDEX_NPU._replace(weight_sram=stored))
+  not_fits = latency(integer, INDEX_NPU._replace(weight_sram=stored - 1))
+  assert fits.weight_bytes == stored
+  assert not_fits.weight_bytes == STEPS * stored
+  assert sum(o.macs for o in fits.ops) == STEPS * K * N
+  assert 'ms' in str(fits)
+
+
+def test_while_has_no_length():
+  def fn(p, x):
+    step = lambda s: (s[0] + 1, jnp.tanh(s[1] @ p['w']))
+    return jax.lax.while_loop(lambda s: s[0] < 3, step, (0, x))[1]
+
+  integer = lowered(fn, weight(16), R.normal(size=(1, K)).astype('f'))
+  with pytest.raises(ValueError, match='no known length'):
+    latency(integer, INDEX_NPU)

@@ -13,7 +13,7 @@ import time
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import app
+from absl import app, logging
 
 from experiments import results
 from s8bqat_jax.artifacts import packed_file, qtensor
@@ -85,6 +85,7 @@ def _best(functions):
 
 def main(argv):
   del argv
+  logging.set_verbosity(logging.WARNING)  # orbax reports every step
   weights = _weights()
   count = sum(w.size for w in weights.values())
   rows = []

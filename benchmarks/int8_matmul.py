@@ -96,7 +96,7 @@ def torch_side(x, w, bias) -> dict[str, Callable[[], Any]]:
   wt = torch._make_per_tensor_quantized_tensor(
     torch.from_numpy(np.ascontiguousarray(w.T)), W_SCALE, 0
   )
-  real_bias = torch.from_numpy(bias * np.float32(X_SCALE * W_SCALE))
+  real_bias = torch.from_numpy((bias * X_SCALE * W_SCALE).astype(np.float32))
   packed = torch.ops.quantized.linear_prepack(wt, real_bias)
   return {
     'torch int8': lambda: torch.ops.quantized.linear(xt, packed, OUT_SCALE, 128)

@@ -125,17 +125,29 @@ def _walk(jaxpr, consts, args, rows: list[Row], floats: list[str]) -> int:
       continue
     for inner in internals.inner_jaxprs(e):
       body = getattr(inner, 'jaxpr', inner)
-      passed = values if len(values) == len(body.invars) else []
-      # What a loop carries changes from step to step, and its slices too.
-      if name == 'scan':
-        keep = len(body.invars) - internals.scan_varying(e)
-        passed = [*passed[:keep], *[None] * (len(body.invars) - keep)]
-      elif name not in ('jit', 'pjit', 'closed_call'):
-        passed = []
-      passed = passed or [None] * len(body.invars)
+      passed = _known_inputs(e, inner, body, values)
       closed_over = [np.asarray(c) for c in getattr(inner, 'consts', ())]
       count += _walk(body, closed_over, passed, rows, floats)
   return count
+
+
+def _known_inputs(e: Any, inner: Any, body: Any, values: list[Any]) -> list:
+  """Which inputs of an inner jaxpr are constants; None for the others."""
+  name, count = e.primitive.name, len(body.invars)
+  if name in ('jit', 'pjit', 'closed_call') and len(values) == count:
+    return values
+  # What a loop carries changes from step to step, and so do slices.
+  known: list[Any] = []
+  if name == 'scan':
+    known = values[: count - internals.scan_varying(e)]
+  elif name == 'cond':
+    known = values[1:]
+  elif name == 'while':
+    skip = e.params['cond_nconsts']
+    in_body = inner is e.params['body_jaxpr']
+    last = skip + e.params['body_nconsts']
+    known = values[skip:last] if in_body else values[:skip]
+  return [*known, *[None] * (count - len(known))]
 
 
 def _kernel(e: Any, floats: list[str]) -> int:

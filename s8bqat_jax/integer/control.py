@@ -24,7 +24,8 @@ from s8bqat_jax.integer.values import Const, Exact, QValue, Value
 _PRODUCTS = ('dot_general', 'conv_general_dilated')
 _MOVES = frozenset(
   """reshape transpose broadcast_in_dim squeeze slice split concatenate pad rev
-  copy convert_element_type dynamic_slice gather select_n""".split()
+  copy convert_element_type dynamic_slice gather select_n stack unstack
+  tile""".split()
 )
 
 

@@ -31,8 +31,8 @@ CARRY = '~'
 # Movement of values, which changes no value's range.
 _MOVEMENT = frozenset(
   """reshape transpose broadcast_in_dim squeeze expand_dims rev copy slice split
-  convert_element_type stop_gradient dynamic_slice gather pad reduce_precision
-  optimization_barrier""".split()
+  tile convert_element_type stop_gradient dynamic_slice gather pad
+  reduce_precision optimization_barrier""".split()
 )
 
 

@@ -35,7 +35,7 @@ from s8bqat_jax.integer.values import (
 
 @register(
   'reshape', 'transpose', 'broadcast_in_dim', 'squeeze', 'expand_dims', 'rev',
-  'slice', 'reduce_max', 'reduce_min', 'real',
+  'slice', 'reduce_max', 'reduce_min', 'tile',
 )  # fmt: skip
 def _movement(ctx: Context, e: Any, x: QValue) -> Value:
   """Order-preserving reductions move codes too: every scale is positive."""
@@ -55,6 +55,19 @@ def _split(ctx: Context, e: Any, x: QValue) -> list[Value]:
     )  # fmt: skip
     live = cut(x.live) if ctx.twin else None
     parts.append(QValue(var.shape, ctx.key(e, i), Moved(x, cut), live=live))
+  return parts
+
+
+@register('unstack')
+def _unstack(ctx: Context, e: Any, x: QValue) -> list[Value]:
+  """jax 0.12 has a primitive for what were slices before."""
+  parts: list[Value] = []
+  for i, var in enumerate(e.outs):
+    pick = functools.partial(
+      lax.index_in_dim, index=i, axis=e.params['axis'], keepdims=False
+    )
+    live = pick(x.live) if ctx.twin else None
+    parts.append(QValue(var.shape, ctx.key(e, i), Moved(x, pick), live=live))
   return parts
 
 
@@ -107,7 +120,7 @@ def _reduce_sum(ctx: Context, e: Any, x: QValue) -> QValue:
 # Movements of several values: all at the spec of the result.
 
 
-@register('concatenate', 'pad', 'select_n', 'dynamic_update_slice')
+@register('concatenate', 'stack', 'pad', 'select_n', 'dynamic_update_slice')
 def joint(ctx: Context, e: Any, *args: Any) -> Value:
   """Applies an equation to the codes of all its operands at one spec."""
   fill = _mask_fill(ctx, e, args)

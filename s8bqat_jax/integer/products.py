@@ -70,6 +70,10 @@ def _dot(ctx: Context, e: Any, lhs: Value, rhs: Value) -> QValue:
     if not data.spec.zero:
       correction = np.zeros((), np.int64)
     weight = w.values
+    if const is b and dims == ((lc, (0,)), ((), ())) and weight.ndim == 2:
+      # Output-major [N, K] is read faster: consecutive bytes of one sum.
+      weight = np.ascontiguousarray(weight.T)
+      dims = ((lc, (1,)), ((), ()))
     codes = (weight, data.codes) if const is a else (data.codes, weight)
 
   def make(bias, multiplier, shift, spec: Spec):

@@ -91,6 +91,8 @@ MOVES = {
   'transpose': lambda x: x.T,
   'slice': lambda x: x[1:4, ::2],
   'flip': lambda x: x[::-1],
+  'tile': lambda x: jnp.tile(x, (2, 3)),
+  'unstack': lambda x: jnp.unstack(x, axis=1)[2],
   'dynamic_slice': lambda x: lax.dynamic_slice(x, (1, 2), (2, 3)),
   'take': lambda x: x[jnp.asarray([3, 0, 0])],
   'max': lambda x: x.max(axis=1),
@@ -113,6 +115,7 @@ def test_movements_are_exact(name):
   'fn',
   [
     lambda x: jnp.concatenate([x, jnp.tanh(x)], axis=-1),
+    lambda x: jnp.stack([x, jnp.tanh(x)], axis=1),
     lambda x: jnp.pad(x, ((1, 1), (0, 2))),
     lambda x: jnp.where(x > 0.3, x, 0.0),
     lambda x: jnp.where(jnp.arange(8) > 3, x, jnp.tanh(x)),

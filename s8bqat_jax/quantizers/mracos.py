@@ -37,7 +37,7 @@ import optax
 
 from s8bqat_jax.artifacts import qtensor
 from s8bqat_jax.quantizers import codebook as books
-from s8bqat_jax.quantizers import lift, types
+from s8bqat_jax.quantizers import lift, trig, types
 from s8bqat_jax.quantizers import rules as rule_lib
 from s8bqat_jax.quantizers.lloyd_max import fit as fit_lloyd_max
 
@@ -152,9 +152,11 @@ def value(
   Returns:
     Penalties, the shape of `w`.
   """
-  inside, d, u, outside = _locate(w, left, right)
+  inside, d, _, outside = _locate(w, left, right)
+  # About the centroid rather than the midpoint: 0 there, to the last bit.
+  distance = jnp.maximum(jnp.minimum(w - left, right - w), 0.0)
   bump = (d / jnp.pi) ** 2 * _relative(d, width, power - 2.0)
-  bump = bump * jnp.cos(jnp.pi * u / d)
+  bump = bump * jnp.sin(jnp.pi * distance / d)
   return jnp.where(inside, bump, width / jnp.pi * outside)
 
 
@@ -221,10 +223,10 @@ def flow(
   inside, d, u, outside = _locate(w, left, right)
   # e^80 takes all but a weight exactly midway to its centroid, and is finite.
   c = jnp.minimum(time * _relative(d, width, power - 2.0), 80.0)
-  tangent = jnp.tan(jnp.pi / 2 * u / d)
+  tangent = trig.tan(jnp.pi / 2 * u / d)
   # The difference of two arctangents, so that a small step keeps its digits
   # and none at all leaves the weight as it is.
-  turn = jnp.arctan(
+  turn = trig.arctan(
     tangent * jnp.expm1(c) / (1.0 + tangent * tangent * jnp.exp(c))
   )
   nearest = jnp.where(u < 0, left, right)

@@ -164,16 +164,16 @@ def _small():
     'Student t, 3': rng.standard_t(3, n),
   }
   rows = []
-  for name, w in samples.items():
-    w = w.astype(np.float32)
+  for name, sample in samples.items():
+    w = sample.astype(np.float32)
     blocks = _Blocks(w, n)
     for bits in range(1, 9):
       exact = _exact(blocks, 2**bits, skip=0)
-      free = lloyd_max.fit(w, 2**bits, grid=None)
-      grid = lloyd_max.fit(w, 2**bits)
-      free, grid = (
-        float(_distortion(w, codebook.centroids(b))) for b in (free, grid)
+      books = (
+        lloyd_max.fit(jnp.asarray(w), 2**bits, grid=None),
+        lloyd_max.fit(jnp.asarray(w), 2**bits, grid='int8'),
       )
+      free, grid = (float(_distortion(w, codebook.centroids(b))) for b in books)
       rows.append(
         {
           'system': name,

@@ -40,7 +40,7 @@ def _weights():
 
 
 def _nested(flat):
-  tree = {}
+  tree: dict = {}
   for name, leaf in flat.items():
     *parents, last = name.split('/')
     node = tree
@@ -74,7 +74,7 @@ def _plain(tree):
 
 def _best(functions):
   """Returns the least seconds of each of several functions, interleaved."""
-  times = {name: [] for name in functions}
+  times: dict[str, list[float]] = {name: [] for name in functions}
   for _ in range(_REPEATS):
     for name, function in functions.items():
       start = time.perf_counter()
@@ -89,8 +89,8 @@ def main(argv):
   weights = _weights()
   count = sum(w.size for w in weights.values())
   rows = []
-  with tempfile.TemporaryDirectory() as folder:
-    folder = pathlib.Path(folder)
+  with tempfile.TemporaryDirectory() as name:
+    folder = pathlib.Path(name)
     checkpointer = ocp.StandardCheckpointer()
     checkpointer.save(folder / 'float', _nested(weights))
     checkpointer.wait_until_finished()

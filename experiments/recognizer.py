@@ -148,7 +148,11 @@ class Recognizer:
       if field.name not in ('parent', 'name', 'dtype')
     }
     return {
-      'model': {**model, 'dtype': jnp.dtype(self.model.dtype).name},
+      'model': {
+        **model,
+        'reduce_after': list(self.model.reduce_after),
+        'dtype': jnp.dtype(self.model.dtype).name,
+      },
       'log_mel': dataclasses.asdict(self.log_mel),
       'normalization': self.normalization.to_config(),
     }

@@ -78,7 +78,7 @@ def make_optimizer(
   schedule = optax.warmup_cosine_decay_schedule(
     init_value=0.0,
     peak_value=config.learning_rate,
-    warmup_steps=min(config.warmup_steps, config.steps),
+    warmup_steps=min(config.warmup_steps, config.steps - 1),
     decay_steps=config.steps,
     end_value=config.learning_rate * config.final_rate,
   )

@@ -20,6 +20,7 @@ import urllib.parse
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from s8bqat_jax.artifacts import container, entropy, packing, qtensor
@@ -27,12 +28,14 @@ from s8bqat_jax.artifacts import container, entropy, packing, qtensor
 PackedFileError = container.PackedFileError
 
 _FORMAT = 's8bqat_jax packed model 1'
+_EMPTY = object()
 # What inconsistent metadata under a valid checksum can raise.
 _DISAGREEMENTS = (
   ArithmeticError,
   AttributeError,
   LookupError,
   MemoryError,
+  RecursionError,
   TypeError,
   ValueError,
 )
@@ -127,7 +130,7 @@ def serialize(
   empty: list[str] = []
   first_with: dict[bytes, str] = {}
   for name, leaf in _flatten(tree):
-    if leaf is None:
+    if leaf is _EMPTY:
       empty.append(name)
       continue
     if qtensor.is_qtensor(leaf):
@@ -153,8 +156,8 @@ def serialize(
     'codes': _json(_pool(records, arrays), 'codes'),
     'tied': _json(tied, 'tied'),
     'empty': _json(empty, 'empty'),
-    'config': _json(dict(config or {}), 'config'),
-    'tokenizer': _json(
+    'config': _faithful_json(dict(config or {}), 'config'),
+    'tokenizer': _faithful_json(
       None if tokenizer is None else dict(tokenizer), 'tokenizer'
     ),
   }
@@ -254,6 +257,8 @@ def _unpool(
     levels = int(count)
     if not 2 <= levels <= qtensor.MAX_LEVELS:
       raise ValueError(f'{levels} levels')
+    if coding not in (_PLAIN, _RANS):
+      raise ValueError(f'unknown coding {coding!r}')
     for name, (shape, *per_channel) in of_kind.items():
       stream, size = arrays.pop(f'{name}#codes'), math.prod(shape)
       if coding == _RANS:
@@ -278,6 +283,9 @@ def _unpool(
   for pool, end in used.items():
     if arrays.pop(pool).size != end:
       raise ValueError(f'{pool!r} holds more than its {end} values')
+  orphans = [name for name in arrays if '#' in name]
+  if orphans:
+    raise ValueError(f'{orphans[0]!r} belongs to no tensor')
   return leaves
 
 
@@ -293,18 +301,26 @@ def _fingerprint(
 
 
 def _flatten(tree: Any, path: tuple = ()) -> Iterator[tuple[str, Any]]:
-  """Yields (name, leaf); an empty dict yields None."""
+  """Yields (name, leaf); an empty dict yields _EMPTY."""
   if not isinstance(tree, Mapping):
     if not path:
       raise ValueError(
         f'a packed file holds nested dicts, got {type(tree).__name__}'
       )
-    yield _name(path), tree
+    yield _name(path), _unbox(tree)
     return
   if not tree and path:
-    yield _name(path), None
+    yield _name(path), _EMPTY
   for key, value in tree.items():
     yield from _flatten(value, (*path, key))
+
+
+def _unbox(leaf: Any) -> Any:
+  """Returns the one leaf of a box, such as an nnx Variable around a weight."""
+  if isinstance(leaf, np.ndarray | jax.Array | list | tuple):
+    return leaf
+  inside = jax.tree.leaves(leaf, is_leaf=qtensor.is_qtensor)
+  return inside[0] if len(inside) == 1 else leaf
 
 
 def _unflatten(leaves: dict[str, Any]) -> dict:
@@ -349,3 +365,14 @@ def _json(value: Any, what: str) -> str:
     return json.dumps(value, separators=(',', ':'), allow_nan=False)
   except (TypeError, ValueError) as error:
     raise ValueError(f'{what} must be JSON-able: {error}') from None
+
+
+def _faithful_json(value: Any, what: str) -> str:
+  """As `_json`, for what callers expect to get back as it was."""
+  text = _json(value, what)
+  if json.loads(text) != value:
+    raise ValueError(
+      f'{what} would not come back from JSON as it is: use string keys, and '
+      'lists in place of tuples'
+    )
+  return text

@@ -308,43 +308,45 @@ def prepare(
   import tensorflow_datasets as tfds
   from tensorflow_datasets.core import registered
 
-  class Builder(tfds.core.GeneratorBasedBuilder):
-    """Audio as bytes of int16, which need no TensorFlow to decode."""
+  # Registered classes can't be defined twice, and this one is per call.
+  with registered.skip_registration():
 
-    VERSION = tfds.core.Version('1.0.0')
+    class Builder(tfds.core.GeneratorBasedBuilder):
+      """Audio as bytes of int16, which need no TensorFlow to decode."""
 
-    def _info(self):
-      samples = tfds.features.Tensor(
-        shape=(None,), dtype=np.int16, encoding=tfds.features.Encoding.BYTES
-      )
-      return tfds.core.DatasetInfo(
-        builder=self,
-        features=tfds.features.FeaturesDict(
-          {
-            'audio': samples,
-            'text': tfds.features.Text(),
-            'speaker': tfds.features.Text(),
-            'utt_id': tfds.features.Text(),
-          }
-        ),
-      )
+      VERSION = tfds.core.Version('1.0.0')
 
-    def _split_generators(self, dl_manager):
-      return {s: self._generate_examples(c) for s, c in corpora.items()}
-
-    def _generate_examples(self, corpus):
-      for i in range(len(corpus)):
-        yield (
-          i,
-          {
-            'audio': np.ascontiguousarray(corpus.pcm(i)),
-            'text': corpus.texts_N[i],
-            'speaker': corpus.speakers_N[i],
-            'utt_id': corpus.utt_ids_N[i],
-          },
+      def _info(self):
+        samples = tfds.features.Tensor(
+          shape=(None,), dtype=np.int16, encoding=tfds.features.Encoding.BYTES
+        )
+        return tfds.core.DatasetInfo(
+          builder=self,
+          features=tfds.features.FeaturesDict(
+            {
+              'audio': samples,
+              'text': tfds.features.Text(),
+              'speaker': tfds.features.Text(),
+              'utt_id': tfds.features.Text(),
+            }
+          ),
         )
 
-  with registered.skip_registration():
+      def _split_generators(self, dl_manager):
+        return {s: self._generate_examples(c) for s, c in corpora.items()}
+
+      def _generate_examples(self, corpus):
+        for i in range(len(corpus)):
+          yield (
+            i,
+            {
+              'audio': np.ascontiguousarray(corpus.pcm(i)),
+              'text': corpus.texts_N[i],
+              'speaker': corpus.speakers_N[i],
+              'utt_id': corpus.utt_ids_N[i],
+            },
+          )
+
     named = type(name, (Builder,), {'name': name})
   builder = named(data_dir=str(directory), file_format='array_record')
   builder.download_and_prepare()

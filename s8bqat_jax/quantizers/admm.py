@@ -111,8 +111,12 @@ def admm(
     }
 
   def encode(weights, state, specs):
+    def ship(w, book):
+      # A table shared by several dtypes has the widest of them.
+      return kind.ship(w, book._replace(scale=book.scale.astype(w.dtype)))
+
     return {
-      n: kind.ship(w, state.carried.books[specs[n].group])
+      n: ship(w, state.carried.books[specs[n].group])
       for n, w in weights.items()
     }
 

@@ -2,7 +2,8 @@
 
 Projection is by alternating minimization: with the codes fixed the scale (or
 each centroid) is a least-squares problem with a closed form, with those fixed
-every weight takes its nearest entry. Neither turn can increase the error.
+every weight takes its nearest entry. Neither turn can increase the error, but
+for rounding centroids to the int8 grid, which may cost up to half a step.
 """
 
 from __future__ import annotations

@@ -47,7 +47,12 @@ def with_final_phase(
     return types.State(state.learned, state.carried['inner'])
 
   def outer(state: types.State, shipped: Any, frozen: jax.Array) -> types.State:
-    carried = {'inner': state.carried, 'shipped': shipped, 'frozen': frozen}
+    carried = {
+      'inner': state.carried,
+      'learned': state.learned,
+      'shipped': shipped,
+      'frozen': frozen,
+    }
     return types.State(state.learned, carried)
 
   def with_shipped(params: types.Params, state: types.State) -> types.Params:
@@ -101,7 +106,9 @@ def with_final_phase(
 
     def resting():
       moved = mark_moved(types.nothing_moved(params), names)
-      return with_shipped(params, state), state, moved
+      # The optimizer of the learned state may still have momentum.
+      rested = types.State(state.carried['learned'], state.carried)
+      return with_shipped(params, state), rested, moved
 
     frozen = state.carried['frozen']
     due = ctx.step + 1 >= first_frozen

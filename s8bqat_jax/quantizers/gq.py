@@ -34,7 +34,10 @@ def compand(x: jax.Array, mu: float) -> jax.Array:
     x: values, mostly in [-1, 1], which F maps to itself.
     mu: curvature; small weights are told apart better if it is larger.
   """
-  return jnp.sign(x) * jnp.log1p(mu * jnp.abs(x)) / jnp.log1p(mu)
+  # As a difference of both signs' parts the slope at 0 is mu / ln(1 + mu), as
+  # it should be; that of sgn(x) f(|x|) is 0, and zero weights would stay so.
+  parts = jnp.log1p(mu * jnp.maximum(x, 0)) - jnp.log1p(mu * jnp.maximum(-x, 0))
+  return parts / jnp.log1p(mu)
 
 
 def expand(y: jax.Array, mu: float) -> jax.Array:
@@ -44,7 +47,11 @@ def expand(y: jax.Array, mu: float) -> jax.Array:
     y: companded values.
     mu: curvature.
   """
-  return jnp.sign(y) * jnp.expm1(jnp.abs(y) * jnp.log1p(mu)) / mu
+  rate = jnp.log1p(mu)
+  parts = jnp.expm1(rate * jnp.maximum(y, 0)) - jnp.expm1(
+    rate * jnp.maximum(-y, 0)
+  )
+  return parts / mu
 
 
 def gq(

@@ -74,6 +74,7 @@ def lift(
 
   def tree_init(params: types.Params) -> types.State:
     weights, specs = select(params)
+    _check(weights)
     return trees.inherit_sharding(init(weights, specs), weights)
 
   def tree_encode(params: types.Params, state: types.State) -> Any:
@@ -234,6 +235,21 @@ def lift_tensor(
 def key_of(key: jax.Array, name: str) -> jax.Array:
   """Returns the stream of `key` that belongs to a weight or a group."""
   return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+def _check(weights: Weights) -> None:
+  """Raises ValueError naming a weight with nothing, or no number, to fit to."""
+  for name, w in weights.items():
+    if not w.size:
+      raise ValueError(
+        f'{name} has shape {w.shape}: no elements to quantize. Leave it in '
+        'floating point with a Rule of bits=None'
+      )
+    if not isinstance(w, jax.core.Tracer) and not bool(jnp.isfinite(w).all()):
+      raise ValueError(
+        f'{name} holds values that are not finite: quantize a model that has '
+        'trained without them'
+      )
 
 
 def _relative_distance(a: Weights, b: Weights) -> jax.Array:

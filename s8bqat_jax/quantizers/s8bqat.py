@@ -37,7 +37,8 @@ def s8bqat(
 
   Args:
     rules: bits for every weight, or a sequence of `Rule`.
-    total_steps: steps of this training.
+    total_steps: steps of this training; before a final phase, if there is
+      one, since frozen weights feel no pull (0.85 of all by its default).
     learning_rate: of this training, number or schedule, as `make_step` gets.
     total_pull: the hyperparameter of `mracos.pressure_schedule`.
     snap_every: steps from one snap of the hard compressor to the next.

@@ -26,7 +26,9 @@ class TrainState(NamedTuple):
     quantizer: the quantizer's state.
     opt_state: optimizer state of the params.
     learned_opt_state: optimizer state of `quantizer.learned`.
-    average: exponential moving average of the params, or () if not asked for.
+    average: exponential moving average of the params, in float32 at least, or
+      () if not asked for.
+    average_age: int32 for each of them, steps since its averaging started.
     skipped: int32, steps skipped so far because something was not finite.
     skipped_in_a_row: int32, how many of the latest steps were skipped.
   """
@@ -38,6 +40,7 @@ class TrainState(NamedTuple):
   opt_state: Any
   learned_opt_state: Any
   average: Any
+  average_age: Any
   skipped: jax.Array
   skipped_in_a_row: jax.Array
 
@@ -98,7 +101,7 @@ def make_step(
     learned_tx: optimizer of `State.learned`; Adam at 1e-3 if None.
     clip_norm: global norm that the task gradient is clipped to.
     average_decay: decay of the moving average of the params, warmed up over
-      the first steps; None keeps no average.
+      the first steps, and anew where weights jumped; None keeps no average.
 
   Returns:
     The Step (init, update). Metrics are the loss's aux, `loss`, `penalty`,
@@ -116,7 +119,10 @@ def make_step(
       quantizer=quantizer_state,
       opt_state=tx.init(params),
       learned_opt_state=learned_tx.init(quantizer_state.learned),
-      average=() if average_decay is None else jax.tree.map(jnp.copy, params),
+      average=() if average_decay is None else jax.tree.map(_wide, params),
+      average_age=()
+      if average_decay is None
+      else jax.tree.map(lambda _: jnp.zeros((), jnp.int32), params),
       skipped=jnp.zeros((), jnp.int32),
       skipped_in_a_row=jnp.zeros((), jnp.int32),
     )
@@ -168,11 +174,10 @@ def make_step(
       learned_opt_state=learned_opt_state,
     )
     if average_decay is not None:
-      new = new._replace(
-        average=_average(
-          state.average, params, moved, state.step, average_decay
-        )
+      average, age = _average(
+        state.average, state.average_age, params, moved, average_decay
       )
+      new = new._replace(average=average, average_age=age)
     new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
     new = new._replace(
       step=state.step + 1,
@@ -212,13 +217,21 @@ def _with_names(tree: Any) -> list[tuple[str, Any]]:
   return [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
 
 
-def _average(average, params, moved, step, decay):
-  # Early on the window grows with the steps taken, so that the average does
-  # not remember the initial weights.
-  decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+def _wide(x):
+  """A copy in float32 or wider: in bfloat16 a slow average would not move."""
+  return jnp.array(x, jnp.promote_types(x.dtype, jnp.float32))
 
-  def leaf(old, new, jumped):
-    mixed = old + (1.0 - decay).astype(old.dtype) * (new - old)
-    return jnp.where(jumped, new, mixed)
 
-  return jax.tree.map(leaf, average, params, moved)
+def _average(average, age, params, moved, decay):
+  def leaf(old, age, new, jumped):
+    # Early on the window grows with the steps averaged, so that the average
+    # does not remember where it started.
+    rate = 1.0 - jnp.minimum(decay, (1.0 + age) / (10.0 + age))
+    mixed = old + rate.astype(old.dtype) * (new.astype(old.dtype) - old)
+    return jnp.where(jumped, new.astype(old.dtype), mixed)
+
+  new = jax.tree.map(leaf, average, age, params, moved)
+  age = jax.tree.map(
+    lambda age, jumped: jnp.where(jnp.any(jumped), 0, age + 1), age, moved
+  )
+  return new, age

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -331,3 +332,34 @@ def test_a_valid_checksum_does_not_excuse_nonsense():
     except packed_file.PackedFileError:
       refused += 1
   assert loaded and refused > 500
+
+
+def test_boxed_leaves_are_packed_as_what_they_hold(tmp_path):
+  params = nnx.State({'dense': {'kernel': nnx.Param(_codes((4, 6)))}})
+  packed_file.save(tmp_path / 'boxed', params)
+  tree = packed_file.load(tmp_path / 'boxed').tree
+  packed_file.save(tmp_path / 'plain', {'dense': {'kernel': _codes((4, 6))}})
+  plain = packed_file.load(tmp_path / 'plain').tree
+  assert jax.tree.structure(tree) == jax.tree.structure(plain)
+  np.testing.assert_array_equal(
+    tree['dense']['kernel'].codes, plain['dense']['kernel'].codes
+  )
+
+
+def test_a_list_is_not_a_box(tmp_path):
+  with pytest.raises(ValueError, match="'a': expected an array.*got list"):
+    packed_file.save(tmp_path / 'list', {'a': [np.ones(3)]})
+
+
+@pytest.mark.parametrize('config', [{1: 'a'}, {'shape': (2, 3)}])
+def test_a_config_that_json_would_change_is_refused(config):
+  with pytest.raises(ValueError, match='config would not come back'):
+    packed_file.serialize({'a': np.ones(2)}, config=config)
+
+
+def test_none_is_not_an_empty_dict():
+  with pytest.raises(ValueError, match="'a': expected an array.*NoneType"):
+    packed_file.serialize({'a': None})
+  assert packed_file.deserialize(packed_file.serialize({'a': {}})).tree == {
+    'a': {}
+  }

@@ -63,6 +63,8 @@ def test_any_corpus_is_prepared_and_read_back(words_manifest, tmp_path):
       np.testing.assert_array_equal(read.pcm(i), corpus.pcm(j))
       assert read[i].text == corpus[j].text
       assert read[i].speaker == corpus[j].speaker
+  # A second set in the same process.
+  tfds.prepare({'test': corpora['test']}, 'other_words', tmp_path / 'tfds')
   # TFDS itself reads it too.
   import tensorflow_datasets
 

@@ -146,3 +146,14 @@ def test_refuses_unknown_arguments():
     quantizers.admm(2, rho=1.0, coupling='tight')
   with pytest.raises(ValueError, match='every'):
     quantizers.admm(2, rho=1.0, every=0)
+
+
+def test_a_group_of_two_dtypes_ships_each_in_its_own():
+  params = {
+    'a': jnp.asarray(np.random.default_rng(0).normal(size=(4, 4)), 'float32'),
+    'b': jnp.ones((4, 4), jnp.bfloat16),
+  }
+  quantizer = quantizers.admm([quantizers.Rule('.*', 2, 'model')], rho=1.0)
+  shipped = qtensor.decode(quantizer.encode(params, quantizer.init(params)))
+  assert shipped['a'].dtype == jnp.float32
+  assert shipped['b'].dtype == jnp.bfloat16

@@ -84,3 +84,23 @@ def test_refuses_bad_fractions():
     quantizers.with_final_phase(METHODS['centroids'], 20, start=85)
   with pytest.raises(ValueError, match='total_steps'):
     quantizers.with_final_phase(METHODS['centroids'], 0)
+
+
+def test_learned_state_rests_though_its_optimizer_has_momentum():
+  w = jax.random.normal(jax.random.key(0), (16, 8))
+  quantizer = quantizers.with_final_phase(quantizers.learnable(3), 20, 0.5)
+  step = quantizers.make_step(
+    quantizers.on_main(lambda p, b, key: (jnp.sum((p['w'] - 1) ** 2), {})),
+    optax.sgd(1e-2),
+    quantizer,
+    learning_rate=1e-2,
+    learned_tx=optax.adam(1e-2),
+  )
+  state, update, learned = step.init({'w': w}), jax.jit(step.update), []
+  for _ in range(14):
+    state, _ = update(state, None)
+    learned.append(np.asarray(state.quantizer.learned['w']))
+  assert learned[3] != learned[2]
+  np.testing.assert_array_equal(learned[11], learned[13])
+  metrics = quantizer.metrics(state.params, state.quantizer)
+  assert metrics['frozen'] == 1 and metrics['distance'] < 1e-6

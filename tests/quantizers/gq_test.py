@@ -106,3 +106,10 @@ def test_refuses_bad_arguments():
     quantizers.gq(3, total_steps=0)
   with pytest.raises(ValueError, match='hardness'):
     quantizers.gq(3, total_steps=9, hardness=(0.0, 3.0))
+
+
+@pytest.mark.parametrize('function', [compand, expand])
+def test_zero_weights_have_the_slope_of_their_neighbors(function):
+  slope = jax.vmap(jax.grad(lambda x: function(x, 255.0)))
+  at_zero, near = slope(jnp.array([0.0, 1e-7]))
+  np.testing.assert_allclose(at_zero, near, rtol=1e-3)

@@ -128,3 +128,20 @@ def test_functions_over_all_weights_see_groups():
   branches = quantizer.views(params, state, CTX)
   assert np.all(branches['one']['layer_0']['k'] == 0)
   jax.tree.map(np.testing.assert_array_equal, branches['two'], params)
+
+
+@pytest.mark.parametrize(
+  'kernel, message',
+  [
+    (
+      jnp.array([[1.0, jnp.nan]]),
+      'head/kernel holds .* not finite',
+    ),
+    (jnp.zeros((0, 3)), r'head/kernel has shape \(0, 3\): no elements'),
+  ],
+)
+def test_what_cannot_be_fitted_is_named(kernel, message):
+  quantizer = lift.lift_tensor(4, init=FIT, quantize=CODE)
+  params = {'dense': {'kernel': jnp.ones((2, 2))}, 'head': {'kernel': kernel}}
+  with pytest.raises(ValueError, match=message):
+    quantizer.init(params)

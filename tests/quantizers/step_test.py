@@ -224,15 +224,35 @@ def test_the_average_warms_up_and_starts_again_where_weights_moved():
   update = jax.jit(step.update)
   state = step.init(PARAMS)
   average = {n: np.asarray(w, np.float64) for n, w in PARAMS.items()}
-  for i in range(6):
+  age = dict.fromkeys(PARAMS, 0)
+  for i in range(8):
     state, _ = update(state, GRADS)
-    decay = min(0.3, (1 + i) / (10 + i))
     for name, w in state.params.items():
+      decay = min(0.3, (1 + age[name]) / (10 + age[name]))
       w = np.asarray(w, np.float64)
       average[name] = decay * average[name] + (1 - decay) * w
+      age[name] += 1
       if name == 'a' and i == 4:
-        average[name] = w
+        average[name], age[name] = w, 0
       np.testing.assert_allclose(state.average[name], average[name], rtol=1e-5)
+
+
+def test_a_slow_average_of_bfloat16_params_moves():
+  params = {'a': jnp.ones((1, 2), jnp.bfloat16)}
+  step = make_step(
+    on_main(_linear),
+    optax.sgd(1.0),
+    learning_rate=1.0,
+    average_decay=0.9999,
+  )
+  state = step.init(params)
+  grads = {'a': jnp.full((1, 2), -0.5, jnp.bfloat16)}
+  state = state._replace(
+    average_age=jax.tree.map(lambda age: age + 10**6, state.average_age)
+  )
+  state, _ = step.update(state, grads)
+  assert state.average['a'].dtype == jnp.float32
+  np.testing.assert_allclose(state.average['a'], 1 + 0.5e-4, rtol=1e-6)
 
 
 def test_views_and_penalty_share_a_key_and_the_loss_has_its_own():

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from s8bqat_jax.artifacts import qtensor
 from s8bqat_jax.quantizers import rules as rule_lib
 from s8bqat_jax.quantizers import tree as trees
 from s8bqat_jax.quantizers import types
@@ -61,7 +60,7 @@ def chain(*quantizers: types.Quantizer) -> types.Quantizer:
   def encode(params: types.Params, state: types.State) -> Any:
     encoded = params
     for q, s in each(state):
-      encoded = trees.replace(encoded, _qtensors(q.encode(params, s)))
+      encoded = trees.replace(encoded, trees.quantized(q.encode(params, s)))
     return encoded
 
   def penalty(
@@ -152,7 +151,7 @@ def by_path(
   def encode(params: types.Params, state: types.State) -> Any:
     encoded = params
     for q, p, s in each(params, state):
-      encoded = trees.replace(encoded, _qtensors(q.encode(p, s)))
+      encoded = trees.replace(encoded, trees.quantized(q.encode(p, s)))
     return encoded
 
   def penalty(
@@ -191,11 +190,6 @@ def _for_member(ctx: types.Ctx, index: int) -> types.Ctx:
   if index == 0:
     return ctx
   return ctx._replace(key=jax.random.fold_in(ctx.key, index))
-
-
-def _qtensors(encoded: Any) -> dict[str, qtensor.QTensor]:
-  leaves = trees.named(encoded)
-  return {n: x for n, x in leaves.items() if qtensor.is_qtensor(x)}
 
 
 def _merge(metrics: Sequence[dict[str, jax.Array]]) -> dict[str, jax.Array]:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from s8bqat_jax.artifacts import qtensor
 from s8bqat_jax.quantizers import tree as trees
 from s8bqat_jax.quantizers import types
-from s8bqat_jax.quantizers.hard_compressor import mark_moved, quantized
+from s8bqat_jax.quantizers.hard_compressor import mark_moved
 
 
 def with_final_phase(
@@ -60,7 +60,7 @@ def with_final_phase(
 
   def init(params: types.Params) -> types.State:
     state = quantizer.init(params)
-    shipped = quantized(quantizer.encode(params, state))
+    shipped = trees.quantized(quantizer.encode(params, state))
     # Copies: a codebook may be the very buffer that `state` holds, and a
     # caller can't donate one buffer twice.
     shipped = jax.tree.map(jnp.copy, shipped)
@@ -100,7 +100,7 @@ def with_final_phase(
 
     def freezing():
       new, own, moved = quantizer.after_update(params, inner(state), ctx)
-      shipped = quantized(quantizer.encode(new, own))
+      shipped = trees.quantized(quantizer.encode(new, own))
       own = outer(own, shipped, jnp.ones((), bool))
       return with_shipped(new, own), own, mark_moved(moved, names)
 

@@ -67,7 +67,9 @@ def hard_compressor(
 
     def snap():
       encoded = quantizer.encode(params, state)
-      return qtensor.decode(encoded), mark_moved(moved, quantized(encoded))
+      return qtensor.decode(encoded), mark_moved(
+        moved, trees.quantized(encoded)
+      )
 
     due = (ctx.step + 1) % every == 0
     params, moved = jax.lax.cond(due, snap, lambda: (params, moved))
@@ -107,12 +109,6 @@ def loss_at_codes(quantizer: types.Quantizer, every: int) -> types.Quantizer:
   return dataclasses.replace(quantizer, views=views)
 
 
-def quantized(encoded: Any) -> dict[str, qtensor.QTensor]:
-  """Returns the QTensors of an encoded tree by name."""
-  leaves = trees.named(encoded)
-  return {n: x for n, x in leaves.items() if qtensor.is_qtensor(x)}
-
-
 def mark_moved(moved: Any, names: Iterable[str]) -> Any:
   """Returns the `moved` tree with the named tensors marked too."""
   names = set(names)
@@ -128,7 +124,7 @@ def _check_every(every: int) -> None:
 
 def _warn_if_out_of_reach(encoded: Any, every: int, rate: float) -> None:
   stuck = {}
-  for name, q in quantized(encoded).items():
+  for name, q in trees.quantized(encoded).items():
     if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(q)):
       return
     half = float(np.min(np.asarray(q.scale, np.float64))) / 2

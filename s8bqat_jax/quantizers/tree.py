@@ -51,6 +51,12 @@ def named(tree: Any) -> dict[str, Any]:
   return by_name
 
 
+def quantized(encoded: Any) -> dict[str, qtensor.QTensor]:
+  """Returns the QTensors of an encoded tree by name."""
+  leaves = named(encoded)
+  return {n: x for n, x in leaves.items() if qtensor.is_qtensor(x)}
+
+
 def replace(tree: Any, leaves: Mapping[str, Any]) -> Any:
   """Returns `tree` with the named leaves replaced and the others as they are.
 

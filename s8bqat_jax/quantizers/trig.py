@@ -1,7 +1,7 @@
 """Tangent and arctangent over the range that a region needs, vectorized.
 
 XLA calls a scalar library routine for every element of `tan` and `arctan`; on
-a CPU that made the pull towards centroids cost a tenth of a training step.
+a CPU that was most of what the pull towards centroids cost.
 Polynomials are as exact in float32 and run at the speed of a few products.
 
 References:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
@@ -17,9 +18,8 @@ from absl import flags, logging
 
 from experiments import recognizer as recognizer_lib
 from experiments import scoring
-from s8bqat_jax import data, training
-from s8bqat_jax.artifacts import packed_file
-from s8bqat_jax.quantizers import step as quantizer_step
+from s8bqat_jax import data, quantizers, training
+from s8bqat_jax.artifacts import packed_file, qtensor
 from s8bqat_jax.speech import features, normalize, tokenizers
 from s8bqat_jax.training import mesh as mesh_lib
 
@@ -92,17 +92,43 @@ def make_optimizer(
 
 
 def make_step(
-  config: ml_collections.ConfigDict, recognizer: recognizer_lib.Recognizer
-) -> quantizer_step.Step:
-  """Returns the floating-point training step of a config."""
+  config: ml_collections.ConfigDict,
+  recognizer: recognizer_lib.Recognizer,
+  quantizer: quantizers.Quantizer | None = None,
+) -> quantizers.Step:
+  """Returns the training step of a config.
+
+  Args:
+    config: the whole config.
+    recognizer: whose loss it is.
+    quantizer: the method; None trains in floating point. Its metrics appear
+      as `quantizer/...` in the steps that close a logging period.
+  """
   tx, schedule = make_optimizer(config.train)
-  return quantizer_step.make_step(
-    quantizer_step.on_main(recognizer.loss),
+  step = quantizers.make_step(
+    quantizers.on_main(recognizer.loss),
     tx,
+    quantizer,
     learning_rate=schedule,
     clip_norm=config.train.clip_norm,
     average_decay=config.train.average_decay,
   )
+  if quantizer is None:
+    return step
+
+  def update(state, batch):
+    state, values = step.update(state, batch)
+    due = state.step % config.train.log_every == 0
+    due |= state.step == config.train.steps
+    found = lambda: quantizer.metrics(state.params, state.quantizer)
+    # The loop takes means over what is finite.
+    absent = lambda: jax.tree.map(
+      lambda x: jnp.full(x.shape, jnp.nan, x.dtype), jax.eval_shape(found)
+    )
+    own = jax.lax.cond(due, found, absent)
+    return state, values | {f'quantizer/{k}': v for k, v in own.items()}
+
+  return quantizers.Step(step.init, update)
 
 
 def make_loader(
@@ -130,10 +156,29 @@ def quiet() -> None:
     logging.set_verbosity(logging.WARNING)
 
 
+def shipped(state: quantizers.TrainState, quantizer=None) -> Any:
+  """Returns what a file of this state holds: its average, encoded.
+
+  Args:
+    state: of a training with an average.
+    quantizer: the method; None leaves the floats.
+  """
+  average = mesh_lib.local_copy(state.average)
+  if quantizer is None:
+    return average
+  return jax.jit(quantizer.encode)(
+    average, mesh_lib.local_copy(state.quantizer)
+  )
+
+
 def run(
   config: ml_collections.ConfigDict,
   workdir: os.PathLike | str,
   progress: bool = True,
+  *,
+  quantizer: quantizers.Quantizer | None = None,
+  recognizer: recognizer_lib.Recognizer | None = None,
+  params: Any = None,
 ) -> training.Outcome:
   """Trains, or goes on training, in `workdir`.
 
@@ -141,23 +186,34 @@ def run(
     config: see configs/demo/digits.py for the fields.
     workdir: created if it is missing.
     progress: whether to show a progress bar.
+    quantizer: the method; None trains in floating point. Development scores
+      and the model file are those of what it encodes.
+    recognizer: what to train; made from config and corpus if None.
+    params: where training starts; fresh ones if None.
 
   Returns:
     How training ended.
+
+  Raises:
+    ValueError: if `params` do not fit the config's model, among others.
   """
   mesh = training.make_mesh()
   mesh_lib.check_batch_size(config.data.batch_size, mesh)
   corpus, dev = data.load(config.data.train), data.load(config.data.dev)
-  recognizer = make_recognizer(config, corpus)
+  if recognizer is None:
+    recognizer = make_recognizer(config, corpus)
   loader = make_loader(config, corpus, recognizer)
-  step = make_step(config, recognizer)
+  step = make_step(config, recognizer, quantizer)
   workdir = pathlib.Path(workdir)
   lead = jax.process_index() == 0
   if lead:
     workdir.mkdir(parents=True, exist_ok=True)
     _write_config(config, workdir)
 
-  params = recognizer.init(jax.random.key(config.seed))
+  fresh = recognizer.init(jax.random.key(config.seed))
+  if params is None:
+    params = fresh
+  _check_fits(params, fresh)
   count = sum(x.size for x in jax.tree.leaves(params))
   if lead:
     print(
@@ -170,13 +226,13 @@ def run(
 
   def evaluate(state):
     nonlocal best
-    averaged = mesh_lib.local_copy(state.average)
-    scores = scorer.rates(averaged)
+    encoded = shipped(state, quantizer)
+    scores = scorer.rates(qtensor.decode(encoded))
     if lead and scores['wer'] < best:
       best = scores['wer']
       packed_file.save(
         model_path,
-        jax.device_get(averaged),
+        jax.device_get(encoded),
         config={
           'recognizer': recognizer.to_config(),
           'dev': {'spec': dev.spec, 'step': int(state.step), **scores},
@@ -233,6 +289,25 @@ def _statistics(
     feats, lengths = extract(padded, np.array([len(pcm_S)]))
     moments = normalize.accumulate(moments, feats, lengths)
   return normalize.global_norm(moments)
+
+
+def _check_fits(params: Any, fresh: Any) -> None:
+  """Raises ValueError naming the tensors that a config does not expect."""
+  found, wanted = (
+    {
+      jax.tree_util.keystr(path, simple=True, separator='/'): x.shape
+      for path, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    for tree in (params, fresh)
+  )
+  wrong = [k for k in {**wanted, **found} if found.get(k) != wanted.get(k)]
+  if wrong:
+    name = wrong[0]
+    raise ValueError(
+      f'{len(wrong)} tensors to start from do not fit the config: {name} has '
+      f'shape {found.get(name, "(absent)")}, expected '
+      f'{wanted.get(name, "(none)")}. Start from a model of this config.model'
+    )
 
 
 def _best_so_far(path: pathlib.Path) -> float:

@@ -6,11 +6,14 @@ heart.
 """
 
 from experiments.configs import common
+from experiments.configs import float as float_configs
 
 
-def get_config():
-  """Returns the config of `make demo`."""
+def get_config(text=None):
+  """Returns the config of the demo's floating-point model."""
+  args = float_configs.arguments(text, seed='0')
   config = common.default()
+  config.seed = int(args['seed'])
   config.tokenizer = 'word'
   config.data.train = 'espeak:digits?split=train&utterances=9000&snr=15-35'
   config.data.dev = 'espeak:digits?split=dev&utterances=150&snr=15-35'

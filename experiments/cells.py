@@ -1,0 +1,162 @@
+"""What a matrix is made of: cells, named by strings as corpora are.
+
+  SIZE/METHOD:BITS?option=value&option=value
+
+  90k/float            200k/s8bqat:4?pull=8&snaps=0        90k/ptq uniform:2
+
+Options are those of the method (methods.py). A cell runs on every part (fold)
+and seed of its matrix.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from experiments import methods, results
+
+
+class Cell(NamedTuple):
+  """One system: a model size and a method.
+
+  Attributes:
+    size: of the model, as the float config names it.
+    method: in `methods.METHODS`.
+    bits: of every weight; 32 for floats.
+    options: of the method.
+  """
+
+  size: str
+  method: str
+  bits: int = 32
+  options: tuple[tuple[str, Any], ...] = ()
+
+  @property
+  def label(self) -> str:
+    """The method with its options, as tables and pictures show it."""
+    options = ', '.join(f'{k} {v}' for k, v in self.options)
+    return f'{self.method} ({options})' if options else self.method
+
+  def __str__(self) -> str:
+    bits = '' if self.bits == 32 else f':{self.bits}'
+    options = '&'.join(f'{k}={v}' for k, v in self.options)
+    return f'{self.size}/{self.method}{bits}' + (options and f'?{options}')
+
+
+class Job(NamedTuple):
+  """A cell on one part of the data under one seed."""
+
+  cell: Cell
+  part: str
+  seed: int
+
+  def __str__(self) -> str:
+    return f'{self.cell}, part {self.part}, seed {self.seed}'
+
+
+def parse(text: str) -> Cell:
+  """Reads a cell.
+
+  Args:
+    text: as at the top of this file.
+
+  Returns:
+    The Cell.
+
+  Raises:
+    ValueError: saying what was expected.
+  """
+  head, _, tail = text.partition('?')
+  size, slash, method = head.partition('/')
+  method, colon, bits = method.partition(':')
+  if not (size and slash and method) or (colon and not bits.isdigit()):
+    raise ValueError(
+      f'cell {text!r}: expected SIZE/METHOD:BITS?option=value&..., such as '
+      '90k/s8bqat:4?pull=8'
+    )
+  options = []
+  for item in filter(None, tail.split('&')):
+    key, equals, value = item.partition('=')
+    if not equals:
+      raise ValueError(f'cell {text!r}: option {item!r} has no value')
+    options.append((key, _value(value)))
+  methods.check(method, dict(options))
+  return Cell(size, method, int(bits) if bits else 32, tuple(options))
+
+
+def jobs(config: ml_collections.ConfigDict, matrix: str) -> list[Job]:
+  """Returns the jobs of a named matrix: floats first, each cell whole.
+
+  Args:
+    config: of configs/s8bqat.
+    matrix: one of `config.matrices`.
+  """
+  if matrix not in config.matrices:
+    raise ValueError(
+      f'no matrix {matrix!r}; matrices: {", ".join(config.matrices)}'
+    )
+  chosen = config.matrices[matrix]
+  return [
+    Job(cell, part, seed)
+    for cell in map(parse, chosen.cells)
+    for seed in chosen.seeds
+    for part in config.parts
+  ]
+
+
+def float_config(
+  config: ml_collections.ConfigDict, job: Job
+) -> ml_collections.ConfigDict:
+  """Returns the config of the float model that a job starts from."""
+  module = importlib.import_module(config.float.module)
+  return module.get_config(
+    config.float.arguments.format(
+      size=job.cell.size, part=job.part, seed=job.seed, data=config.data
+    )
+  )
+
+
+def train_config(
+  config: ml_collections.ConfigDict, job: Job
+) -> ml_collections.ConfigDict:
+  """Returns the config of a job's fine-tuning.
+
+  It is the float model's with `config.finetune` in its `train` section, and
+  the method in a section of its own: equal for all methods but for that one.
+  """
+  made = float_config(config, job)
+  float_steps = made.train.steps
+  made.starts_from = results.config_hash(made.to_dict())
+  made.train.update(config.finetune.train)
+  made.train.steps = round(config.finetune.share * float_steps)
+  made.train.eval_every = 0  # What is scored is how training ends.
+  made.method = ml_collections.ConfigDict(
+    {
+      'name': job.cell.method,
+      'bits': job.cell.bits,
+      'options': dict(job.cell.options),
+    }
+  )
+  made.activation_bits = config.activation_bits
+  made.float_steps = float_steps
+  return made
+
+
+def by_cell(found: Mapping[Job, Any]) -> Iterator[tuple[Cell, int, dict]]:
+  """Yields (cell, seed, {part: value}) of the jobs that are there, in order."""
+  groups: dict[tuple[Cell, int], dict[str, Any]] = {}
+  for job, value in found.items():
+    groups.setdefault((job.cell, job.seed), {})[job.part] = value
+  for (cell, seed), parts in groups.items():
+    yield cell, seed, parts
+
+
+def _value(text: str) -> Any:
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    return text

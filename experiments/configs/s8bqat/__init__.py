@@ -1,0 +1,85 @@
+"""Matrices of the S8BQAT experiment: one file a corpus, cells by name."""
+
+import ml_collections
+
+
+def default() -> ml_collections.ConfigDict:
+  """Returns a config without corpus and matrices."""
+  config = ml_collections.ConfigDict()
+  config.name = ''  # of the results file
+  config.system = 'RNN-T'
+  # Where float models come from: a module's get_config, and its argument, in
+  # which size, part, seed and data are filled in.
+  config.float = ml_collections.ConfigDict({'module': '', 'arguments': ''})
+  config.data = '../shared/data'
+  # Disjoint parts of the corpus (folds); their errors are pooled.
+  config.parts = ('all',)
+  config.activation_bits = 32
+  # Every method trains for this share of its float model's steps, from that
+  # model, on the same batches, with the same schedule.
+  config.finetune = finetune = ml_collections.ConfigDict()
+  finetune.share = 0.3
+  finetune.train = ml_collections.ConfigDict(
+    {'learning_rate': 1e-3, 'warmup_steps': 50, 'weight_decay': 0.0}
+  )
+  config.matrices = ml_collections.ConfigDict()
+  # The pair (ours, the control) that was named before any training; only its
+  # comparison counts as the headline.
+  config.headline = ()
+  return config
+
+
+def matrix(*cells: str, seeds: tuple[int, ...] = (0,)):
+  """Returns a matrix: every cell under every seed."""
+  return ml_collections.ConfigDict({'cells': cells, 'seeds': seeds})
+
+
+def every(size: str, method: str, bits: tuple[int, ...]) -> tuple[str, ...]:
+  """Returns the cells of one method at several widths."""
+  return tuple(f'{size}/{method}:{b}' for b in bits)
+
+
+def curve(size: str) -> tuple[str, ...]:
+  """Returns the cells of error rate against bytes at one model size."""
+  trained = (4, 3, 2)
+  return (
+    f'{size}/float',
+    f'{size}/float continued',
+    *every(size, 'ptq uniform', (8, 6, 5, 4, 3, 2)),
+    *every(size, 'ptq lloyd-max', (8, 6, 5, 4, 3, 2)),
+    f'{size}/uniform qat:8',
+    *every(size, 'uniform qat', trained),
+    *every(size, 'straight-through', trained),
+    *every(size, 's8bqat', trained),
+    *every(size, 'coarse int8', trained),
+    *every(size, 'gq', (4, 2)),
+  )
+
+
+def ablation(size: str, bits: int) -> tuple[str, ...]:
+  """Returns S8BQAT and what it is without each of its parts."""
+
+  def variants(**options):
+    return tuple(
+      f'{size}/s8bqat:{bits}?{key}={value}'
+      for key, values in options.items()
+      for value in values
+    )
+
+  return (
+    f'{size}/s8bqat:{bits}',
+    # Without MRACos, without the hard compressor, without both.
+    f'{size}/s8bqat:{bits}?pull=0',
+    f'{size}/s8bqat:{bits}?snaps=0',
+    f'{size}/s8bqat:{bits}?pull=0&snaps=0',
+    # The compressor's other reading: the loss sees codes at every n-th step.
+    f'{size}/s8bqat:{bits}?reading=loss&snaps=100',
+    f'{size}/s8bqat:{bits}?pull=0&reading=loss&snaps=100',
+    f'{size}/s8bqat:{bits}?coupling=loss',
+    f'{size}/s8bqat:{bits}?power=0',
+    f'{size}/s8bqat:{bits}?centroids=uniform',
+    f'{size}/acosr:{bits}',
+    f'{size}/straight-through:{bits}',
+    f'{size}/learned step:{bits}',
+    *variants(pull=(1, 2, 8, 16), snaps=(2, 8, 16)),
+  )

@@ -1,0 +1,288 @@
+"""Runs a matrix of cells and turns it into rows, comparisons and a table."""
+
+from __future__ import annotations
+
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from experiments import cells, methods, scoring, trainer
+from experiments.stages import HYPOTHESES, Stages
+from s8bqat_jax import data
+from s8bqat_jax.speech import significance
+
+MARGIN = 0.03  # relative; a loss that is surely below it is none
+# What a step costs over a floating-point one, where it is not about the same
+# (benchmarks/qat_overhead.py).
+_FACTORS = {'gq': 1.9}
+_EVALUATION_SECONDS = 30.0  # decoding twice, and compiling for it
+COLUMNS = {
+  'size': '',
+  'method': '',
+  'bits': '',
+  'seed': '',
+  'parameters': ',',
+  'bytes': ',',
+  'encoded_bytes': ',',
+  'wer': '.2f',
+  'ci95': '.1f',
+}
+# Of the parts of a row: added up or, for the rest, averaged.
+_AVERAGED = ('parameters', 'bytes', 'encoded_bytes', 'packed_bytes')
+
+
+def run(
+  stages: Stages, jobs: Sequence[cells.Job], max_hours: float = float('inf')
+) -> tuple[dict[cells.Job, dict[str, Any]], list[str]]:
+  """Runs jobs, those of one float model one after another.
+
+  Args:
+    stages: where their stages are kept.
+    jobs: what to run.
+    max_hours: no job starts after that long.
+
+  Returns:
+    {job: its metrics}, and the jobs that were not run.
+  """
+  start = time.perf_counter()
+  found: dict[cells.Job, dict[str, Any]] = {}
+  for i, job in enumerate(jobs):
+    late = time.perf_counter() - start > 3600 * max_hours
+    if late and not stages.done(job):
+      continue
+    print(f'[{i + 1}/{len(jobs)}] {job}', flush=True)
+    found[job] = stages.evaluate(job)
+    print(f'  WER {found[job]["wer"]:.2f}%', flush=True)
+  return found, [str(job) for job in jobs if job not in found]
+
+
+def estimated_hours(stages: Stages, jobs: Sequence[cells.Job]) -> float:
+  """Returns how long what is not done yet will take, from timed steps.
+
+  A few steps of each size are timed (their compilation is not counted in).
+
+  Args:
+    stages: where stages are kept.
+    jobs: of the matrix.
+  """
+  rates: dict[str, float] = {}
+  floats: set[pathlib.Path] = set()
+  seconds = 0.0
+  for job in jobs:
+    if stages.done(job):
+      continue
+    seconds += _EVALUATION_SECONDS
+    config = cells.train_config(stages.config, job)
+    folder = stages.float_folder(job)
+    to_train = folder not in floats and not stages.float_done(job)
+    trains = methods.METHODS[job.cell.method].trains
+    if not (to_train or trains):
+      continue
+    if job.cell.size not in rates:
+      rates[job.cell.size] = seconds_per_step(
+        cells.float_config(stages.config, job)
+      )
+    rate = rates[job.cell.size]
+    if to_train:
+      floats.add(folder)
+      seconds += rate * config.float_steps
+    if trains:
+      factor = _FACTORS.get(job.cell.method, 1.0)
+      seconds += rate * factor * config.train.steps
+  return seconds / 3600
+
+
+def seconds_per_step(config: ml_collections.ConfigDict, steps: int = 12):
+  """Times floating-point training steps of a config, compilation aside."""
+  corpus = data.load(config.data.train)
+  recognizer = trainer.make_recognizer(config, corpus)
+  loader = trainer.make_loader(config, corpus, recognizer)
+  step = trainer.make_step(config, recognizer)
+  update = jax.jit(step.update)
+  state = step.init(recognizer.init(jax.random.key(0)))
+  spent: dict[Any, list[float]] = {}
+  for batch in loader.batches(0, steps):
+    start = time.perf_counter()
+    state, _ = jax.block_until_ready(update(state, batch))
+    shape = batch['audio_BxS'].shape
+    spent.setdefault(shape, []).append(time.perf_counter() - start)
+  warm = [t for times in spent.values() for t in times[1:]]
+  return float(np.mean(warm))
+
+
+def rows(
+  config: ml_collections.ConfigDict, found: Mapping[cells.Job, dict]
+) -> list[dict[str, Any]]:
+  """Returns one row a cell and seed, parts pooled, and one over all seeds.
+
+  Args:
+    config: of the experiment.
+    found: metrics by job.
+  """
+  made: list[dict[str, Any]] = []
+  by_cell: dict[cells.Cell, list[dict[str, Any]]] = {}
+  for cell, seed, parts in cells.by_cell(found):
+    row = {
+      'system': config.system,
+      'size': cell.size,
+      'method': cell.label,
+      'bits': cell.bits,
+      'cell': str(cell),
+      'headline': str(cell) in config.headline,
+      'seed': seed,
+      'split': 'eval',
+      'activation_bits': config.activation_bits,
+      'metrics': _pooled(parts),
+      'parts': {
+        part: {k: metrics[k] for k in ('wer', 'bytes', 'config_hash')}
+        for part, metrics in parts.items()
+      },
+    }
+    made.append(row)
+    by_cell.setdefault(cell, []).append(row)
+  for cell, of_cell in by_cell.items():
+    if len(of_cell) > 1:
+      of_seeds = [row['metrics'] for row in of_cell]
+      metrics: dict[str, Any] = {
+        key: float(np.mean([m[key] for m in of_seeds]))
+        for key in ('wer', 'cer', *_AVERAGED, 'steps', 'wall_seconds')
+      }
+      counts = [
+        _counts(parts) for c, _, parts in cells.by_cell(found) if c == cell
+      ]
+      metrics |= {'ci95': _interval(counts), 'words': of_seeds[0]['words']}
+      made.append(
+        {**of_cell[0], 'seed': 'all', 'metrics': metrics, 'parts': {}}
+      )
+  return made
+
+
+def comparisons(
+  config: ml_collections.ConfigDict, found: Mapping[cells.Job, dict]
+) -> list[dict[str, Any]]:
+  """Compares every cell with the float of its size, and the headline pair.
+
+  Args:
+    config: of the experiment.
+    found: metrics by job.
+  """
+  groups: dict[cells.Cell, dict[int, dict[str, Any]]] = {}
+  for cell, seed, parts in cells.by_cell(found):
+    groups.setdefault(cell, {})[seed] = parts
+  pairs = []
+  for cell in groups:
+    for name in ('float', 'float continued'):
+      base = cells.Cell(cell.size, name)
+      if base in groups and base != cell:
+        pairs.append((base, cell, False))
+  if config.headline:
+    ours, control = map(cells.parse, config.headline)
+    if {ours, control} <= set(groups):
+      pairs.append((control, ours, True))
+  return [
+    c
+    for a, b, headline in pairs
+    if (c := _compare(a, b, groups, headline)) is not None
+  ]
+
+
+def _compare(a, b, groups, headline) -> dict[str, Any] | None:
+  seeds = [
+    s
+    for s in groups[a]
+    if s in groups[b] and groups[a][s].keys() == groups[b][s].keys()
+  ]
+  if not seeds:
+    return None
+  of_a, of_b = ([_counts(groups[x][s]) for s in seeds] for x in (a, b))
+  if of_a[0].errors_N.sum() == 0:
+    return None  # nothing to be relative to
+  result = significance.compare(
+    np.stack([c.errors_N for c in of_a]),
+    np.stack([c.errors_N for c in of_b]),
+    of_a[0].words_N,
+    of_a[0].speakers_N,
+  )
+  sizes = [
+    np.mean([m['bytes'] for s in seeds for m in groups[x][s].values()])
+    for x in (a, b)
+  ]
+  encoded = [
+    np.mean([m['encoded_bytes'] for s in seeds for m in groups[x][s].values()])
+    for x in (a, b)
+  ]
+  rates = [
+    [100 * float(c.errors_N.sum() / c.words_N.sum()) for c in x]
+    for x in (of_a, of_b)
+  ]
+  return {
+    'a': str(a),
+    'b': str(b),
+    'headline': headline,
+    'metric': 'wer',
+    'seeds': seeds,
+    'a_per_seed': rates[0],
+    'b_per_seed': rates[1],
+    'relative': 100 * result.relative,
+    'ci95': [100 * x if np.isfinite(x) else None for x in result.interval],
+    'p': result.p_bootstrap,
+    'p_mapsswe': result.p_mapsswe,
+    'no_loss': result.non_inferior(MARGIN),
+    'bytes_ratio': float(sizes[1] / sizes[0]),
+    'encoded_bytes_ratio': float(encoded[1] / encoded[0]),
+  }
+
+
+class _Counts:
+  """Errors of one seed over all parts, in a fixed order."""
+
+  def __init__(self, hypotheses: Sequence[scoring.Hypothesis]):
+    counts = scoring.count(hypotheses)
+    self.errors_N, self.words_N = counts.word_errors_N, counts.words_N
+    self.char_errors_N, self.chars_N = counts.char_errors_N, counts.chars_N
+    self.speakers_N = [h.speaker for h in hypotheses]
+
+
+def _counts(parts: Mapping[str, dict]) -> _Counts:
+  return _Counts(
+    [
+      hypothesis
+      for part in sorted(parts)
+      for hypothesis in scoring.read_hypotheses(
+        pathlib.Path(parts[part]['folder']) / HYPOTHESES
+      )
+    ]
+  )
+
+
+def _interval(counts: Sequence[_Counts]) -> list[float]:
+  interval = significance.rate_interval(
+    np.stack([c.errors_N for c in counts]),
+    counts[0].words_N,
+    counts[0].speakers_N,
+  )
+  return [100 * interval.low, 100 * interval.high]
+
+
+def _pooled(parts: Mapping[str, dict]) -> dict[str, Any]:
+  counts = _counts(parts)
+  of_parts = list(parts.values())
+  pooled = {
+    'wer': 100 * float(counts.errors_N.sum() / counts.words_N.sum()),
+    'ci95': _interval([counts]),
+    'cer': 100 * float(counts.char_errors_N.sum() / counts.chars_N.sum()),
+    'words': int(counts.words_N.sum()),
+    'speakers': len(set(counts.speakers_N)),
+    'equal_to_training': sum(m['equal_to_training'] for m in of_parts),
+    'wall_seconds': sum(m['wall_seconds'] for m in of_parts),
+    'steps': of_parts[0]['steps'],
+    'float_steps': of_parts[0]['float_steps'],
+  }
+  for key in _AVERAGED:
+    pooled[key] = round(float(np.mean([m[key] for m in of_parts])))
+  return pooled

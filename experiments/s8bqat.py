@@ -1,0 +1,108 @@
+"""S8BQAT beside its controls: from a float model to WER from packed files.
+
+  python -m experiments.s8bqat \
+    --config=experiments/configs/s8bqat/asc_strings.py --matrix=curve
+
+Every method fine-tunes from the same float model for the same steps on the
+same batches; what it encodes goes into a packed file, and every figure is that
+of the file. Stages are kept in --runs by the hash of their config: the same
+command goes on where it stopped. Writes experiments/results/<name>_<matrix>
+.json, .png and two further pictures.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+from absl import app, flags
+from ml_collections import config_flags
+
+from experiments import cells, matrix, plots, results, trainer
+from experiments.stages import Interrupted, Stages
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'A file of experiments/configs/s8bqat.'
+)
+_MATRIX = flags.DEFINE_string('matrix', 'curve', 'One of config.matrices.')
+_RUNS = flags.DEFINE_string('runs', 'runs/s8bqat', 'Where stages are kept.')
+_FLOAT_RUNS = flags.DEFINE_list(
+  'float_runs', ['runs/float'], 'Where float models may be found.'
+)
+_ONLY = flags.DEFINE_string('only', '', 'Only cells that contain this.')
+_PARTS = flags.DEFINE_list('parts', [], 'Only these parts.')
+_SEEDS = flags.DEFINE_list('seeds', [], 'Only these seeds.')
+_HOURS = flags.DEFINE_float(
+  'max_hours', float('inf'), 'Start nothing after that; it is listed.'
+)
+_ESTIMATE = flags.DEFINE_bool('estimate_only', False, 'Print hours and stop.')
+
+
+def report(
+  config: ml_collections.ConfigDict,
+  stages: Stages,
+  name: str,
+  found: Mapping[cells.Job, dict[str, Any]],
+  not_run: list[str],
+  folder: pathlib.Path,
+) -> list[dict[str, Any]]:
+  """Writes results and pictures of a matrix into `folder`; returns its rows."""
+  rows = matrix.rows(config, found)
+  corpora = {m['spec']: m['fingerprint'] for m in found.values()}
+  path = results.write(
+    name,
+    rows,
+    comparisons=matrix.comparisons(config, found),
+    corpus=[{'spec': k, 'fingerprint': v} for k, v in corpora.items()],
+    not_run=not_run,
+    config_hash=results.config_hash(config.to_dict()),
+    folder=folder,
+  )
+  plots.error_against_bytes(rows, path.with_suffix('.png'))
+  plots.distances(stages, found, path.with_name(f'{name}_distance.png'))
+  plots.histograms(stages, found, path.with_name(f'{name}_weights.png'))
+  return rows
+
+
+def main(argv):
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected arguments {argv[1:]}')
+  trainer.quiet()
+  config = _CONFIG.value
+  stages = Stages(
+    config,
+    pathlib.Path(_RUNS.value) / config.name,
+    tuple(map(pathlib.Path, _FLOAT_RUNS.value)),
+  )
+  planned = cells.jobs(config, _MATRIX.value)
+  asked = [
+    job
+    for job in planned
+    if _ONLY.value in str(job.cell)
+    and (not _PARTS.value or job.part in _PARTS.value)
+    and (not _SEEDS.value or str(job.seed) in _SEEDS.value)
+  ]
+  hours = matrix.estimated_hours(stages, asked)
+  print(f'{len(asked)} of {len(planned)} jobs; about {hours:.2f} h to go')
+  if _ESTIMATE.value:
+    return
+  # What an earlier run has done belongs into the results as well.
+  asked = [job for job in planned if job in asked or stages.done(job)]
+  try:
+    found, _ = matrix.run(stages, asked, _HOURS.value)
+  except Interrupted:
+    print('interrupted; run the same command again to go on')
+    return
+  not_run = [str(job) for job in planned if job not in found]
+  name = f'{config.name}_{_MATRIX.value}'
+  rows = report(config, stages, name, found, not_run, results.FOLDER)
+  print(results.table(rows, matrix.COLUMNS))
+  if not_run:
+    print(f'not run: {"; ".join(not_run)}')
+
+
+if __name__ == '__main__':
+  flags.mark_flag_as_required('config')
+  app.run(main)

@@ -1,0 +1,264 @@
+"""The stages of a job, each done once: float, fine-tuning, evaluation.
+
+A stage lives in a folder named by the hash of all that it depends on, and is
+done when its `result.json` is there. A rerun therefore goes on where the last
+one stopped, and a changed config never meets old files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import ml_collections
+
+from experiments import cells, methods, results, scoring, trainer
+from experiments import recognizer as recognizer_lib
+from s8bqat_jax import data, quantizers
+from s8bqat_jax.artifacts import packed_file, qtensor
+
+RESULT, TRAINED = 'result.json', 'in_training.jsonl'
+HYPOTHESES = 'hypotheses.jsonl'
+
+
+class Interrupted(Exception):
+  """Training was asked to stop; its checkpoint is written."""
+
+
+def cached(
+  folder: pathlib.Path,
+  config: Mapping[str, Any],
+  work: Callable[[pathlib.Path], dict[str, Any]],
+) -> dict[str, Any]:
+  """Returns a stage's result, working for it if it is not there.
+
+  Args:
+    folder: of the stage; its name should tell configs apart.
+    config: what the stage depends on, written beside the result.
+    work: (folder) -> JSON-able result.
+  """
+  path = folder / RESULT
+  if not path.exists():
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / 'stage.json', config)
+    start = time.perf_counter()
+    result = work(folder)
+    _write(path, {'seconds': time.perf_counter() - start, **result})
+  return json.loads(path.read_text())
+
+
+@dataclasses.dataclass(frozen=True)
+class Stages:
+  """Where the stages of an experiment are kept.
+
+  Attributes:
+    config: of configs/s8bqat.
+    root: folder of the experiment's stages.
+    float_runs: folders that hold runs of `experiments.float_baselines` or of
+      `experiments.train`, to take float models from.
+    progress: whether to show progress bars.
+  """
+
+  config: ml_collections.ConfigDict
+  root: pathlib.Path
+  float_runs: tuple[pathlib.Path, ...] = ()
+  progress: bool = True
+
+  def folder(self, kind: str, name: str, config: Mapping[str, Any]):
+    """Returns the folder of a stage."""
+    plain = re.sub(r'[^\w.=-]+', '_', name).strip('_')
+    return self.root / kind / f'{plain}-{results.config_hash(config)}'
+
+  def float_folder(self, job: cells.Job) -> pathlib.Path:
+    """Returns where the float model of a job is, or will be."""
+    config = cells.float_config(self.config, job)
+    wanted = json.loads(config.to_json())
+    for root in self.float_runs:
+      for path in sorted(root.glob('**/config.json')):
+        if (path.parent / 'eval.json').exists():
+          if json.loads(path.read_text()) == wanted:
+            return path.parent
+    name = f'{job.cell.size}-{job.part}-{job.seed}'
+    return self.folder('float', name, config.to_dict())
+
+  def float_model(self, job: cells.Job) -> pathlib.Path:
+    """Returns the file of the float model, trained if it is not there."""
+    folder = self.float_folder(job)
+    path = folder / recognizer_lib.MODEL_FILE
+    if (folder / 'eval.json').exists():
+      return path
+    config = cells.float_config(self.config, job)
+
+    def work(folder):
+      outcome = trainer.run(config, folder, self.progress)
+      if outcome.reason == 'interrupted':
+        raise Interrupted
+      return {'steps': config.train.steps, 'best': outcome.best}
+
+    cached(folder, config.to_dict(), work)
+    return path
+
+  def train_folder(self, job: cells.Job) -> pathlib.Path:
+    """Returns where the fine-tuning of a job is, or will be."""
+    config = cells.train_config(self.config, job)
+    name = f'{job.cell}-{job.part}-{job.seed}'
+    return self.folder('train', name, config.to_dict())
+
+  def train(self, job: cells.Job) -> dict[str, Any]:
+    """Fine-tunes and encodes; the result says where the model file is.
+
+    Methods without training are encoded at once. In both cases the evaluation
+    data is decoded with the weights in memory, for `evaluate` to compare.
+    """
+    config = cells.train_config(self.config, job)
+    method = methods.METHODS[job.cell.method]
+
+    def work(folder):
+      recognizer, params, _ = recognizer_lib.load(self.float_model(job))
+      params = jax.device_put(params)
+      recognizer = dataclasses.replace(
+        recognizer,
+        augment=data.SpecAugment(**config.augment) if config.augment else None,
+        ctc_weight=config.train.ctc_weight,
+      )
+      quantizer = make_quantizer(config)
+      steps = config.train.steps if method.trains else 0
+      if method.trains:
+        outcome = trainer.run(
+          config,
+          folder,
+          self.progress,
+          quantizer=quantizer,
+          recognizer=recognizer,
+          params=params,
+        )
+        if outcome.reason == 'interrupted':
+          raise Interrupted
+        encoded = trainer.shipped(outcome.state, quantizer)
+      elif quantizer is None:
+        encoded = params
+      else:
+        encoded = quantizer.encode(params, quantizer.init(params))
+      recognizer, encoded = without_training_heads(recognizer, encoded)
+      scorer = scoring.Scorer(recognizer, data.load(config.data.eval))
+      scoring.write_hypotheses(
+        folder / TRAINED, list(scorer.hypotheses(qtensor.decode(encoded)))
+      )
+      packed_file.save(
+        folder / 'shipped.safetensors',
+        jax.device_get(encoded),
+        config={
+          'recognizer': recognizer.to_config(),
+          'method': json.loads(config.method.to_json()),
+          'corpus': config.data.train,
+        },
+        tokenizer=recognizer.tokenizer.to_config(),
+      )
+      return {'steps': steps, 'float_steps': config.float_steps}
+
+    folder = self.train_folder(job)
+    result = cached(folder, config.to_dict(), work)
+    return {**result, 'file': str(folder / 'shipped.safetensors')}
+
+  def evaluate(self, job: cells.Job) -> dict[str, Any]:
+    """Scores the packed file of a job, training it first if need be.
+
+    Returns:
+      The metrics of the part, with "folder" (of the hypotheses), "spec" and
+      "fingerprint" of the data.
+
+    Raises:
+      RuntimeError: if the file is recognized otherwise than the weights in
+        memory were when training ended.
+    """
+    trained = self.train(job)
+    path = pathlib.Path(trained['file'])
+    config = cells.train_config(self.config, job)
+    about = {'train': path.parent.name, 'eval': config.data.eval}
+
+    def work(folder):
+      recognizer, params, _ = recognizer_lib.load(path)
+      corpus = data.load(config.data.eval)
+      scorer = scoring.Scorer(recognizer, corpus)
+      hypotheses = sorted(scorer.hypotheses(jax.device_put(params)))
+      scoring.write_hypotheses(folder / HYPOTHESES, hypotheses)
+      in_training = scoring.read_hypotheses(path.parent / TRAINED)
+      different = [a.utt_id for a, b in zip(hypotheses, in_training) if a != b]
+      if len(hypotheses) != len(in_training) or different:
+        raise RuntimeError(
+          f'{path}: {len(different)} of {len(hypotheses)} hypotheses differ '
+          f'from those in training code, such as that of {different[:1]}'
+        )
+      packed = packed_file.load(path)
+      return {
+        **scoring.summarize(hypotheses),
+        'parameters': sum(x.size for x in jax.tree.leaves(params)),
+        'bytes': path.stat().st_size,
+        'encoded_bytes': len(
+          packed_file.serialize(
+            packed.tree,
+            config=packed.config,
+            tokenizer=packed.tokenizer,
+            entropy_code=True,
+          )
+        ),
+        'packed_bytes': packed_file.packed_bytes(packed.tree),
+        'equal_to_training': len(hypotheses),
+        'spec': corpus.spec,
+        'fingerprint': corpus.fingerprint,
+      }
+
+    folder = self.folder('eval', f'{job.cell}-{job.part}-{job.seed}', about)
+    result = cached(folder, about, work)
+    return {
+      **result,
+      'folder': str(folder),
+      'steps': trained['steps'],
+      'float_steps': trained['float_steps'],
+      'wall_seconds': trained['seconds'] + result['seconds'],
+      'config_hash': results.config_hash(config.to_dict()),
+    }
+
+  def done(self, job: cells.Job) -> bool:
+    """Whether a job's training is done; what is left takes seconds."""
+    return (self.train_folder(job) / RESULT).exists()
+
+  def float_done(self, job: cells.Job) -> bool:
+    """Whether the float model that a job starts from is there."""
+    folder = self.float_folder(job)
+    return any((folder / name).exists() for name in ('eval.json', RESULT))
+
+
+def make_quantizer(
+  config: ml_collections.ConfigDict,
+) -> quantizers.Quantizer | None:
+  """Returns the quantizer that a config's `method` section names."""
+  _, schedule = trainer.make_optimizer(config.train)
+  run = methods.Run(config.train.steps, schedule, config.train.learning_rate)
+  name, bits = config.method.name, config.method.bits
+  rules = (
+    methods.rules_for(bits, config.train.ctc_weight > 0) if bits <= 8 else ()
+  )
+  return methods.make(name, bits, rules, run, config.method.options.to_dict())
+
+
+def without_training_heads(
+  recognizer: recognizer_lib.Recognizer, tree: Mapping[str, Any]
+) -> tuple[recognizer_lib.Recognizer, dict[str, Any]]:
+  """Drops the CTC head, which only training needs, from what ships."""
+  tree = {name: leaf for name, leaf in tree.items() if name != 'ctc_out'}
+  model = recognizer.model.clone(ctc=False)
+  return dataclasses.replace(recognizer, model=model, ctc_weight=0.0), tree
+
+
+def _write(path: pathlib.Path, value: Any) -> None:
+  partial = path.with_suffix('.partial')
+  partial.write_text(json.dumps(value, indent=1, default=str))
+  os.replace(partial, path)

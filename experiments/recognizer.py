@@ -8,10 +8,11 @@ that a quantizer's views and a packed file's decoded weights take the same way.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,70 @@ MODEL_FILE = 'model.safetensors'
 _DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
+class Nets(NamedTuple):
+  """What is learned of a transducer, as pure functions of its params.
+
+  A recognizer reaches its model through these alone, so that another
+  arithmetic (integer_recognizer.py) is another Nets. What they hand from one
+  to the other (enc, pred, carries) is theirs: it may be integers.
+
+  Attributes:
+    encode: (params, feats_BxTxF, lengths_B, key=None) -> (enc_BxSxD,
+      lengths_B); a key draws dropout.
+    encode_chunk: (params, carry, feats_BxKxF) -> (carry, enc_BxSxD).
+    initial_carry: (params, batch) -> carry of `encode_chunk`.
+    predict: (params, labels_BxU, key=None) -> pred_BxU1xE.
+    predict_step: (params, carry, label_B) -> (carry, pred_BxE).
+    initial_prediction: (params, batch) -> carry of `predict_step`.
+    joint: (params, enc, pred) -> logits [..., V], real, broadcasting.
+    ctc_logits: (params, enc_BxSxD) -> logits_BxSxV.
+  """
+
+  encode: Callable[..., tuple[Any, jax.Array]]
+  encode_chunk: Callable[..., tuple[Any, Any]]
+  initial_carry: Callable[[Params, int], Any]
+  predict: Callable[..., Any]
+  predict_step: Callable[..., tuple[Any, Any]]
+  initial_prediction: Callable[[Params, int], Any]
+  joint: Callable[..., jax.Array]
+  ctc_logits: Callable[..., jax.Array]
+
+
+def float_nets(model: rnnt.RNNT) -> Nets:
+  """Returns the functions of a linen model as they are."""
+
+  def call(method, params, *args, key=None, **options):
+    return model.apply(
+      {'params': params},
+      *args,
+      method=method,
+      rngs=None if key is None else {'dropout': key},
+      **options,
+    )
+
+  def encode(params, feats_BxTxF, lengths_B, key=None):
+    fixed = {'deterministic': key is None}
+    return call('encode', params, feats_BxTxF, lengths_B, key=key, **fixed)
+
+  def predict(params, labels_BxU, key=None):
+    fixed = {'deterministic': key is None}
+    return call('predict', params, labels_BxU, key=key, **fixed)
+
+  def named(method):
+    return lambda params, *args: call(method, params, *args)
+
+  return Nets(
+    encode=encode,
+    encode_chunk=named('encode_chunk'),
+    initial_carry=named('initial_carry'),
+    predict=predict,
+    predict_step=named('predict_step'),
+    initial_prediction=named('initial_prediction'),
+    joint=named('joint'),
+    ctc_logits=named('ctc_logits'),
+  )
+
+
 @dataclasses.dataclass(frozen=True)
 class Recognizer:
   """Pure functions of one recognizer.
@@ -39,6 +104,7 @@ class Recognizer:
     tokenizer: text to labels and back.
     augment: SpecAugment of the training features, or None.
     ctc_weight: share of the auxiliary CTC loss, 0 for none.
+    transformed: the model's functions in another arithmetic; None for its own.
   """
 
   model: rnnt.RNNT
@@ -47,6 +113,12 @@ class Recognizer:
   tokenizer: tokenizers.Tokenizer
   augment: data.SpecAugment | None = None
   ctc_weight: float = 0.0
+  transformed: Nets | None = None
+
+  @property
+  def nets(self) -> Nets:
+    """The model's functions."""
+    return self.transformed or float_nets(self.model)
 
   @property
   def samples_per_frame(self) -> int:
@@ -79,28 +151,24 @@ class Recognizer:
     Returns:
       The loss, and {"rnnt", "ctc"} as metrics.
     """
-    augment_key, *drop_keys = jax.random.split(key, 3)
+    augment_key, encoder_key, predictor_key = jax.random.split(key, 3)
     feats, lengths = self.features(batch['audio_BxS'], batch['audio_lengths_B'])
     if self.augment is not None:
       feats = data.spec_augment(augment_key, feats, lengths, self.augment)
-    encoder, predictor = (
-      self.model.bind({'params': params}, rngs={'dropout': k})
-      for k in drop_keys
-    )
-    enc, lengths = encoder.encode(feats, lengths, deterministic=False)
+    nets = self.nets
+    enc, lengths = nets.encode(params, feats, lengths, encoder_key)
     labels, label_lengths = batch['labels_BxU'], batch['label_lengths_B']
-    pred = predictor.predict(labels, deterministic=False)
+    pred = nets.predict(params, labels, predictor_key)
     # A padding row has no frames and no labels: its loss is 0.
     lengths = jnp.where(batch['weights_B'] > 0, lengths, 0)
     total = jnp.maximum(batch['weights_B'].sum(), 1.0)
-    nll_B = losses.rnnt_loss(
-      predictor.joint, enc, pred, labels, lengths, label_lengths
-    )
+    joint = functools.partial(nets.joint, params)
+    nll_B = losses.rnnt_loss(joint, enc, pred, labels, lengths, label_lengths)
     aux = {'rnnt': nll_B.sum() / total}
     value = aux['rnnt']
     if self.ctc_weight:
       ctc_B = losses.ctc_loss(
-        encoder.ctc_logits(enc), labels, lengths, label_lengths
+        nets.ctc_logits(params, enc), labels, lengths, label_lengths
       )
       aux['ctc'] = ctc_B.sum() / total
       value = (1 - self.ctc_weight) * value + self.ctc_weight * aux['ctc']
@@ -108,9 +176,11 @@ class Recognizer:
 
   def transducer(self, params: Params) -> decode.Transducer:
     """Returns what decoding needs, over `params`."""
-    bound = self.model.bind({'params': params})
+    nets = self.nets
     return decode.Transducer(
-      bound.initial_prediction, bound.predict_step, bound.joint
+      functools.partial(nets.initial_prediction, params),
+      functools.partial(nets.predict_step, params),
+      functools.partial(nets.joint, params),
     )
 
   def encode(
@@ -118,7 +188,7 @@ class Recognizer:
   ) -> tuple[jax.Array, jax.Array]:
     """Returns enc_BxSxD and its lengths_B, from samples."""
     feats, lengths = self.features(audio_BxS, lengths_B)
-    return self.model.bind({'params': params}).encode(feats, lengths)
+    return self.nets.encode(params, feats, lengths)
 
   def greedy(
     self, params: Params, audio_BxS: jax.Array, lengths_B: jax.Array

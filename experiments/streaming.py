@@ -41,16 +41,17 @@ class Streamer:
     self.emitted: list[tuple[float, int]] = []
 
   def _start(self, params):
-    bound = self._recognizer.model.bind({'params': params})
-    transducer = self._recognizer.transducer(params)
-    return _Carry(bound.initial_carry(1), decode.initial_carry(transducer, 1))
+    recognizer = self._recognizer
+    return _Carry(
+      recognizer.nets.initial_carry(params, 1),
+      decode.initial_carry(recognizer.transducer(params), 1),
+    )
 
   def _one_frame(self, params, carry, samples_1xS):
     recognizer = self._recognizer
     lengths = jnp.array([samples_1xS.shape[1]])
     feats, _ = recognizer.features(samples_1xS, lengths)
-    bound = recognizer.model.bind({'params': params})
-    encoder, enc = bound.encode_chunk(carry.encoder, feats)
+    encoder, enc = recognizer.nets.encode_chunk(params, carry.encoder, feats)
     decoder, decoded = decode.greedy_chunk(
       recognizer.transducer(params), carry.decoder, enc, jnp.array([1])
     )

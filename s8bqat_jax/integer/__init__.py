@@ -12,7 +12,7 @@ parameters may hold QTensors. `register` adds a rule for another primitive.
 """
 
 from s8bqat_jax.integer.audit import Audit, audit
-from s8bqat_jax.integer.calibrate import Ranges, calibrate
+from s8bqat_jax.integer.calibrate import Ranges, calibrate, output_names
 from s8bqat_jax.integer.context import (
   Context,
   MissingRange,
@@ -35,6 +35,7 @@ __all__ = [
   'calibrate',
   'fake_quantize',
   'lower',
+  'output_names',
   'register',
   'twin',
 ]

@@ -114,6 +114,35 @@ def calibrate(
   return {k: clip(totals[k], *ranges[k]) for k in ranges}
 
 
+def output_names(
+  fn: Callable[..., Any], params: Any, *inputs: Any
+) -> list[str]:
+  """Returns the names of a function's outputs among its ranges.
+
+  What one function returns another may take: give both the same range, and
+  the integers go from one to the other as they are.
+
+  Args:
+    fn: float function (params, *inputs) -> outputs.
+    params: pytree of its parameters; QTensor leaves are decoded.
+    *inputs: arrays or ShapeDtypeStructs.
+
+  Returns:
+    One name per output (flattened).
+  """
+  params = qtensor.decode(params)
+  graph, _ = internals.trace(fn, params, *inputs)
+  names = _input_keys(params, inputs)
+  return [key.name for key in keys.assign(graph, names)[1]]
+
+
+def _input_keys(params: Any, inputs: Any) -> list[keys.Key]:
+  paths = [p for p, _ in jax.tree_util.tree_leaves_with_path(params)]
+  names = keys.of_params([keys.path_name(p) for p in paths])
+  count = len(jax.tree.leaves(inputs))
+  return [*names, *(keys.Key(n) for n in keys.input_names(count))]
+
+
 def _extremes_over(fn, params, batches, weight) -> Ranges:
   run = jax.jit(functools.partial(_run, fn, _MINMAX))
   total: dict[str, np.ndarray] = {}
@@ -164,11 +193,8 @@ def _least_error(counts: np.ndarray, low: float, high: float):
 def _run(fn, meter: _Meter, params, *inputs) -> dict[str, Any]:
   """One traced run: {name: statistic}."""
   graph, _ = internals.trace(fn, params, *inputs)
-  leaves = [x for _, x in jax.tree_util.tree_leaves_with_path(params)]
-  paths = [p for p, _ in jax.tree_util.tree_leaves_with_path(params)]
-  flat = jax.tree.leaves(inputs)
-  names = keys.of_params([keys.path_name(p) for p in paths])
-  names += [keys.Key(n) for n in keys.input_names(len(flat))]
+  leaves, flat = jax.tree.leaves(params), jax.tree.leaves(inputs)
+  names = _input_keys(params, inputs)
   stats: dict[str, Any] = {}
   for name, value in zip(names[len(leaves) :], flat):
     if jnp.issubdtype(value.dtype, jnp.floating):

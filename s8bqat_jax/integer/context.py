@@ -126,8 +126,11 @@ class Context:
       live=self.live(e, *ins),
     )
 
-  def fixed(self, shape, key: str, codes: Any, spec: Spec, live=None) -> QValue:
-    return QValue(tuple(shape), key, Fixed(codes, spec), live=live)
+  def fixed(
+    self, shape, key: str, codes: Any, spec: Spec, live=None, parameter=False
+  ) -> QValue:
+    source = Fixed(codes, spec, parameter)
+    return QValue(tuple(shape), key, source, live=live)
 
   # Materializing them.
 
@@ -160,7 +163,7 @@ class Context:
   def natural(self, v: QValue, bits: int) -> Spec:
     """The spec that `v` takes when its consumer has no wish of its own."""
     match v.source:
-      case Fixed(_, spec):
+      case Fixed(spec=spec):
         if spec.bits == 16 and bits == 8:
           if v.key in self.ranges:
             return self.spec_of(v, 8)
@@ -192,13 +195,15 @@ class Context:
     target = spec or self.natural(v, bits or self.prefers(v))
     if self.twin:
       v.codes.setdefault(target, None)  # Later choices see it, as in lowering.
-      return Operand(None, target, fake_quantize(v.live, target))
+      as_given = _is_parameter(v) and target == self.natural(v, target.bits)
+      live = v.live if as_given else fake_quantize(v.live, target)
+      return Operand(None, target, live)
     return Operand(self._codes(v, target), target, None)
 
   def prefers(self, v: QValue) -> int:
     """The storage a value has by nature."""
     match v.source:
-      case Fixed(_, spec):
+      case Fixed(spec=spec):
         return spec.bits
       case Moved(parent, _):
         return self.prefers(parent)
@@ -248,7 +253,7 @@ class Context:
       return v.codes[target]
     inner = _scaled(target, 1 / v.gain)
     match v.source:
-      case Fixed(codes, spec):
+      case Fixed(codes=codes, spec=spec):
         result = self.rescale(codes, spec, inner, v.key)
       case Moved(parent, move):
         result = move(self._codes(parent, inner))
@@ -275,6 +280,13 @@ class Context:
       out=target.out,
       site=site,
     )
+
+
+def _is_parameter(v: QValue) -> bool:
+  """Whether a value is (a movement of) an indexed parameter."""
+  while isinstance(v.source, Moved):
+    v = v.source.parent
+  return isinstance(v.source, Fixed) and v.source.parameter
 
 
 def _scaled(spec: Spec, gain: float) -> Spec:

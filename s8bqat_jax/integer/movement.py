@@ -88,7 +88,8 @@ def _stored(ctx: Context, e: Any, c: Const) -> QValue:
     raise ctx.unsupported(e, 'an indexed parameter needs one scale')
   spec = Spec(float(w.scale))
   codes = None if ctx.twin else jnp.asarray(w.values)
-  return ctx.fixed(c.shape, c.name, codes, spec, c.array if ctx.twin else None)
+  live = c.array if ctx.twin else None
+  return ctx.fixed(c.shape, c.name, codes, spec, live, parameter=True)
 
 
 @register('argmax', 'argmin')

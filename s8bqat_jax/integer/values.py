@@ -85,10 +85,18 @@ class Operand(NamedTuple):
 
 
 class Fixed(NamedTuple):
-  """Codes that exist: an input, a carry, a quantized constant."""
+  """Codes that exist: an input, a carry, a quantized constant.
+
+  Attributes:
+    codes: None in the twin.
+    spec: what they stand for.
+    parameter: it is one. The twin takes it as it is given, as it takes weights:
+      training moves it off the grid it had when the twin was made.
+  """
 
   codes: Any
   spec: Spec
+  parameter: bool = False
 
 
 class Computed(NamedTuple):

@@ -33,7 +33,7 @@ _OUT = flags.DEFINE_string(
 
 def main(argv):
   del argv
-  trainer.quiet()
+  trainer.set_up()
   path = recognizer_lib.find_model(_MODEL.value, _WORKDIR.value)
   recognizer, params, _ = recognizer_lib.load(path)
   corpus = data.load(_DATA.value)

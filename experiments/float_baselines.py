@@ -211,7 +211,7 @@ _COLUMNS = {
 
 def main(argv):
   del argv
-  trainer.quiet()
+  trainer.set_up()
   unknown = sorted(set(_TASKS.value) - set(TASKS))
   if unknown:
     raise app.UsageError(f'--tasks: {unknown[0]!r} is not one of {list(TASKS)}')

@@ -60,20 +60,20 @@ def report(
     config_hash=results.config_hash(config.to_dict()),
     folder=folder,
   )
-  plots.error_against_bytes(rows, path.with_suffix('.png'))
-  plots.distances(stages, found, path.with_name(f'{name}_distance.png'))
-  plots.histograms(stages, found, path.with_name(f'{name}_weights.png'))
+  plots.write(stages, rows, found, path.with_suffix(''))
   return rows
 
 
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
-  trainer.quiet()
+  trainer.set_up()
   config = _CONFIG.value
+  root = pathlib.Path(_RUNS.value)
+  trainer.keep_compiled(root / 'compiled')
   stages = Stages(
     config,
-    pathlib.Path(_RUNS.value) / config.name,
+    root / config.name,
     tuple(map(pathlib.Path, _FLOAT_RUNS.value)),
   )
   planned = cells.jobs(config, _MATRIX.value)

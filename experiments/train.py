@@ -39,7 +39,7 @@ _PROCESS = flags.DEFINE_integer('process_id', None, 'Which one this is.')
 
 def main(argv):
   del argv
-  trainer.quiet()
+  trainer.set_up()
   if _COORDINATOR.value == 'auto':
     jax.distributed.initialize()
   elif _COORDINATOR.value:

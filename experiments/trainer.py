@@ -150,10 +150,24 @@ def make_loader(
   )
 
 
-def quiet() -> None:
-  """Keeps the libraries' progress notes out, unless --verbosity asks."""
+def set_up() -> None:
+  """Prepares the process of an entry point.
+
+  Keeps the libraries' progress notes out, unless --verbosity asks, and freed
+  memory in.
+  """
+  training.reuse_host_memory()
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)
+
+
+def keep_compiled(folder: os.PathLike | str) -> None:
+  """Lets compiled programs outlive the process, in `folder`.
+
+  Evaluating many models of one shape, or resuming, then compiles nothing.
+  """
+  jax.config.update('jax_compilation_cache_dir', str(folder))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
 def shipped(state: quantizers.TrainState, quantizer=None) -> Any:

@@ -25,7 +25,7 @@ _CHUNK_MS = flags.DEFINE_integer('chunk_ms', 240, 'Length of a piece.')
 
 
 def main(argv):
-  trainer.quiet()
+  trainer.set_up()
   files = [pathlib.Path(name) for name in argv[1:]]
   if not files:
     raise app.UsageError('name at least one audio file')

@@ -3,10 +3,12 @@
 mesh         one `data` axis over every device of every process
 checkpoints  atomic, the latest few and the best
 metrics      JSON lines and TensorBoard
+host_memory  steps on a CPU reuse what earlier ones freed
 loop         any step, any batches; interrupted and resumed exactly
 """
 
 from s8bqat_jax.training.checkpoints import Checkpoints
+from s8bqat_jax.training.host_memory import reuse_host_memory
 from s8bqat_jax.training.loop import LoopConfig, Outcome, train
 from s8bqat_jax.training.mesh import make_mesh, replicate, shard_batch
 from s8bqat_jax.training.metrics import MetricWriter, read_metrics
@@ -19,6 +21,7 @@ __all__ = [
   'make_mesh',
   'read_metrics',
   'replicate',
+  'reuse_host_memory',
   'shard_batch',
   'train',
 ]

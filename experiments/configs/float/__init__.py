@@ -3,11 +3,11 @@
 # Widths of two LSTM layers and the rest, so that the whole model has about the
 # number of parameters in its name (with 40 mel bands and a few dozen labels).
 SIZES = {
-  '30k': {'encoder': 36, 'predictor': 16, 'embed': 12, 'joint': 32},
-  '90k': {'encoder': 72, 'predictor': 32, 'embed': 16, 'joint': 48},
-  '200k': {'encoder': 116, 'predictor': 48, 'embed': 24, 'joint': 64},
-  '450k': {'encoder': 184, 'predictor': 64, 'embed': 32, 'joint': 96},
-  '1m': {'encoder': 288, 'predictor': 96, 'embed': 32, 'joint': 128},
+  '30k': {'encoder': 26, 'predictor': 16, 'embed': 8, 'joint': 24},
+  '90k': {'encoder': 54, 'predictor': 28, 'embed': 16, 'joint': 48},
+  '200k': {'encoder': 90, 'predictor': 40, 'embed': 24, 'joint': 64},
+  '450k': {'encoder': 144, 'predictor': 64, 'embed': 32, 'joint': 96},
+  '1m': {'encoder': 228, 'predictor': 96, 'embed': 32, 'joint': 128},
 }
 
 

@@ -46,7 +46,7 @@ _COLUMNS = {
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
-  trainer.quiet()
+  trainer.set_up()
   start = time.perf_counter()
   workdir = pathlib.Path(_WORKDIR.value)
   if _FRESH.value:

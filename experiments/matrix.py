@@ -31,6 +31,9 @@ COLUMNS = {
   'encoded_bytes': ',',
   'wer': '.2f',
   'ci95': '.1f',
+  'index_traffic_8': ',.0f',
+  'index_latency_ms_8': '.3f',
+  'int8_latency_ms_8': '.3f',
 }
 # Of the parts of a row: added up or, for the rest, averaged.
 _AVERAGED = ('parameters', 'bytes', 'encoded_bytes', 'packed_bytes')
@@ -150,7 +153,14 @@ def rows(
       of_seeds = [row['metrics'] for row in of_cell]
       metrics: dict[str, Any] = {
         key: float(np.mean([m[key] for m in of_seeds]))
-        for key in ('wer', 'cer', *_AVERAGED, 'steps', 'wall_seconds')
+        for key in (
+          'wer',
+          'cer',
+          'steps',
+          'wall_seconds',
+          *_AVERAGED,
+          *_costs(of_seeds[0]),
+        )
       }
       counts = [
         _counts(parts) for c, _, parts in cells.by_cell(found) if c == cell
@@ -285,4 +295,10 @@ def _pooled(parts: Mapping[str, dict]) -> dict[str, Any]:
   }
   for key in _AVERAGED:
     pooled[key] = round(float(np.mean([m[key] for m in of_parts])))
+  for key in _costs(of_parts[0]):
+    pooled[key] = float(np.mean([m[key] for m in of_parts]))
   return pooled
+
+
+def _costs(metrics: Mapping[str, Any]) -> list[str]:
+  return [key for key in metrics if '_traffic_' in key or '_latency_' in key]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -21,26 +21,76 @@ from s8bqat_jax.artifacts import packed_file, qtensor  # noqa: E402
 from s8bqat_jax.quantizers import tree as trees  # noqa: E402
 
 _MARKERS = 'os^vDP*X<>hpd'
+Rows = Sequence[Mapping[str, Any]]
+Found = Mapping[cells.Job, Any]
 
 
-def error_against_bytes(
-  rows: Sequence[Mapping[str, Any]], path: pathlib.Path
+def write(stages: Stages, rows: Rows, found: Found, path: pathlib.Path) -> None:
+  """Writes `<path>.png`, `<path>_distance.png` and `<path>_weights.png`.
+
+  Args:
+    stages: where files and metrics are.
+    rows: of `matrix.rows`.
+    found: metrics by job.
+    path: of the pictures, without an ending.
+  """
+  _picture(path, (8, 5), lambda axes: error_against_bytes(rows, axes))
+  _picture(
+    path.with_name(f'{path.name}_distance'),
+    (8, 5),
+    lambda axes: distances(stages, found, axes),
+  )
+  shown: dict[int, cells.Job] = {}
+  for job in found:
+    if job.cell.method == 's8bqat':
+      shown.setdefault(job.cell.bits, job)
+  if shown:
+    figure, grid = plt.subplots(
+      len(shown),
+      2,
+      figsize=(9, 2.6 * len(shown)),
+      squeeze=False,
+      layout='constrained',
+    )
+    for (before, after), job in zip(grid, shown.values()):
+      histograms(stages, job, before, after)
+    _save(figure, path.with_name(f'{path.name}_weights'))
+
+
+def overview(
+  stages: Stages, rows: Rows, found: Found, path: pathlib.Path
 ) -> None:
+  """Draws the three of them in one picture, S8BQAT's fewest bits only.
+
+  Args:
+    stages: where files and metrics are.
+    rows: of `matrix.rows`.
+    found: metrics by job.
+    path: of the picture.
+  """
+  figure, ((a, b), (c, d)) = plt.subplots(
+    2, 2, figsize=(12, 8), height_ratios=(3, 2), layout='constrained'
+  )
+  error_against_bytes(rows, a)
+  distances(stages, found, b)
+  ours = [job for job in found if job.cell.method == 's8bqat']
+  histograms(stages, min(ours, key=lambda job: job.cell.bits), c, d)
+  _save(figure, path.with_suffix(''))
+
+
+def error_against_bytes(rows: Rows, axes: Any) -> None:
   """Draws WER with its interval against file bytes, a line per method.
 
   Args:
-    rows: of `matrix.rows`.
-    path: of the picture.
+    rows: of `matrix.rows`; where there is one over all seeds, that one.
+    axes: to draw on.
   """
-  pooled = {(r['cell'], r['seed']): r for r in rows}
-  shown = [
-    r for r in rows if r['seed'] == 'all' or (r['cell'], 'all') not in pooled
-  ]
+  pooled = {row['cell'] for row in rows if row['seed'] == 'all'}
+  shown = [r for r in rows if r['seed'] == 'all' or r['cell'] not in pooled]
   lines: dict[tuple[str, str], list[Any]] = {}
   for row in shown:
     lines.setdefault((row['size'], row['method']), []).append(row)
   several = len({size for size, _ in lines}) > 1
-  figure, axes = plt.subplots(figsize=(8, 5), layout='constrained')
   for i, ((size, method), of_line) in enumerate(lines.items()):
     of_line.sort(key=lambda row: row['metrics']['bytes'])
     x = [row['metrics']['bytes'] / 1000 for row in of_line]
@@ -59,32 +109,27 @@ def error_against_bytes(
     )
     for row, at, wer in zip(of_line, x, y):
       axes.annotate(
-        str(row['bits']), (at, wer), (3, 3), textcoords='offset points',
-        fontsize=7,
-      )  # fmt: skip
-  axes.set(xscale='log', xlabel='bytes of the file, kB', ylabel='WER, %')
-  highest = max(row['metrics']['wer'] for row in shown)
-  lowest = min(row['metrics']['wer'] for row in shown)
-  if highest > 5 * max(lowest, 0.1):
+        f'{row["bits"]}', (at, wer), (4, 4), textcoords='offset points'
+      )
+  rates = [row['metrics']['wer'] for row in shown]
+  if max(rates) > 5 * max(min(rates), 0.1):
     axes.set(yscale='log')
+  axes.set(xscale='log', xlabel='file, kB', ylabel='WER, %')
+  axes.set(title='error rate against size (bits per weight at the points)')
   axes.legend(fontsize=8)
-  _save(figure, path)
 
 
-def distances(
-  stages: Stages, found: Mapping[cells.Job, Any], path: pathlib.Path
-) -> None:
+def distances(stages: Stages, found: Found, axes: Any) -> None:
   """Draws each method's distance between weights and their codes over time.
 
   Args:
     stages: where the metrics of training are.
     found: the jobs to show; of each cell the first.
-    path: of the picture; none is drawn if no job was trained.
+    axes: to draw on.
   """
   first: dict[cells.Cell, cells.Job] = {}
   for job in found:
     first.setdefault(job.cell, job)
-  figure, axes = plt.subplots(figsize=(8, 5), layout='constrained')
   for i, (cell, job) in enumerate(first.items()):
     records = training.read_metrics(stages.train_folder(job) / 'metrics.jsonl')
     curve = [
@@ -94,63 +139,48 @@ def distances(
     ]
     if curve:
       color = plt.get_cmap('tab20')(i % 20)
-      label = f'{cell.size} {cell.label}, {cell.bits} bits'
-      axes.plot(*zip(*curve), color=color, label=label)
+      axes.plot(*zip(*curve), color=color, label=f'{cell.label}, {cell.bits}')
+  axes.set(title='how far weights are from what ships (until codes freeze)')
+  axes.set(xlabel='step', ylabel='|w - code(w)| / |w|')
   if axes.lines:
-    axes.set(xlabel='step', ylabel='|w - what ships| / |w|', yscale='log')
+    axes.set(yscale='log')
     axes.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
-  plt.close(figure)
 
 
-def histograms(
-  stages: Stages, found: Mapping[cells.Job, Any], path: pathlib.Path
-) -> None:
-  """Draws the weights before and after S8BQAT, with the centroids.
+def histograms(stages: Stages, job: cells.Job, before: Any, after: Any) -> None:
+  """Draws the weights of the largest tensor before and after a method.
 
   Args:
     stages: where the model files are.
-    found: the jobs; of each bit width the first S8BQAT one is shown, in its
-      largest tensor.
-    path: of the picture; none is drawn without such a job.
+    job: of a method with centroids.
+    before: axes for the float weights and the centroids fitted to them.
+    after: axes for what ships.
   """
-  shown: dict[int, cells.Job] = {}
-  for job in found:
-    if job.cell.method == 's8bqat':
-      shown.setdefault(job.cell.bits, job)
-  if not shown:
-    return
-  figure, grid = plt.subplots(
-    len(shown),
-    2,
-    figsize=(9, 2.6 * len(shown)),
-    squeeze=False,
-    sharex='row',
-    layout='constrained',
-  )
-  for (before, after), job in zip(grid, shown.values()):
-    _, params, _ = recognizer_lib.load(stages.float_model(job))
-    packed = packed_file.load(stages.train(job)['file'])
-    encoded = trees.quantized(packed.tree)
-    name = max(encoded, key=lambda n: encoded[n].size)
-    q, w = encoded[name], np.ravel(trees.named(params)[name])
-    values = np.ravel(jax.device_get(qtensor.dequantize(q)))
-    book = quantizers.centroids(job.cell.bits).init({name: w.reshape(q.shape)})
-    fitted = book.carried[name]
-    fitted = np.asarray(fitted.values, np.float32) * float(fitted.scale)
-    low, high = np.quantile(w, [0.0005, 0.9995])
-    edges = np.linspace(low, high, 101)
-    before.hist(w, edges, color='tab:gray')
-    for value in fitted:
-      before.axvline(value, color='tab:red', lw=0.6)
-    before.set(title=f'{name}: float, and Lloyd-Max centroids', yticks=[])
-    points, counts = np.unique(values, return_counts=True)
-    after.vlines(points, 0, counts, color='tab:blue', lw=2)
-    after.set(title=f'after S8BQAT at {q.bits} bits, as it ships', yticks=[])
-    after.set(xlim=(edges[0], edges[-1]))
+  _, params, _ = recognizer_lib.load(stages.float_model(job))
+  packed = packed_file.load(stages.train(job)['file'])
+  encoded = trees.quantized(packed.tree)
+  name = max(encoded, key=lambda n: encoded[n].size)
+  q, w = encoded[name], np.asarray(trees.named(params)[name])
+  fitted = quantizers.centroids(job.cell.bits).init({name: w})
+  book = jax.device_get(fitted.carried[name])
+  low, high = np.quantile(w, [0.0005, 0.9995])
+  before.hist(w.ravel(), np.linspace(low, high, 101), color='tab:gray')
+  for value in book.values.astype(np.float32) * book.scale:
+    before.axvline(value, color='tab:red', lw=0.6)
+  before.set(title=f'{name}: float weights, Lloyd-Max centroids', yticks=[])
+  values = np.ravel(jax.device_get(qtensor.dequantize(q)))
+  points, counts = np.unique(values, return_counts=True)
+  after.vlines(points, 0, counts, color='tab:blue', lw=2)
+  after.set(title=f'after {job.cell.label}, {q.bits} bits', yticks=[])
+  after.set(ylim=(0, None), xlim=before.get_xlim())
+
+
+def _picture(path, size, draw: Callable[[Any], None]) -> None:
+  figure, axes = plt.subplots(figsize=size, layout='constrained')
+  draw(axes)
   _save(figure, path)
 
 
-def _save(figure, path: pathlib.Path) -> None:
-  figure.savefig(path, dpi=110)
+def _save(figure: Any, path: pathlib.Path) -> None:
+  figure.savefig(path.with_name(f'{path.name}.png'), dpi=110)
   plt.close(figure)

@@ -19,13 +19,22 @@ from typing import Any
 import jax
 import ml_collections
 
-from experiments import cells, methods, results, scoring, trainer
+from experiments import (
+  cells,
+  costs,
+  integer_recognizer,
+  methods,
+  results,
+  scoring,
+  trainer,
+)
 from experiments import recognizer as recognizer_lib
 from s8bqat_jax import data, quantizers
 from s8bqat_jax.artifacts import packed_file, qtensor
 
 RESULT, TRAINED = 'result.json', 'in_training.jsonl'
 HYPOTHESES = 'hypotheses.jsonl'
+_CALIBRATION_BATCHES = 16
 
 
 class Interrupted(Exception):
@@ -105,6 +114,19 @@ class Stages:
     cached(folder, config.to_dict(), work)
     return path
 
+  def ranges(self, job: cells.Job) -> dict[str, Any]:
+    """Returns the ranges of the float model's activations, calibrated once."""
+    config = cells.float_config(self.config, job)
+
+    def work(folder):
+      del folder
+      recognizer, params, _ = recognizer_lib.load(self.float_model(job))
+      return {'ranges': _calibrate(config, recognizer, params)}
+
+    name = f'{job.cell.size}-{job.part}-{job.seed}'
+    folder = self.folder('ranges', name, config.to_dict())
+    return cached(folder, config.to_dict(), work)['ranges']
+
   def train_folder(self, job: cells.Job) -> pathlib.Path:
     """Returns where the fine-tuning of a job is, or will be."""
     config = cells.train_config(self.config, job)
@@ -123,11 +145,15 @@ class Stages:
     def work(folder):
       recognizer, params, _ = recognizer_lib.load(self.float_model(job))
       params = jax.device_put(params)
-      recognizer = dataclasses.replace(
+      trained = dataclasses.replace(
         recognizer,
         augment=data.SpecAugment(**config.augment) if config.augment else None,
         ctc_weight=config.train.ctc_weight,
       )
+      ranges = None
+      if _eight_bit_activations(config):
+        ranges = self.ranges(job)
+        trained = integer_recognizer.twin(trained, params, ranges)
       quantizer = make_quantizer(config)
       steps = config.train.steps if method.trains else 0
       if method.trains:
@@ -136,7 +162,7 @@ class Stages:
           folder,
           self.progress,
           quantizer=quantizer,
-          recognizer=recognizer,
+          recognizer=trained,
           params=params,
         )
         if outcome.reason == 'interrupted':
@@ -147,15 +173,23 @@ class Stages:
       else:
         encoded = quantizer.encode(params, quantizer.init(params))
       recognizer, encoded = without_training_heads(recognizer, encoded)
+      encoded = jax.device_get(encoded)
+      about = {'recognizer': recognizer.to_config()}
+      if ranges is not None:
+        if not method.trains:
+          # Training would have moved the weights into the ranges of before.
+          ranges = _calibrate(config, recognizer, encoded)
+        about[integer_recognizer.CONFIG_KEY] = ranges
+        recognizer = integer_recognizer.twin(recognizer, encoded, ranges)
       scorer = scoring.Scorer(recognizer, data.load(config.data.eval))
       scoring.write_hypotheses(
         folder / TRAINED, list(scorer.hypotheses(qtensor.decode(encoded)))
       )
       packed_file.save(
         folder / 'shipped.safetensors',
-        jax.device_get(encoded),
+        encoded,
         config={
-          'recognizer': recognizer.to_config(),
+          **about,
           'method': json.loads(config.method.to_json()),
           'corpus': config.data.train,
         },
@@ -184,7 +218,7 @@ class Stages:
     about = {'train': path.parent.name, 'eval': config.data.eval}
 
     def work(folder):
-      recognizer, params, _ = recognizer_lib.load(path)
+      recognizer, params, about = integer_recognizer.load(path)
       corpus = data.load(config.data.eval)
       scorer = scoring.Scorer(recognizer, corpus)
       hypotheses = sorted(scorer.hypotheses(jax.device_put(params)))
@@ -197,7 +231,16 @@ class Stages:
           f'from those in training code, such as that of {different[:1]}'
         )
       packed = packed_file.load(path)
+      ranges = about.get(integer_recognizer.CONFIG_KEY)
+      costs_per_second = {}
+      if ranges is not None:
+        recognizer = dataclasses.replace(recognizer, transformed=None)
+        symbols = costs.symbols_per_second(recognizer, corpus)
+        costs_per_second = costs.per_second(
+          recognizer, packed.tree, ranges, symbols
+        )
       return {
+        **costs_per_second,
         **scoring.summarize(hypotheses),
         'parameters': sum(x.size for x in jax.tree.leaves(params)),
         'bytes': path.stat().st_size,
@@ -256,6 +299,21 @@ def without_training_heads(
   tree = {name: leaf for name, leaf in tree.items() if name != 'ctc_out'}
   model = recognizer.model.clone(ctc=False)
   return dataclasses.replace(recognizer, model=model, ctc_weight=0.0), tree
+
+
+def _eight_bit_activations(config: ml_collections.ConfigDict) -> bool:
+  if config.activation_bits not in (8, 32):
+    raise ValueError(
+      f'config.activation_bits is {config.activation_bits}, expected 8 or 32'
+    )
+  return config.activation_bits == 8 and config.method.bits <= 8
+
+
+def _calibrate(config, recognizer, params) -> Any:
+  """Ranges over the first training batches; never over evaluation data."""
+  loader = trainer.make_loader(config, data.load(config.data.train), recognizer)
+  batches = loader.batches(0, _CALIBRATION_BATCHES)
+  return integer_recognizer.calibrate(recognizer, params, batches)
 
 
 def _write(path: pathlib.Path, value: Any) -> None:

@@ -1,0 +1,63 @@
+"""What a packed recognizer costs an accelerator, per second of audio.
+
+  frames x encoder + (frames + symbols) x joint + symbols x prediction network
+
+of integer programs for one stream. With a chunk of eight frames at a time the
+encoder's input weights are fetched once for all eight.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from experiments import integer_recognizer
+from experiments.recognizer import Recognizer
+from s8bqat_jax import data, npu
+
+CHUNKS = (1, 8)
+MACHINES = {'index': npu.INDEX_NPU, 'int8': npu.INT8_NPU}
+
+
+def symbols_per_second(recognizer: Recognizer, corpus: data.Corpus) -> float:
+  """Returns how many labels a second of a corpus holds."""
+  labels = sum(len(recognizer.tokenizer.encode(t)) for t in corpus.texts_N)
+  return labels / float(corpus.durations_N.sum())
+
+
+def per_second(
+  recognizer: Recognizer,
+  tree: Any,
+  ranges: integer_recognizer.Ranges,
+  symbols: float,
+) -> dict[str, float]:
+  """Returns traffic and latency for a second of audio.
+
+  Args:
+    recognizer: in float.
+    tree: its weights, QTensors among them.
+    ranges: of its activations.
+    symbols: labels per second of audio.
+
+  Returns:
+    For each machine m and chunk c: `<m>_traffic_<c>`, bytes of weights fetched,
+    and `<m>_latency_ms_<c>`.
+  """
+  programs = integer_recognizer.Programs(recognizer, tree, ranges)
+  model = recognizer.model
+  frames = recognizer.log_mel.sample_rate / recognizer.samples_per_frame
+  joint = programs.joint((1, model.joint_width), (1, model.joint_width))
+  predict = programs.predict_step(1)
+  found = {}
+  for chunk in CHUNKS:
+    encode = programs.encode_chunk(1, chunk * model.subsampling)
+    for name, machine in MACHINES.items():
+      calls = (
+        (frames / chunk, npu.latency(encode, machine)),
+        (frames + symbols, npu.latency(joint, machine)),
+        (symbols, npu.latency(predict, machine)),
+      )
+      traffic = sum(n * cost.weight_bytes for n, cost in calls)
+      latency = sum(n * cost.milliseconds for n, cost in calls)
+      found[f'{name}_traffic_{chunk}'] = traffic
+      found[f'{name}_latency_ms_{chunk}'] = latency
+  return found

@@ -1,4 +1,4 @@
-"""Training a recognizer as a function of its config; see `experiments.train`."""
+"""Trains a recognizer as a function of its config; see `experiments.train`."""
 
 from __future__ import annotations
 

@@ -1,0 +1,271 @@
+"""Training as every experiment does it: a model, a method, a folder.
+
+What a recognizer and a language model have in common: `init`, `loss`, a config
+and a tokenizer. The model file is that of the best development score, of what
+the method encodes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from s8bqat_jax import quantizers, training
+from s8bqat_jax.artifacts import packed_file, qtensor
+from s8bqat_jax.training import mesh as mesh_lib
+
+Params = Any
+
+
+class Model(Protocol):
+  """What can be trained."""
+
+  def init(self, key: jax.Array) -> Params:
+    """Returns fresh params."""
+
+  def loss(
+    self, params: Params, batch: Any, key: jax.Array
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns the training loss and further metrics."""
+
+
+def make_optimizer(
+  config: ml_collections.ConfigDict,
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+  """Returns AdamW without decay of vectors, and its schedule.
+
+  Args:
+    config: the `train` section.
+  """
+  schedule = optax.warmup_cosine_decay_schedule(
+    init_value=0.0,
+    peak_value=config.learning_rate,
+    warmup_steps=min(config.warmup_steps, config.steps - 1),
+    decay_steps=config.steps,
+    end_value=config.learning_rate * config.final_rate,
+  )
+  tx = optax.adamw(
+    schedule,
+    b2=0.98,
+    weight_decay=config.weight_decay,
+    mask=lambda params: jax.tree.map(lambda x: x.ndim >= 2, params),
+  )
+  return tx, schedule
+
+
+def make_step(
+  config: ml_collections.ConfigDict,
+  model: Model,
+  quantizer: quantizers.Quantizer | None = None,
+) -> quantizers.Step:
+  """Returns the training step of a config.
+
+  Args:
+    config: the whole config.
+    model: whose loss it is.
+    quantizer: the method; None trains in floating point. Its metrics appear
+      as `quantizer/...` in the steps that close a logging period.
+  """
+  tx, schedule = make_optimizer(config.train)
+  step = quantizers.make_step(
+    quantizers.on_main(model.loss),
+    tx,
+    quantizer,
+    learning_rate=schedule,
+    clip_norm=config.train.clip_norm,
+    average_decay=config.train.average_decay,
+  )
+  if quantizer is None:
+    return step
+
+  def update(state, batch):
+    state, values = step.update(state, batch)
+    due = state.step % config.train.log_every == 0
+    due |= state.step == config.train.steps
+    found = lambda: quantizer.metrics(state.params, state.quantizer)
+    # The loop takes means over what is finite.
+    absent = lambda: jax.tree.map(
+      lambda x: jnp.full(x.shape, jnp.nan, x.dtype), jax.eval_shape(found)
+    )
+    own = jax.lax.cond(due, found, absent)
+    return state, values | {f'quantizer/{k}': v for k, v in own.items()}
+
+  return quantizers.Step(step.init, update)
+
+
+def shipped(state: quantizers.TrainState, quantizer=None) -> Any:
+  """Returns what a file of this state holds: its average, encoded.
+
+  Args:
+    state: of a training with an average.
+    quantizer: the method; None leaves the floats.
+  """
+  average = mesh_lib.local_copy(state.average)
+  if quantizer is None:
+    return average
+  return jax.jit(quantizer.encode)(
+    average, mesh_lib.local_copy(state.quantizer)
+  )
+
+
+def fit(
+  config: ml_collections.ConfigDict,
+  workdir: os.PathLike | str,
+  model: Model,
+  batches: Callable[[int], Iterator[Any]],
+  evaluate: Callable[[Params], Mapping[str, float]],
+  *,
+  score: str,
+  about: Mapping[str, Any],
+  tokenizer: Mapping[str, Any],
+  model_file: str,
+  quantizer: quantizers.Quantizer | None = None,
+  params: Params = None,
+  progress: bool = True,
+) -> training.Outcome:
+  """Trains, or goes on training, in `workdir`.
+
+  Args:
+    config: with `seed`, a `train` section, and all that the folder's runs must
+      agree in.
+    workdir: created if it is missing.
+    model: what to train.
+    batches: (step) -> iterator over the batches of that step and later ones.
+    evaluate: (decoded params) -> scores on development data.
+    score: which of them, lower being better, decides the model file.
+    about: of the model, for the file's config.
+    tokenizer: its config.
+    model_file: name of the file.
+    quantizer: the method; None trains in floating point. Development scores
+      and the model file are those of what it encodes.
+    params: where training starts; fresh ones if None.
+    progress: whether to show a progress bar.
+
+  Returns:
+    How training ended.
+
+  Raises:
+    ValueError: if `params` do not fit the model, or `workdir` holds a run of
+      another config.
+  """
+  mesh = training.make_mesh()
+  step = make_step(config, model, quantizer)
+  workdir = pathlib.Path(workdir)
+  lead = jax.process_index() == 0
+  if lead:
+    workdir.mkdir(parents=True, exist_ok=True)
+    _write_config(config, workdir)
+  key = jax.random.key(config.seed)
+  if params is None:
+    params = model.init(key)
+  else:
+    _check_fits(params, jax.eval_shape(model.init, key))
+  if lead and progress:
+    print(f'{sum(x.size for x in jax.tree.leaves(params)):,} parameters')
+  path = workdir / model_file
+  best = _best_so_far(path, score)
+
+  def save_best(state):
+    nonlocal best
+    encoded = shipped(state, quantizer)
+    scores = evaluate(qtensor.decode(encoded))
+    if lead and scores[score] < best:
+      best = scores[score]
+      packed_file.save(
+        path,
+        jax.device_get(encoded),
+        config={**about, 'dev': {'step': int(state.step), **scores}},
+        tokenizer=tokenizer,
+      )
+    return scores
+
+  def on_mesh(start):
+    for batch in batches(start):
+      yield training.shard_batch(batch, mesh)
+
+  state = training.replicate(
+    jax.jit(step.init, static_argnums=1)(params, config.seed), mesh
+  )
+  checkpoints = training.Checkpoints(workdir / 'checkpoints')
+  try:
+    return training.train(
+      jax.jit(step.update, donate_argnums=0),
+      state,
+      on_mesh,
+      training.LoopConfig(
+        steps=config.train.steps,
+        log_every=config.train.log_every,
+        eval_every=config.train.eval_every,
+        save_every=config.train.save_every,
+        patience=config.train.patience,
+      ),
+      checkpoints=checkpoints,
+      metrics_dir=workdir,
+      evaluate=save_best,
+      score=score,
+      progress=progress,
+    )
+  finally:
+    checkpoints.close()
+
+
+def _check_fits(params: Any, fresh: Any) -> None:
+  """Raises ValueError naming the tensors that a config does not expect."""
+  found, wanted = (
+    {
+      jax.tree_util.keystr(path, simple=True, separator='/'): x.shape
+      for path, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    for tree in (params, fresh)
+  )
+  wrong = [k for k in {**wanted, **found} if found.get(k) != wanted.get(k)]
+  if wrong:
+    name = wrong[0]
+    raise ValueError(
+      f'{len(wrong)} tensors to start from do not fit the config: {name} has '
+      f'shape {found.get(name, "(absent)")}, expected '
+      f'{wanted.get(name, "(none)")}. Start from a model of this config.model'
+    )
+
+
+def _best_so_far(path: pathlib.Path, score: str) -> float:
+  if not path.exists():
+    return math.inf
+  return packed_file.load(path).config['dev'][score]
+
+
+def _write_config(config: ml_collections.ConfigDict, workdir: pathlib.Path):
+  """Stores the config; another one in the same directory is an error."""
+  path = workdir / 'config.json'
+  text = config.to_json(indent=1, sort_keys=True)
+  if path.exists() and path.read_text() != text:
+    stored, wanted = json.loads(path.read_text()), json.loads(text)
+    differing = sorted(_differences(stored, wanted))
+    if set(differing) - {'train.steps'}:
+      raise ValueError(
+        f'{workdir} holds a run of another config (differs in '
+        f'{", ".join(differing[:6])}): choose another --workdir, or the config '
+        'in its config.json'
+      )
+  partial = path.with_suffix('.partial')
+  partial.write_text(text)
+  os.replace(partial, path)
+
+
+def _differences(a: Any, b: Any, path: str = '') -> set[str]:
+  if isinstance(a, dict) and isinstance(b, dict):
+    found = set()
+    for key in set(a) | set(b):
+      name = f'{path}.{key}' if path else key
+      found |= _differences(a.get(key), b.get(key), name)
+    return found
+  return set() if a == b else {path}

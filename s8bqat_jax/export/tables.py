@@ -1,0 +1,71 @@
+"""Which function a lookup table is, if it is one that runtimes name.
+
+A table in an integer program is just numbers; given what its input and output
+codes stand for, it is compared with the same table of every known function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from scipy import special
+
+from s8bqat_jax.export.program import Value
+from s8bqat_jax.integer import elementwise
+
+# Float32 tables of a value near a rounding boundary may differ by one code.
+_TOLERANCE = 1
+
+
+def _gelu(x):
+  return x * 0.5 * (1 + special.erf(x / np.sqrt(2)))
+
+
+def _gelu_tanh(x):
+  return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+FUNCTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+  'identity': lambda x: x,
+  'logistic': special.expit,
+  'tanh': np.tanh,
+  'silu': lambda x: x * special.expit(x),
+  'gelu': _gelu,
+  'gelu_tanh': _gelu_tanh,
+  'exp': np.exp,
+  'elu': lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
+}
+
+
+def identify(x: Value, y: Value, table: np.ndarray, out: Any) -> str | None:
+  """Names the function of a table.
+
+  Args:
+    x: what is looked up.
+    y: what is found.
+    table: 256 codes, or 513 knots (elementwise.py).
+    out: the operation's Out.
+
+  Returns:
+    A key of FUNCTIONS, or None.
+  """
+  fine = table.shape[0] != 256
+  if fine:
+    codes = np.arange(elementwise.KNOTS) * 2.0**elementwise.KNOT_BITS - 2**15
+    unit, least, most = 2.0**elementwise.FRACTION_BITS, -(2.0**23), 2.0**23
+  else:
+    codes, unit = np.arange(-128.0, 128.0), 1.0
+    least, most = out.low, out.high
+  reals = (codes - x.zero) * x.scale
+  for name, fn in FUNCTIONS.items():
+    with np.errstate(over='ignore'):
+      ideal = np.minimum(fn(reals), 1e30) / y.scale + y.zero
+    expected = np.clip(np.floor(ideal * unit + 0.5), least, most)
+    error = np.abs(expected - table)
+    # float32 holds 24 bits, so a large knot is only as exact as that.
+    allowed = _TOLERANCE + np.abs(expected) * 2.0**-20
+    if np.all(error <= allowed):
+      return name
+  return None

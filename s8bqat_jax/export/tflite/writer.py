@@ -1,0 +1,126 @@
+"""The file being written, the rules that write it, and where values are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from s8bqat_jax.export.program import Op, UnsupportedExport, Value
+from s8bqat_jax.export.tflite import flatbuffer
+
+Rule = Callable[['Writer', Op], None]
+RULES: dict[str, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+  def add(rule: Rule) -> Rule:
+    RULES.update(dict.fromkeys(names, rule))
+    return rule
+
+  return add
+
+
+class Writer:
+  """A graph, and where our values are in it."""
+
+  def __init__(self):
+    self.graph = flatbuffer.Graph()
+    self.tensors: dict[Value, int] = {}
+    self._wide: dict[Value, int] = {}
+
+  def index(self, v: Value) -> int:
+    """The tensor of a value."""
+    if v not in self.tensors:
+      self.tensors[v] = self.graph.tensor(
+        v.shape, v.dtype, v.scale, v.zero, v.const, v.name
+      )
+    return self.tensors[v]
+
+  def operand(self, v: Value, like: Value) -> int:
+    """A value's tensor; a constant among real values means what they mean."""
+    if v.const is not None and v.scale is None and like.scale is not None:
+      return self.constant(v.const, like.scale, like.zero)
+    return self.index(v)
+
+  def constant(self, data: Any, scale: Any = None, zero: int = 0, axis=0):
+    data = np.asarray(data)
+    return self.graph.tensor(
+      data.shape, data.dtype, scale, zero, data, axis=axis
+    )
+
+  def make(self, shape: Any, dtype: Any, scale: Any = None, zero: int = 0):
+    """A tensor between two operators of one operation."""
+    return self.graph.tensor(shape, dtype, scale, zero)
+
+  def like(self, v: Value, shape: Any = None) -> int:
+    return self.make(
+      v.shape if shape is None else shape, v.dtype, v.scale, v.zero
+    )
+
+  def widened(self, v: Value) -> int:
+    """The value in 16 bits, zero point 0, at the same scale: exact."""
+    if v.dtype == np.int16 and v.zero == 0:
+      return self.index(v)
+    if v not in self._wide:
+      wide = self.make(v.shape, np.int16, v.scale)
+      self.quantize(self.index(v), wide)
+      self._wide[v] = wide
+    return self._wide[v]
+
+  def quantize(self, source: int, target: int) -> None:
+    self.graph.op('QUANTIZE', [source], [target], 2, 'Quantize')
+
+  def reshape(self, source: int, target: int, shape: Any) -> None:
+    shape = np.asarray(shape, np.int32).reshape(-1)
+    self.graph.op(
+      'RESHAPE',
+      [source, self.constant(shape)],
+      [target],
+      options='Reshape',
+      newShape=[int(n) for n in shape],
+    )
+
+  def transpose(self, source: int, target: int, order: Any) -> None:
+    perm = self.constant(np.asarray(order, np.int32))
+    self.graph.op('TRANSPOSE', [source, perm], [target], options='Transpose')
+
+  def copy(self, v: Value) -> int:
+    copied = self.like(v)
+    self.reshape(self.index(v), copied, v.shape)
+    return copied
+
+  def saturate(self, op: Op, emit: Callable[[int, int], None]) -> None:
+    """Emits an operator whose result is clipped as our primitive's is.
+
+    Args:
+      op: the operation; its parameter `out` has the bounds.
+      emit: (tensor, fused activation) -> None, emits the operator.
+    """
+    (v,), out = op.outs, op.params['out']
+    info = np.iinfo(v.dtype)
+    activation = flatbuffer.schema.ActivationFunctionType
+    # 16-bit codes are symmetric; the one code below that range may occur.
+    low = out.low if out.low > info.min + (v.dtype == np.int16) else None
+    high = out.high if out.high < info.max else None
+    if low is not None and low == out.zero and high is None:
+      emit(self.index(v), activation.RELU)
+      return
+    bounds = [('MAXIMUM', low), ('MINIMUM', high)]
+    bounds = [(code, b) for code, b in bounds if b is not None]
+    source = self.like(v) if bounds else self.index(v)
+    emit(source, activation.NONE)
+    for i, (code, bound) in enumerate(bounds):
+      target = self.index(v) if i == len(bounds) - 1 else self.like(v)
+      limit = self.constant(np.full((1,), bound, v.dtype), v.scale, v.zero)
+      self.graph.op(code, [source, limit], [target], 2, 'MaximumMinimum')
+      source = target
+
+
+def require_constants(op: Op, *which: int) -> None:
+  for i in which:
+    if op.ins[i].const is None:
+      raise UnsupportedExport(
+        f'{op.name} at {op.site}: operand {i} must be a constant'
+      )

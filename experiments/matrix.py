@@ -11,7 +11,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from experiments import cells, methods, scoring, trainer
+from experiments import cells, fitting, methods, scoring, trainer
 from experiments.stages import HYPOTHESES, Stages
 from s8bqat_jax import data
 from s8bqat_jax.speech import significance
@@ -105,7 +105,7 @@ def seconds_per_step(config: ml_collections.ConfigDict, steps: int = 12):
   corpus = data.load(config.data.train)
   recognizer = trainer.make_recognizer(config, corpus)
   loader = trainer.make_loader(config, corpus, recognizer)
-  step = trainer.make_step(config, recognizer)
+  step = fitting.make_step(config, recognizer)
   update = jax.jit(step.update)
   state = step.init(recognizer.init(jax.random.key(0)))
   spent: dict[Any, list[float]] = {}

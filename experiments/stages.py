@@ -22,6 +22,7 @@ import ml_collections
 from experiments import (
   cells,
   costs,
+  fitting,
   integer_recognizer,
   methods,
   results,
@@ -167,7 +168,7 @@ class Stages:
         )
         if outcome.reason == 'interrupted':
           raise Interrupted
-        encoded = trainer.shipped(outcome.state, quantizer)
+        encoded = fitting.shipped(outcome.state, quantizer)
       elif quantizer is None:
         encoded = params
       else:
@@ -283,7 +284,7 @@ def make_quantizer(
   config: ml_collections.ConfigDict,
 ) -> quantizers.Quantizer | None:
   """Returns the quantizer that a config's `method` section names."""
-  _, schedule = trainer.make_optimizer(config.train)
+  _, schedule = fitting.make_optimizer(config.train)
   run = methods.Run(config.train.steps, schedule, config.train.learning_rate)
   name, bits = config.method.name, config.method.bits
   rules = (

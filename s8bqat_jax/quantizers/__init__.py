@@ -16,7 +16,8 @@ Any Flax model, or any params pytree, trains under any method:
 
 `loss(params, batch, key)` returns a scalar and a dict of further scalars.
 `shipped` is the params tree with QTensors in it: `artifacts.decode` gives the
-weights to evaluate, and the packed file is written from it.
+weights to evaluate, and the packed file is written from it. With averaging,
+`method.encode(*averaged(state))` ships the averages.
 
   method            what it is
   centroids         Lloyd-Max centroids, fitted once
@@ -56,7 +57,13 @@ from s8bqat_jax.quantizers.mracos import mracos, pressure_schedule
 from s8bqat_jax.quantizers.ptq import ptq
 from s8bqat_jax.quantizers.rules import TERNARY, Rule
 from s8bqat_jax.quantizers.s8bqat import s8bqat
-from s8bqat_jax.quantizers.step import Step, TrainState, make_step, on_main
+from s8bqat_jax.quantizers.step import (
+  Step,
+  TrainState,
+  averaged,
+  make_step,
+  on_main,
+)
 from s8bqat_jax.quantizers.straight_through import straight_through
 from s8bqat_jax.quantizers.types import (
   MAIN,
@@ -84,6 +91,7 @@ __all__ = [
   'TrainState',
   'acosr',
   'admm',
+  'averaged',
   'by_path',
   'centroids',
   'chain',

@@ -29,6 +29,9 @@ class TrainState(NamedTuple):
     average: exponential moving average of the params, in float32 at least, or
       () if not asked for.
     average_age: int32 for each of them, steps since its averaging started.
+    learned_average: the same of `quantizer.learned`, or (); `averaged` puts
+      the two together.
+    learned_average_age: int32 for each of them.
     skipped: int32, steps skipped so far because something was not finite.
     skipped_in_a_row: int32, how many of the latest steps were skipped.
   """
@@ -41,6 +44,8 @@ class TrainState(NamedTuple):
   learned_opt_state: Any
   average: Any
   average_age: Any
+  learned_average: Any
+  learned_average_age: Any
   skipped: jax.Array
   skipped_in_a_row: jax.Array
 
@@ -70,8 +75,33 @@ def context(
 ) -> types.Ctx:
   """Returns the Ctx of the step that `state` is about to take."""
   key = jax.random.fold_in(jax.random.key(state.seed), state.step)
-  rate = learning_rate(state.step) if callable(learning_rate) else learning_rate
+  rate = learning_rate
+  if callable(rate):
+    # A skipped step does not advance the schedule within the optimizer.
+    rate = rate(state.step - state.skipped)
   return types.Ctx(state.step, key, jnp.asarray(rate, jnp.float32))
+
+
+def averaged(state: TrainState) -> tuple[types.Params, types.State]:
+  """Returns what to evaluate and to encode: (params, quantizer state).
+
+  Averaged weights belong with averaged steps and centroids: codes found by the
+  latest of these would be those of weights a little larger or smaller.
+
+  Args:
+    state: of a training with or without averaging.
+
+  Returns:
+    The averages in the dtypes of what they are averages of, or the latest
+    values if none are kept; state that is carried is the latest.
+  """
+  if not jax.tree.leaves(state.average):
+    return state.params, state.quantizer
+  like = lambda average, x: average.astype(x.dtype)
+  params = jax.tree.map(like, state.average, state.params)
+  learned = state.quantizer.learned
+  learned = jax.tree.map(like, state.learned_average, learned)
+  return params, state.quantizer._replace(learned=learned)
 
 
 def make_step(
@@ -100,8 +130,9 @@ def make_step(
       it as `ctx.learning_rate`.
     learned_tx: optimizer of `State.learned`; Adam at 1e-3 if None.
     clip_norm: global norm that the task gradient is clipped to.
-    average_decay: decay of the moving average of the params, warmed up over
-      the first steps, and anew where weights jumped; None keeps no average.
+    average_decay: decay of the moving averages of the params and of
+      `State.learned`, warmed up over the first steps, and anew where weights
+      jumped; None keeps no averages.
 
   Returns:
     The Step (init, update). Metrics are the loss's aux, `loss`, `penalty`,
@@ -112,6 +143,10 @@ def make_step(
 
   def init(params: types.Params, seed: int = 0) -> TrainState:
     quantizer_state = quantizer.init(params)
+    average, average_age = _begin(params, average_decay)
+    learned_average, learned_average_age = _begin(
+      quantizer_state.learned, average_decay
+    )
     return TrainState(
       step=jnp.zeros((), jnp.int32),
       seed=jnp.asarray(seed, jnp.uint32),
@@ -119,10 +154,10 @@ def make_step(
       quantizer=quantizer_state,
       opt_state=tx.init(params),
       learned_opt_state=learned_tx.init(quantizer_state.learned),
-      average=() if average_decay is None else jax.tree.map(_wide, params),
-      average_age=()
-      if average_decay is None
-      else jax.tree.map(lambda _: jnp.zeros((), jnp.int32), params),
+      average=average,
+      average_age=average_age,
+      learned_average=learned_average,
+      learned_average_age=learned_average_age,
       skipped=jnp.zeros((), jnp.int32),
       skipped_in_a_row=jnp.zeros((), jnp.int32),
     )
@@ -178,6 +213,19 @@ def make_step(
         state.average, state.average_age, params, moved, average_decay
       )
       new = new._replace(average=average, average_age=age)
+      # What is learned for weights that jumped starts anew with them; which of
+      # it that is only the quantizer knows.
+      any_moved = jax.tree.reduce(
+        lambda found, x: found | jnp.any(x), moved, jnp.zeros((), bool)
+      )
+      average, age = _average(
+        state.learned_average,
+        state.learned_average_age,
+        quantizer_state.learned,
+        jax.tree.map(lambda _: any_moved, quantizer_state.learned),
+        average_decay,
+      )
+      new = new._replace(learned_average=average, learned_average_age=age)
     new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
     new = new._replace(
       step=state.step + 1,
@@ -215,6 +263,14 @@ def _clear_first_moments(opt_state: Any, moved: Any) -> Any:
 def _with_names(tree: Any) -> list[tuple[str, Any]]:
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   return [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
+
+
+def _begin(tree: Any, decay: float | None) -> tuple[Any, Any]:
+  """Returns (averages, ages) at the start, or nothing if none are wanted."""
+  if decay is None:
+    return (), ()
+  age = jax.tree.map(lambda _: jnp.zeros((), jnp.int32), tree)
+  return jax.tree.map(_wide, tree), age
 
 
 def _wide(x):

@@ -295,6 +295,71 @@ def test_the_learning_rate_may_be_a_schedule():
     np.testing.assert_allclose(metrics['learning_rate'], i / 10, rtol=1e-6)
 
 
+def test_after_a_skipped_step_the_learning_rate_is_still_the_optimizers():
+  rate = optax.linear_schedule(1.0, 0.0, 10)
+  step = make_step(on_main(_linear), optax.sgd(rate), learning_rate=rate)
+  update, state = jax.jit(step.update), step.init(PARAMS)
+  poisoned = {'a': jnp.full((1, 2), jnp.nan), 'b': GRADS['b']}
+  for batch in (GRADS, poisoned, poisoned, GRADS, GRADS):
+    before = state.params['b']
+    state, metrics = update(state, batch)
+    taken = (before - state.params['b']) / GRADS['b']
+    if batch is GRADS:
+      np.testing.assert_allclose(taken, metrics['learning_rate'], rtol=1e-5)
+  assert (state.step, state.skipped) == (5, 2)
+
+
+def test_what_is_learned_is_averaged_beside_the_weights():
+  def jump(w, state, spec, ctx):
+    return w, state, ctx.step == 4
+
+  member = _member(
+    init=lambda w, spec: State(jnp.ones(()), jnp.zeros((), jnp.int32)),
+    view=lambda w, state, spec, ctx: w * state.learned,
+    after_update=jump,
+  )
+  step = make_step(
+    on_main(_linear),
+    optax.sgd(0.1),
+    member,
+    learning_rate=0.1,
+    learned_tx=optax.sgd(0.05),
+    average_decay=0.3,
+  )
+  update, state = jax.jit(step.update), step.init(PARAMS)
+  average, age = np.ones(()), 0
+  for i in range(7):
+    state, _ = update(state, GRADS)
+    learned = np.asarray(state.quantizer.learned['a'], np.float64)
+    decay = min(0.3, (1 + age) / (10 + age))
+    average, age = decay * average + (1 - decay) * learned, age + 1
+    if i == 4:
+      average, age = learned, 0
+    params, own = quantizers.averaged(state)
+    np.testing.assert_allclose(own.learned['a'], average, rtol=1e-5)
+    np.testing.assert_array_equal(params['a'], state.average['a'])
+  assert own.learned['a'] != state.quantizer.learned['a']
+  assert own.carried is state.quantizer.carried
+
+
+def test_without_averaging_the_latest_is_what_ships():
+  step = make_step(
+    on_main(_linear), optax.sgd(0.1), quantizers.learnable(2), learning_rate=0.1
+  )
+  state = step.init(PARAMS)
+  params, own = quantizers.averaged(state)
+  assert params is state.params and own is state.quantizer
+
+
+def test_averages_come_in_the_dtype_of_the_params():
+  params = {'a': jnp.ones((1, 2), jnp.bfloat16)}
+  step = make_step(
+    on_main(_linear), optax.sgd(0.1), learning_rate=0.1, average_decay=0.9
+  )
+  average, _ = quantizers.averaged(step.init(params))
+  assert average['a'].dtype == jnp.bfloat16
+
+
 class _Nnx(nnx.Module):
   def __init__(self, rngs):
     self.dense = nnx.Linear(16, 6, rngs=rngs)

@@ -11,6 +11,8 @@ scales and codebooks, which paths are tied, which dicts are empty.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -77,17 +79,15 @@ def save(
 
   Returns:
     The file's size in bytes.
+
+  Raises:
+    ValueError: naming the leaf, key or argument that a file cannot hold.
+    OSError: naming `path`, if it cannot be written; an older file is whole.
   """
   data = serialize(
     tree, config=config, tokenizer=tokenizer, entropy_code=entropy_code
   )
-  path = pathlib.Path(path)
-  partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
-  try:
-    partial.write_bytes(data)
-    os.replace(partial, path)
-  finally:
-    partial.unlink(missing_ok=True)
+  _write(pathlib.Path(path), data)
   return len(data)
 
 
@@ -189,6 +189,40 @@ def deserialize(data: bytes, where: str = 'packed file') -> Packed:
   return Packed(tree, about['config'], about['tokenizer'])
 
 
+def _write(path: pathlib.Path, data: bytes) -> None:
+  """Puts `data` at `path`, or leaves there what there was."""
+  try:
+    # Where a link points to, so that the link stays one.
+    target = path.resolve()
+    partial = target.with_name(f'{target.name}.{os.getpid()}.partial')
+    try:
+      with open(partial, 'wb') as file:
+        file.write(data)
+        file.flush()
+        # Else a power failure could leave the name without its content.
+        os.fsync(file.fileno())
+      os.replace(partial, target)
+    finally:
+      partial.unlink(missing_ok=True)
+  except (OSError, RuntimeError) as error:  # the latter: links in a circle
+    number = getattr(error, 'errno', None) or errno.EIO
+    reason = getattr(error, 'strerror', None) or error
+    raise OSError(
+      number, f'cannot write the packed file: {reason}', str(path)
+    ) from error
+  _sync_folder(target.parent)
+
+
+def _sync_folder(folder: pathlib.Path) -> None:
+  """Makes a new name durable, on systems that can."""
+  with contextlib.suppress(OSError):
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+      os.fsync(descriptor)
+    finally:
+      os.close(descriptor)
+
+
 class _Record(NamedTuple):
   """A QTensor as it is stored; `kind` is all but its shapes, in words."""
 
@@ -203,7 +237,7 @@ def _record(name: str, leaf: qtensor.QTensor, entropy_code: bool) -> _Record:
   parts = [np.asarray(leaf.scale)]
   if leaf.codebook is None:
     low, _ = qtensor.uniform_range(levels)
-    codes = np.asarray(codes - np.int16(low)).astype(np.uint8)
+    codes = codes.view(np.uint8) + np.uint8(-low)  # modulo 256
   else:
     parts.append(np.asarray(leaf.codebook))
   stream, coding = packing.pack(codes, levels), _PLAIN
@@ -275,7 +309,7 @@ def _unpool(
       codebook = parts[1] if len(parts) == 2 else None
       if codebook is None:
         low, _ = qtensor.uniform_range(levels)
-        codes = np.asarray(codes + np.int16(low)).astype(np.int8)
+        codes = (codes - np.uint8(-low)).view(np.int8)  # modulo 256
       codes = np.asarray(codes)
       codes.flags.writeable = False
       leaf = qtensor.QTensor(codes, parts[0], codebook, levels)

@@ -17,6 +17,9 @@ import numpy as np
 Array = Any  # NumPy or JAX
 
 _TRITS = 5
+_POWERS = np.array([3**i for i in range(_TRITS)], np.uint8)
+# The five codes in each byte; 13 of 256 bytes stand for none.
+_CODES = (np.arange(3**_TRITS)[:, None] // _POWERS % 3).astype(np.uint8)
 
 
 def packed_size(size: int, levels: int) -> int:
@@ -42,7 +45,7 @@ def pack(codes: Array, levels: int) -> Array:
     return flat
   if levels == 3:
     digits = xp.pad(flat, (0, -flat.size % _TRITS)).reshape(-1, _TRITS)
-    return (digits * _powers(xp)).sum(1, dtype=np.uint8)
+    return (digits * xp.asarray(_POWERS)).sum(1, dtype=np.uint8)
   bits = (levels - 1).bit_length()
   if bits == 8:
     return flat
@@ -67,6 +70,10 @@ def unpack(packed: Array, levels: int, size: int) -> Array:
 
   Returns:
     uint8 [size], of the same library.
+
+  Raises:
+    ValueError: if `packed` has another length or, in NumPy, a byte that no
+      five ternary codes give.
   """
   if packed.shape != (packed_size(size, levels),):
     raise ValueError(
@@ -77,7 +84,14 @@ def unpack(packed: Array, levels: int, size: int) -> Array:
     return packed
   xp = jnp if isinstance(packed, jax.Array) else np
   if levels == 3:
-    return (packed[:, None] // _powers(xp) % 3).reshape(-1)[:size]
+    if xp is jnp:
+      return jnp.asarray(_CODES)[packed].reshape(-1)[:size]
+    if packed.max() >= len(_CODES):
+      raise ValueError(
+        f'byte {packed.max()} stands for no five ternary codes; the highest '
+        f'that does is {len(_CODES) - 1}'
+      )
+    return _CODES.take(packed, axis=0).reshape(-1)[:size]
   bits = (levels - 1).bit_length()
   if bits == 8:
     return packed
@@ -94,7 +108,3 @@ def unpack(packed: Array, levels: int, size: int) -> Array:
   for i in range(8):
     codes[:, i] = (words >> np.uint64(i * bits)) & np.uint64((1 << bits) - 1)
   return codes.reshape(-1)[:size]
-
-
-def _powers(xp):
-  return xp.asarray([3**i for i in range(_TRITS)], dtype=np.uint8)

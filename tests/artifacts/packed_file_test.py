@@ -241,6 +241,44 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
   assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_link_stays_a_link_and_its_target_is_replaced(tmp_path):
+  target, link = tmp_path / 'folder' / 'm', tmp_path / 'link'
+  target.parent.mkdir()
+  link.symlink_to(target)
+  packed_file.save(link, _tree())
+  assert link.is_symlink() and target.is_file()
+  _assert_same(packed_file.load(link).tree, _tree())
+  assert list(target.parent.iterdir()) == [target]
+
+
+@pytest.mark.parametrize('kind', ['missing', 'folder', 'circle'])
+def test_what_cannot_be_written_is_named_as_it_was_given(tmp_path, kind):
+  path = tmp_path / 'm'
+  if kind == 'missing':
+    path = tmp_path / 'nowhere' / 'm'
+  elif kind == 'folder':
+    path.mkdir()
+  else:
+    path.symlink_to(path)
+  with pytest.raises(OSError, match='cannot write the packed file') as error:
+    packed_file.save(path, _tree())
+  assert error.value.filename == str(path)
+  assert not list(tmp_path.rglob('*.partial'))
+
+
+def test_content_is_on_disk_before_its_name_is(tmp_path, monkeypatch):
+  done = []
+  for name in ('fsync', 'replace'):
+    function = getattr(packed_file.os, name)
+    monkeypatch.setattr(
+      packed_file.os,
+      name,
+      lambda *args, f=function, n=name: (done.append(n), f(*args)),
+    )
+  packed_file.save(tmp_path / 'm', _tree())
+  assert done == ['fsync', 'replace', 'fsync']  # the file, then its folder
+
+
 # What is not a whole file of ours.
 
 
@@ -332,6 +370,21 @@ def test_a_valid_checksum_does_not_excuse_nonsense():
     except packed_file.PackedFileError:
       refused += 1
   assert loaded and refused > 500
+
+
+def test_a_ternary_byte_above_242_is_refused():
+  codes = np.array([[1, 0, -1, 1, 0]], np.int8)
+  tree = {'a': qtensor.QTensor(codes, np.float32(1), None, 3)}
+  data = packed_file.serialize(tree)
+  assert (
+    packed_file.deserialize(data).tree['a'].codes.tolist() == codes.tolist()
+  )
+  # Digits 2, 1, 0, 2, 1 and then 250, under a checksum of its own.
+  byte = bytes([2 + 3 + 0 + 27 * 2 + 81])
+  assert data.count(byte, 8 + int.from_bytes(data[:8], 'little')) == 1
+  at = data.rindex(byte)
+  with pytest.raises(packed_file.PackedFileError, match='byte 250'):
+    packed_file.deserialize(_reseal(data[:at] + b'\xfa' + data[at + 1 :]))
 
 
 def test_boxed_leaves_are_packed_as_what_they_hold(tmp_path):

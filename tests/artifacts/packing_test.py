@@ -45,3 +45,9 @@ def test_jax_packs_as_numpy_does(levels, size):
 def test_a_wrong_length_is_an_error():
   with pytest.raises(ValueError, match=r'10 codes of 4 levels.*\(3,\).*\(4,\)'):
     packing.unpack(np.zeros(4, np.uint8), 4, 10)
+
+
+def test_a_byte_that_no_five_ternary_codes_give_is_an_error():
+  assert packing.unpack(np.array([242], np.uint8), 3, 5).tolist() == [2] * 5
+  with pytest.raises(ValueError, match='byte 243 stands for no five ternary'):
+    packing.unpack(np.array([0, 243], np.uint8), 3, 10)

@@ -39,14 +39,16 @@ class Carried(NamedTuple):
   Attributes:
     books: {group: Codebook}, the tables.
     codes: {name: uint8 codes}, the projection G.
-    dual: {name: float32}, u, in units of the weights (the scaled form).
+    target: {name: float32}, G - u, what weights are pulled to; u is the dual
+      in units of the weights (the scaled form). Kept rather than u, so that a
+      step between two projections has nothing to look up.
     rho: float32 scalar, what u is scaled by.
     step_of_g: float32 scalar, |G - previous G| / |G|.
   """
 
   books: Any
   codes: Any
-  dual: Any
+  target: Any
   rho: Any
   step_of_g: Any
 
@@ -99,10 +101,11 @@ def admm(
     codes = {
       n: books.nearest(w, fitted[specs[n].group]) for n, w in weights.items()
     }
-    dual = {n: jnp.zeros(w.shape, jnp.float32) for n, w in weights.items()}
+    # The dual starts at zero.
+    target = {n: _entries(fitted[specs[n].group], c) for n, c in codes.items()}
     start = jnp.asarray(schedule(jnp.zeros((), jnp.int32)), jnp.float32)
     one = jnp.ones((), jnp.float32)
-    return types.State(carried=Carried(fitted, codes, dual, start, one))
+    return types.State(carried=Carried(fitted, codes, target, start, one))
 
   def projection(carried, specs):
     return {
@@ -121,25 +124,23 @@ def admm(
     }
 
   def penalty(weights, state, specs, ctx):
-    del ctx
-    g = projection(state.carried, specs)
-    off = {n: w - g[n] + state.carried.dual[n] for n, w in weights.items()}
+    del specs, ctx
+    target = state.carried.target
+    off = {n: w - target[n] for n, w in weights.items()}
     return state.carried.rho / 2 * _square(off)
 
-  def pull(weights, carried, specs, ctx):
+  def pull(weights, carried, ctx):
     stay = jnp.exp(-carried.rho * ctx.learning_rate)
-    g = projection(carried, specs)
 
-    def one(n, w):
-      target = g[n] - carried.dual[n]
+    def one(w, target):
       return (target + stay * (w - target)).astype(w.dtype)
 
-    return {n: one(n, w) for n, w in weights.items()}
+    return {n: one(w, carried.target[n]) for n, w in weights.items()}
 
   def after_update(weights, state, specs, ctx):
     carried = state.carried
     if coupling == FLOW:
-      weights = pull(weights, carried, specs, ctx)
+      weights = pull(weights, carried, ctx)
     carried = jax.lax.cond(
       (ctx.step + 1) % every == 0,
       lambda: project(weights, carried, specs, schedule(ctx.step + 1)),
@@ -148,7 +149,10 @@ def admm(
     return weights, types.State(carried=carried), {}
 
   def project(weights, carried, specs, new_rho):
-    lifted = {n: w + carried.dual[n] for n, w in weights.items()}
+    before = projection(carried, specs)
+    lifted = {
+      n: w + (before[n] - carried.target[n]) for n, w in weights.items()
+    }
     fitted = {
       group: kind.improve([lifted[n] for n in names], carried.books[group])
       for group, (names, _) in groups(specs).items()
@@ -157,15 +161,15 @@ def admm(
       n: books.nearest(v, fitted[specs[n].group]) for n, v in lifted.items()
     }
     new = carried._replace(books=fitted, codes=codes)
-    g, before = projection(new, specs), projection(carried, specs)
+    g = projection(new, specs)
     step_of_g = _ratio({n: g[n] - before[n] for n in g}, g)
     # Less is the rounding of the table's scale, which projects anew each time.
     step_of_g = jnp.where(step_of_g > 1e-6, step_of_g, 0.0)
     # The scaled dual stands for rho u, which a new rho must not change.
     new_rho = jnp.asarray(new_rho, jnp.float32)
     rescale = jnp.where(new_rho > 0, carried.rho / new_rho, 1.0)
-    dual = {n: rescale * (v - g[n]) for n, v in lifted.items()}
-    return new._replace(dual=dual, rho=new_rho, step_of_g=step_of_g)
+    target = {n: g[n] - rescale * (v - g[n]) for n, v in lifted.items()}
+    return new._replace(target=target, rho=new_rho, step_of_g=step_of_g)
 
   def metrics(weights, state, specs):
     g = projection(state.carried, specs)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from s8bqat_jax.artifacts import qtensor
 
 INT8_MIN, INT8_MAX = -128, 127
+_LOWEST = INT8_MIN - 1  # the grid's cell below all values
 
 
 class Codebook(NamedTuple):
@@ -111,6 +112,27 @@ def nearest(w: jax.Array, codebook: Codebook) -> jax.Array:
   return _look_up(table, halves, lowest)
 
 
+def above(w: jax.Array, codebook: Codebook) -> jax.Array:
+  """Returns how many centroids are not above each weight.
+
+  Args:
+    w: weights of any shape and floating dtype.
+    codebook: a Codebook.
+
+  Returns:
+    int32 in 0..K, the shape of `w`: the index of the lowest centroid above.
+  """
+  values = jnp.asarray(codebook.values)
+  if values.dtype != jnp.int8:
+    return jnp.searchsorted(
+      _exact(codebook),
+      jnp.asarray(w).astype(jnp.float32),
+      side='right',
+      method='scan_unrolled',
+    )
+  return _look_up(_above_cells(values), _cell(w, codebook), _LOWEST)
+
+
 def quantize(w: jax.Array, codebook: Codebook) -> qtensor.QTensor:
   """Returns the QTensor of each weight's nearest centroid.
 
@@ -151,24 +173,27 @@ def regions(w: jax.Array, codebook: Codebook) -> Regions:
   values, real = jnp.asarray(codebook.values), centroids(codebook)
   last = len(values) - 1
   if values.dtype != jnp.int8:
-    right = jnp.searchsorted(
-      _exact(codebook),
-      jnp.asarray(w).astype(jnp.float32),
-      side='right',
-      method='scan_unrolled',
-    )
+    right = above(w, codebook)
     return Regions(
       real[jnp.maximum(right - 1, 0)], real[jnp.minimum(right, last)]
     )
-  # v <= x exactly when v <= floor(x), for whole v.
-  steps = jnp.floor(_in_steps(w, codebook.scale))
-  lowest = INT8_MIN - 1
-  cells = jnp.arange(lowest, INT8_MAX + 1)
-  right = jnp.searchsorted(values.astype(jnp.int32), cells, side='right')
+  # Two looks at once rather than one after another.
+  right, steps = _above_cells(values), _cell(w, codebook)
   return Regions(
-    _look_up(real[jnp.maximum(right - 1, 0)], steps, lowest),
-    _look_up(real[jnp.minimum(right, last)], steps, lowest),
+    _look_up(real[jnp.maximum(right - 1, 0)], steps, _LOWEST),
+    _look_up(real[jnp.minimum(right, last)], steps, _LOWEST),
   )
+
+
+def _above_cells(values_K: jax.Array) -> jax.Array:
+  """Returns how many of some int8 values are not above each whole number."""
+  cells = jnp.arange(_LOWEST, INT8_MAX + 1)
+  return jnp.searchsorted(values_K.astype(jnp.int32), cells, side='right')
+
+
+def _cell(w: jax.Array, codebook: Codebook) -> jax.Array:
+  # v <= x exactly when v <= floor(x), for whole v.
+  return jnp.floor(_in_steps(w, codebook.scale))
 
 
 def _exact(codebook: Codebook) -> jax.Array:

@@ -71,6 +71,17 @@ def test_regions_are_the_neighbours(levels, values, dtype):
   assert np.all((snapped == regions.left) | (snapped == regions.right))
 
 
+@pytest.mark.parametrize('levels, values, dtype', KINDS)
+def test_above_counts_the_centroids_that_are_not_above(levels, values, dtype):
+  book, w = _book(levels, values, dtype), _weights(dtype)
+  # In float32, as the codes are found.
+  scale = np.float32(book.scale)
+  steps = np.float32(w) / scale if values == jnp.int8 else np.float32(w)
+  real = np.float32(book.values) * (1 if values == jnp.int8 else scale)
+  want = np.searchsorted(real, steps, side='right')
+  np.testing.assert_array_equal(codebook.above(w, book), want)
+
+
 @pytest.mark.parametrize('values', [np.int8, np.float32])
 def test_ties_go_down_and_equal_centroids_share_the_first_code(values):
   book = codebook.Codebook(np.array([-2, 0, 0, 0, 4], values), np.float32(0.5))

@@ -85,7 +85,10 @@ def calibrate(
   enc, *_ = integer.output_names(nets.encode, params, *speech[0])
   (pred,) = integer.output_names(nets.predict, params, *labels[0])
   ranges[JOINT] |= {'in:0': ranges[ENCODE][enc], 'in:1': ranges[PREDICT][pred]}
-  return ranges
+  return {
+    function: {name: list(ends) for name, ends in of_function.items()}
+    for function, of_function in ranges.items()
+  }
 
 
 def _arrays(batch):

@@ -22,7 +22,8 @@ from s8bqat_jax.integer import _jax_internals as internals
 from s8bqat_jax.integer import keys
 from s8bqat_jax.integer.spec import MASK_LIMIT
 
-Ranges = dict[str, tuple[float, float]]
+# {name: (low, high)}
+Ranges = dict[str, Sequence[float]]
 
 EMA = 0.95
 PERCENTILE = 99.99

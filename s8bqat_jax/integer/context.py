@@ -8,7 +8,7 @@ asked for codes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -79,7 +79,7 @@ class Context:
     named: keys of the variables of the graph being walked.
   """
 
-  ranges: dict[str, tuple[float, float]]
+  ranges: Mapping[str, Sequence[float]]
   twin: bool = False
   named: dict[internals.Var, keys.Key] = dataclasses.field(default_factory=dict)
 
@@ -148,7 +148,7 @@ class Context:
         'calibrate the same function (same parameters and same code path)'
       )
     low, high = self.ranges[key]
-    start = (low, high)
+    start: Sequence[float] = (low, high)
     if isinstance(first, QValue):
       start = self.ranges.get(first.key, start)
     elif isinstance(first, Const) and first.value.size:

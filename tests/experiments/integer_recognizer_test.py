@@ -1,0 +1,201 @@
+"""The recognizer's other arithmetics, on a tiny model with random weights."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import integer_recognizer, streaming
+from experiments import recognizer as recognizer_lib
+from s8bqat_jax import data, integer, quantizers
+from s8bqat_jax.artifacts import packed_file, qtensor
+from s8bqat_jax.models import rnnt
+from s8bqat_jax.quantizers.ptq import quantize
+from s8bqat_jax.speech import features, normalize, tokenizers
+
+B, S, U = 3, 16000, 4
+
+
+@pytest.fixture(scope='module')
+def recognizer():
+  tokenizer = tokenizers.CharTokenizer.from_texts(['abcdefg'])
+  model = rnnt.RNNT(
+    tokenizer.vocab_size, encoder_layers=1, encoder_width=12,
+    predictor_width=10, joint_width=8, embed_width=6, reduce_after=(0,),
+    ctc=True, dropout=0.5,
+  )  # fmt: skip
+  return recognizer_lib.Recognizer(
+    model=model,
+    log_mel=features.LogMel(num_mels=20),
+    normalization=normalize.GlobalNorm(np.full(20, -4.0), np.full(20, 3.0)),
+    tokenizer=tokenizer,
+    augment=data.SpecAugment(freq_width=4, time_width=5),
+    ctc_weight=0.3,
+  )
+
+
+@pytest.fixture(scope='module')
+def params(recognizer):
+  """Random weights, the matrices larger, so that labels are emitted."""
+  params = jax.jit(recognizer.init)(jax.random.key(0))
+  return jax.tree.map(lambda x: 2 * x if x.ndim > 1 else x, params)
+
+
+@pytest.fixture(scope='module')
+def tree(params):
+  return jax.device_get(quantize(quantizers.uniform(8), params))
+
+
+@pytest.fixture(scope='module')
+def batch():
+  r = np.random.default_rng(0)
+  envelope = np.abs(np.sin(np.arange(S) / 900)) * 60
+  audio = (r.normal(size=(B, S)) * envelope).astype(np.int16)
+  lengths = np.array([S, 12000, 9000], np.int32)
+  audio[np.arange(S) >= lengths[:, None]] = 0
+  return {
+    'audio_BxS': audio,
+    'audio_lengths_B': lengths,
+    'labels_BxU': r.integers(1, 8, (B, U)).astype(np.int32),
+    'label_lengths_B': np.array([4, 2, 1], np.int32),
+    'weights_B': np.ones(B, np.float32),
+  }
+
+
+@pytest.fixture(scope='module')
+def ranges(recognizer, params, batch):
+  return integer_recognizer.calibrate(recognizer, params, [batch])
+
+
+@pytest.fixture(scope='module')
+def shipped(recognizer, tree, ranges):
+  return integer_recognizer.lower(recognizer, tree, ranges)
+
+
+def test_ranges_are_for_json_and_meet_at_the_joint(ranges):
+  assert json.loads(json.dumps(ranges)) == ranges
+  assert set(ranges) == {'encode', 'predict', 'joint'}
+  assert ranges['joint']['in:0'] == ranges['encode']['encoder_out/bias:add']
+  assert ranges['joint']['in:1'] == ranges['predict']['predictor_out/bias:add']
+
+
+def test_padding_widens_no_range(recognizer, params, batch, ranges):
+  longer = dict(batch, audio_BxS=np.pad(batch['audio_BxS'], ((0, 0), (0, S))))
+  longer['labels_BxU'] = np.pad(batch['labels_BxU'], ((0, 0), (0, 3)))
+  feats, *_ = integer_recognizer._without_padding(recognizer, longer)
+  low, high = ranges['encode']['in:0']
+  assert low - 1e-5 <= feats.min() and feats.max() <= high + 1e-5
+  padded, _ = recognizer.features(longer['audio_BxS'], batch['audio_lengths_B'])
+  assert padded.max() > high  # What a calibration on padding would have seen.
+
+
+def test_twin_has_8_bit_activations_and_gradients(
+  recognizer, params, batch, ranges
+):
+  twin = integer_recognizer.twin(recognizer, params, ranges)
+  loss = lambda r: jax.jit(jax.value_and_grad(r.loss, has_aux=True))
+  still = dataclasses.replace(
+    recognizer, model=recognizer.model.clone(dropout=0.0)
+  )
+  key = jax.random.key(1)
+  (value, aux), grads = loss(twin)(params, batch, key)
+  (expected, _), float_grads = loss(still)(params, batch, key)
+  assert float(value) == pytest.approx(float(expected), rel=0.05)
+  assert set(aux) == {'rnnt', 'ctc'}
+  for g, f in zip(jax.tree.leaves(grads), jax.tree.leaves(float_grads)):
+    angle = jnp.vdot(g, f) / (jnp.linalg.norm(g) * jnp.linalg.norm(f))
+    assert angle > 0.9
+  enc, _ = jax.jit(twin.encode)(
+    params, batch['audio_BxS'], batch['audio_lengths_B']
+  )
+  assert 20 < len(np.unique(enc)) <= 256
+
+
+def test_twin_takes_weights_as_they_are_given(recognizer, params, ranges):
+  """Its own parameters only lend their structure, an embedding's scale too."""
+  twin = integer_recognizer.twin(recognizer, params, ranges)
+  labels = np.array([[1, 2, 3]], np.int32)
+  low, high = ranges['predict']['embed/embedding:gather']
+  for factor in (0.013, 1.7):
+    other = jax.tree.map(lambda x: x, params)
+    other['embed'] = jax.tree.map(lambda x: factor * x, params['embed'])
+    fresh = integer_recognizer.twin(recognizer, other, ranges)
+    np.testing.assert_array_equal(
+      twin.nets.predict(other, labels), fresh.nets.predict(other, labels)
+    )
+
+
+def test_integers_decode_as_the_twin(recognizer, tree, ranges, batch, shipped):
+  twin = integer_recognizer.twin(recognizer, tree, ranges)
+  inputs = batch['audio_BxS'], batch['audio_lengths_B']
+  decoded = qtensor.decode(tree)
+  real, _ = jax.jit(twin.encode)(decoded, *inputs)
+  codes, _ = jax.jit(shipped.encode)({}, *inputs)
+  assert codes.dtype == np.int8
+  program = integer_recognizer.Programs(recognizer, tree, ranges).encode(B, 98)
+  spec = program.out_specs[0]
+  steps = np.abs(np.asarray(spec.dequantize(codes)) - real) / spec.scale
+  # Both round alike; 16-bit tables and sums differ in their last place.
+  assert np.mean(steps < 0.5) > 0.6 and steps.max() < 4
+  a = jax.jit(twin.greedy)(decoded, *inputs)
+  b = jax.jit(shipped.greedy)({}, *inputs)
+  assert int(b.lengths_B.sum()) > 5
+  assert abs(int(a.lengths_B.sum()) - int(b.lengths_B.sum())) <= 2
+  beam = jax.jit(lambda *x: shipped.beam_search({}, *x, beam=2))(*inputs)
+  assert beam.labels_BxN.shape[0] == B
+
+
+def test_an_integer_stream_gives_the_integer_transcript(batch, shipped):
+  pcm_S = batch['audio_BxS'][0]
+  decoded = jax.jit(shipped.greedy)({}, pcm_S[None], np.array([S], np.int32))
+  labels = np.asarray(decoded.labels_BxN[0, : int(decoded.lengths_B[0])])
+  streamer = streaming.Streamer(shipped, {})
+  for start in range(0, S, 3000):
+    streamer.feed(pcm_S[start : start + 3000])
+  assert [x for _, x in streamer.emitted] == labels.tolist()
+  assert labels.size
+
+
+def test_every_program_is_integer(recognizer, tree, ranges):
+  programs = integer_recognizer.Programs(recognizer, tree, ranges)
+  for program in (
+    programs.encode(2, 16),
+    programs.encode_chunk(2),
+    programs.predict_step(2),
+    programs.joint((2, 8), (2, 8)),
+  ):
+    report = integer.audit(program)
+    assert report.ok, str(report)
+
+
+def test_an_integer_recognizer_does_not_train(shipped, batch):
+  with pytest.raises(TypeError, match='train with `twin`'):
+    shipped.nets.predict({}, batch['labels_BxU'], jax.random.key(0))
+
+
+def test_files_say_which_arithmetic_they_are_for(
+  recognizer, tree, ranges, tmp_path, batch
+):
+  plain, ranged = tmp_path / 'plain', tmp_path / 'ranged'
+  config = {'recognizer': recognizer.to_config()}
+  tokenizer = recognizer.tokenizer.to_config()
+  packed_file.save(plain, tree, config=config, tokenizer=tokenizer)
+  config[integer_recognizer.CONFIG_KEY] = ranges
+  packed_file.save(ranged, tree, config=config, tokenizer=tokenizer)
+  assert integer_recognizer.load(plain)[0].transformed is None
+  with pytest.raises(ValueError, match='float activations'):
+    integer_recognizer.load(plain, 'integer')
+  with pytest.raises(ValueError, match="'float', 'twin' or 'integer'"):
+    integer_recognizer.load(ranged, 'int8')
+  inputs = batch['audio_BxS'], batch['audio_lengths_B']
+  twin, params, _ = integer_recognizer.load(ranged)
+  expected = integer_recognizer.twin(recognizer, tree, ranges)
+  np.testing.assert_array_equal(
+    twin.encode(params, *inputs)[0], expected.encode(params, *inputs)[0]
+  )
+  shipped, params, _ = integer_recognizer.load(ranged, 'integer')
+  assert params == {}
+  assert shipped.encode(params, *inputs)[0].dtype == np.int8

@@ -2,7 +2,8 @@
 
   load(spec)     the corpus that a data spec names (`spec.py` lists schemes)
   make_loader    batches of a corpus: planned, padded, read ahead, resumable
-  Perturbation   speed, loudness and noise, on the host
+  Perturbation   how much speed, loudness and noise vary in training
+  perturbed      a batch's audio with its loudness and noise, inside the step
   spec_augment   masks over features, inside the jitted step
   Plan           which utterances each global step reads, a pure function
 
@@ -27,3 +28,4 @@ from s8bqat_jax.data.masking import SpecAugment as SpecAugment
 from s8bqat_jax.data.masking import spec_augment as spec_augment
 from s8bqat_jax.data.perturb import Perturbation as Perturbation
 from s8bqat_jax.data.spec import load as load
+from s8bqat_jax.data.waveform import perturbed as perturbed

@@ -7,10 +7,8 @@ one pass: strings recomposed from the same recordings would add no evidence.
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent import futures
 
 import numpy as np
-import tqdm
 
 from s8bqat_jax.data import audio, noise, select, store
 from s8bqat_jax.data import corpus as corpus_lib
@@ -24,6 +22,8 @@ OPTIONS = {
   'cache': 'folder for what took long to make, or none to keep it in memory',
 }
 
+# Raise when the same strings must give other samples.
+_VERSION = 1
 _PAUSE_S = (0.05, 0.35)  # between recordings, and before and after them
 _FADE = corpus_lib.SAMPLE_RATE // 200
 _FRAME = corpus_lib.SAMPLE_RATE // 100
@@ -131,16 +131,41 @@ def _fade(pcm_S: np.ndarray) -> np.ndarray:
 
 
 def _trimmed(table: corpus_lib.Table) -> Iterator[store.Entry]:
-  with futures.ThreadPoolExecutor() as pool:
-    entries = pool.map(
-      lambda i: store.Entry(
-        trim(table.pcm(i)), table.texts_N[i], table.speakers_N[i]
-      ),
-      range(len(table)),
-    )
-    yield from tqdm.tqdm(
-      entries, 'trimming', total=len(table), unit='recording', disable=None
-    )
+  def make(index: int) -> store.Entry:
+    pcm_S = trim(table.pcm(index))
+    return store.Entry(pcm_S, table.texts_N[index], table.speakers_N[index])
+
+  return store.make_all(make, len(table), 'trimming')
+
+
+def _composed(
+  kept: store.Store,
+  strings: Sequence[String],
+  snr: tuple[float, float] | None,
+  seed: int,
+  side: int,
+) -> Iterator[store.Entry]:
+  """Joins trimmed recordings to strings and adds the noise."""
+
+  def make(index: int) -> store.Entry:
+    string = strings[index]
+    pieces = [np.zeros(string.pauses[0], np.float32)]
+    for i, pause in zip(string.recordings, string.pauses[1:]):
+      pieces.append(_fade(kept.samples_S[slice(*kept.offsets_N1[i : i + 2])]))
+      pieces.append(np.zeros(pause, np.float32))
+    audio_S = np.concatenate(pieces)
+    if snr is not None:
+      rng = np.random.default_rng([seed, side, index])
+      noise_S = noise.draw(rng, len(audio_S), side)
+      audio_S = noise.mix(audio_S, noise_S, rng.uniform(*snr))
+    texts = ' '.join(kept.texts_N[i] for i in string.recordings)
+    speaker = kept.speakers_N[string.recordings[0]]
+    return store.Entry(audio.to_int16(audio_S), texts, speaker)
+
+  if snr is not None:
+    for kind in noise.KINDS:  # threads would each make the bank
+      noise.bank(kind, side)
+  return store.make_all(make, len(strings), 'composing')
 
 
 def apply(
@@ -188,31 +213,21 @@ def apply(
   )
   # Noise of its own for dev and eval, and for what is used once unnamed.
   side = 0 if passes > 1 else select.SPLITS.index(split or 'eval')
-  offsets_N1 = kept.offsets_N1
-
-  def read(index: int) -> np.ndarray:
-    string = strings[index]
-    pieces = [np.zeros(string.pauses[0], np.float32)]
-    for i, pause in zip(string.recordings, string.pauses[1:]):
-      pieces.append(_fade(kept.samples_S[offsets_N1[i] : offsets_N1[i + 1]]))
-      pieces.append(np.zeros(pause, np.float32))
-    audio_S = np.concatenate(pieces)
-    if snr is not None:
-      rng = np.random.default_rng([seed, side, index])
-      noise_S = noise.draw(rng, len(audio_S), side)
-      audio_S = noise.mix(audio_S, noise_S, rng.uniform(*snr))
-    return audio.to_int16(audio_S)
-
-  lengths_N = np.diff(offsets_N1)
-  samples = [
-    lengths_N[list(s.recordings)].sum() + sum(s.pauses) for s in strings
-  ]
+  fingerprint = corpus_lib.fingerprint([table.fingerprint, snr, *strings])
+  made = store.cached(
+    f'composed-{_VERSION}-{side}-{fingerprint}',
+    options.get('cache'),
+    lambda: _composed(kept, strings, snr, seed, side),
+  )
+  offsets_N1 = made.offsets_N1
   return corpus_lib.Table(
     spec=table.spec,
     utt_ids_N=[f'string-{i:06d}' for i in range(len(strings))],
-    texts_N=[' '.join(table.texts_N[i] for i in s.recordings) for s in strings],
-    speakers_N=[table.speakers_N[s.recordings[0]] for s in strings],
-    durations_N=(np.array(samples) / corpus_lib.SAMPLE_RATE).astype(np.float32),
-    read=read,
-    fingerprint=corpus_lib.fingerprint([table.fingerprint, snr, *strings]),
+    texts_N=made.texts_N,
+    speakers_N=made.speakers_N,
+    durations_N=(np.diff(offsets_N1) / corpus_lib.SAMPLE_RATE).astype(
+      np.float32
+    ),
+    read=lambda i: made.samples_S[offsets_N1[i] : offsets_N1[i + 1]],
+    fingerprint=fingerprint,
   )

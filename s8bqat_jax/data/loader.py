@@ -9,21 +9,11 @@ from typing import Protocol
 import numpy as np
 from absl import logging
 
-from s8bqat_jax.data import batching
+from s8bqat_jax.data import batching, speeds, waveform
 from s8bqat_jax.data import corpus as corpus_lib
+from s8bqat_jax.data import perturb as perturb_lib
 
 Batch = dict[str, np.ndarray]
-
-
-class Perturb(Protocol):
-  """Host-side augmentation, e.g. `perturb.Perturbation`."""
-
-  @property
-  def stretch(self) -> tuple[float, float]: ...
-
-  def __call__(
-    self, pcm_S: np.ndarray, seed: int, epoch: int, index: int
-  ) -> np.ndarray: ...
 
 
 class Tokenizer(Protocol):
@@ -79,7 +69,8 @@ class Loader:
     corpus: What is read.
     labels_N: Labels of each utterance.
     plan: Who is in which batch.
-    perturb: Host-side augmentation, None for none.
+    perturb: What is drawn for each utterance, None for nothing.
+    at_speed: `(index, speed) -> int16 [S]`, how audio is read under `perturb`.
     strict: True raises on unusable audio (evaluation, where every utterance
       counts); False leaves it out and reports it in `skipped`.
     max_skipped: Share of the corpus that may be skipped before it is an error.
@@ -92,7 +83,8 @@ class Loader:
   corpus: corpus_lib.Corpus
   labels_N: Sequence[Sequence[int]]
   plan: batching.Plan
-  perturb: Perturb | None = None
+  perturb: perturb_lib.Perturbation | None = None
+  at_speed: speeds.AtSpeed | None = None
   strict: bool = False
   max_skipped: float = 0.1
   process_index: int = 0
@@ -113,7 +105,8 @@ class Loader:
 
     Returns:
       `audio_BxS` int16, `audio_lengths_B`, `labels_BxU` and `label_lengths_B`
-      int32, `indices_B` int32 (-1: padding) and `weights_B` float32.
+      int32, `indices_B` int32 (-1: padding) and `weights_B` float32; with
+      `perturb` also what `waveform.perturbed` needs.
     """
     rows_B = batching.shard(planned, self.process_index, self.process_count)
     size, bucket = len(rows_B), planned.bucket
@@ -125,10 +118,16 @@ class Loader:
       'indices_B': np.full(size, -1, np.int32),
       'weights_B': np.zeros(size, np.float32),
     }
+    if self.perturb is not None:
+      batch |= waveform.no_draws(size, noisy=self.perturb.snr_db is not None)
     for row, index in enumerate(rows_B.tolist()):
       if index < 0:
         continue
-      pcm_S = self._read(index, planned)
+      draw = None
+      if self.perturb is not None:
+        draw = self.perturb.draw(self.plan.seed, planned.epoch, index)
+        waveform.set_draw(batch, row, draw)
+      pcm_S = self._read(index, draw, planned)
       if pcm_S is None:
         continue
       labels = self.labels_N[index]
@@ -141,12 +140,16 @@ class Loader:
     return batch
 
   def _read(
-    self, index: int, planned: batching.PlannedBatch
+    self,
+    index: int,
+    draw: perturb_lib.Draw | None,
+    planned: batching.PlannedBatch,
   ) -> np.ndarray | None:
     try:
-      pcm_S = self.corpus.pcm(index)
-      if self.perturb is not None:
-        pcm_S = self.perturb(pcm_S, self.plan.seed, planned.epoch, index)
+      if draw is None or self.at_speed is None:
+        pcm_S = self.corpus.pcm(index)
+      else:
+        pcm_S = self.at_speed(index, draw.speed)
       if len(pcm_S) > planned.bucket.samples:
         raise corpus_lib.BadUtteranceError(
           f'{self.corpus.utt_ids_N[index]}: {len(pcm_S)} samples, expected at '
@@ -232,11 +235,12 @@ def make_loader(
   num_buckets: int = 4,
   seed: int = 0,
   train: bool = True,
-  perturb: Perturb | None = None,
+  perturb: perturb_lib.Perturbation | None = None,
   samples_per_label: int = 0,
   process_index: int = 0,
   process_count: int = 1,
   prefetch: int = 4,
+  cache: str | None = None,
 ) -> Loader:
   """Plans a corpus: everything that can be wrong up front is found here.
 
@@ -248,12 +252,14 @@ def make_loader(
     seed: Of shuffling and augmentation.
     train: Shuffle and skip bad audio; otherwise read each utterance once per
       epoch, in a fixed order, and raise on bad audio.
-    perturb: Host-side augmentation, None for none.
+    perturb: What may happen to the waveforms, None for nothing.
     samples_per_label: Audio that a label needs (CTC: hop x time reduction). In
       training a longer transcript is skipped and reported; 0 checks nothing.
     process_index: This process.
     process_count: Processes that share each global batch.
     prefetch: Batches read ahead; 0 reads in the caller's thread.
+    cache: Folder of the copies at other speeds that `perturb` asks for, `none`
+      to change speeds when reading, None for the user's cache.
 
   Returns:
     The loader.
@@ -293,11 +299,15 @@ def make_loader(
     stretch=longest,
     leave_out=leave_out,
   )
+  at_speed = None
+  if perturb is not None:
+    at_speed = speeds.at_speeds(corpus, perturb.speeds, cache)
   return Loader(
     corpus,
     labels_N,
     plan,
     perturb=perturb,
+    at_speed=at_speed,
     strict=not train,
     process_index=process_index,
     process_count=process_count,

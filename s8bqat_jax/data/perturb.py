@@ -1,16 +1,19 @@
-"""Changes to the waveform during training: speed, loudness, noise.
+"""What a waveform goes through in training: speed, loudness, noise.
 
-They run in the thread that reads ahead, beside the step on the same cores, so
-they are cheap; every draw is a function of (seed, epoch, index).
+The draws are made on the host, a function of (seed, epoch, index). Speed is
+applied there, from copies made once (`speeds.py`); loudness and noise are two
+multiplications and an addition, fused into the step (`waveform.py`).
 """
 
 import dataclasses
 import fractions
 import functools
+import math
+from typing import NamedTuple
 
 import numpy as np
 
-from s8bqat_jax.data import audio, noise
+from s8bqat_jax.data import noise
 
 _HALF_WIDTH = 12  # taps of the interpolating filter on either side
 
@@ -69,6 +72,24 @@ def change_speed(audio_S: np.ndarray, speed: float) -> np.ndarray:
   return made_NxU.reshape(-1)[:size]
 
 
+class Draw(NamedTuple):
+  """What happens to one utterance.
+
+  Attributes:
+    speed: One of the speeds.
+    gain: Factor of its amplitude.
+    snr_db: Ratio at which noise is mixed in; infinite for none.
+    noise_kind: Row of the bank of noise.
+    noise_place: Where in the bank it starts, 0 .. 1.
+  """
+
+  speed: float
+  gain: float
+  snr_db: float
+  noise_kind: int
+  noise_place: float
+
+
 @dataclasses.dataclass(frozen=True)
 class Perturbation:
   """What may happen to an utterance; give it to `make_loader`.
@@ -99,30 +120,19 @@ class Perturbation:
     ratios = [float(_ratio(s)) for s in self.speeds]
     return min(ratios), max(ratios)
 
-  def __call__(
-    self, pcm_S: np.ndarray, seed: int, epoch: int, index: int
-  ) -> np.ndarray:
-    """Perturbs one utterance.
+  def draw(self, seed: int, epoch: int, index: int) -> Draw:
+    """Draws for one utterance.
 
     Args:
-      pcm_S: int16 samples.
       seed: Of the run.
       epoch: Another epoch draws anew.
       index: Of the utterance.
-
-    Returns:
-      int16 samples, longer or shorter as `stretch` says.
     """
     rng = np.random.default_rng([seed, epoch, index])
     speed = self.speeds[int(rng.integers(len(self.speeds)))]
-    gain = 0.0 if self.gain_db is None else rng.uniform(*self.gain_db)
-    snr_db = None
+    gain_db = 0.0 if self.gain_db is None else rng.uniform(*self.gain_db)
+    snr_db, kind, place = math.inf, 0, 0.0
     if self.snr_db is not None and rng.random() < self.noise_probability:
       snr_db = rng.uniform(*self.snr_db)
-    if speed == 1 and not gain and snr_db is None:
-      return pcm_S
-    scale = np.float32(10 ** (gain / 20) / 32768)
-    audio_S = change_speed(pcm_S * scale, speed)
-    if snr_db is not None:
-      audio_S = noise.mix(audio_S, noise.draw(rng, len(audio_S)), snr_db)
-    return audio.to_int16(audio_S)
+      kind, place = int(rng.integers(len(noise.KINDS))), rng.random()
+    return Draw(speed, 10 ** (gain_db / 20), snr_db, kind, place)

@@ -54,6 +54,8 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
     The same tree of global arrays.
   """
   sharding = NamedSharding(mesh, PartitionSpec(DATA))
+  if jax.process_count() == 1:
+    return jax.device_put(batch, sharding)  # half the time of what follows
   return jax.tree.map(
     lambda x: jax.make_array_from_process_local_data(sharding, x), batch
   )

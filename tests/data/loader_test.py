@@ -6,7 +6,7 @@ import pytest
 
 from s8bqat_jax.data import corpus as corpus_lib
 from s8bqat_jax.data import loader as loader_lib
-from s8bqat_jax.data import perturb
+from s8bqat_jax.data import perturb, speeds
 
 
 class Letters:
@@ -193,3 +193,29 @@ def test_read_ahead_passes_on_errors():
   next(ahead)
   with pytest.raises(KeyError, match='inside'):
     next(ahead)
+
+
+def test_a_perturbed_batch_carries_speed_gain_and_noise():
+  corpus = _corpus()
+  mix = perturb.Perturbation(speeds=(0.9, 1.0), snr_db=(0, 20))
+  loader = _loader(corpus, perturb=mix, seed=5)
+  for planned in loader.plan.epoch(2):
+    batch = loader.make(planned)
+    for row, i in enumerate(batch['indices_B'].tolist()):
+      if i < 0:
+        assert batch['gains_B'][row] == 1 and np.isinf(batch['snr_db_B'][row])
+        continue
+      draw = mix.draw(5, 2, i)
+      np.testing.assert_allclose(
+        [batch[n][row] for n in ('gains_B', 'snr_db_B', 'noise_places_B')],
+        [draw.gain, draw.snr_db, draw.noise_place],
+        rtol=1e-6,
+      )
+      assert batch['noise_kinds_B'][row] == draw.noise_kind
+      np.testing.assert_array_equal(
+        batch['audio_BxS'][row, : batch['audio_lengths_B'][row]],
+        speeds.change(corpus.pcm(i), draw.speed),
+      )
+  assert 'snr_db_B' not in next(
+    _loader(corpus, perturb=perturb.Perturbation()).batches()
+  )

@@ -152,7 +152,8 @@ class Recognizer:
       The loss, and {"rnnt", "ctc"} as metrics.
     """
     augment_key, encoder_key, predictor_key = jax.random.split(key, 3)
-    feats, lengths = self.features(batch['audio_BxS'], batch['audio_lengths_B'])
+    audio = data.perturbed(batch)
+    feats, lengths = self.features(audio, batch['audio_lengths_B'])
     if self.augment is not None:
       feats = data.spec_augment(augment_key, feats, lengths, self.augment)
     nets = self.nets

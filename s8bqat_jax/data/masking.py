@@ -16,6 +16,8 @@ class SpecAugment:
     time_masks: Stretches per utterance.
     time_width: Frames of a stretch, at most.
     time_share: Share of the utterance that one stretch hides, at most.
+    freq_warp: How much the frequency axis is stretched or squeezed, at most,
+      as a shorter or longer vocal tract does; 0 never.
   """
 
   freq_masks: int = 2
@@ -23,6 +25,7 @@ class SpecAugment:
   time_masks: int = 2
   time_width: int = 40
   time_share: float = 0.15
+  freq_warp: float = 0.0
 
 
 def _bands(
@@ -43,6 +46,24 @@ def _bands(
   return inside_BxMxS.any(axis=1)
 
 
+def _warp(key: jax.Array, feats_BxTxF: jax.Array, most: float) -> jax.Array:
+  """Stretches each utterance's frequency axis by 1 - most .. 1 + most.
+
+  Linear interpolation along the channels, as one product with a matrix of at
+  most two entries a column. What lies beyond the last channel repeats it.
+  """
+  batch, _, channels = feats_BxTxF.shape
+  stretch_B = jax.random.uniform(key, (batch,), minval=-most, maxval=most) + 1
+  at_F = jnp.arange(channels)
+  from_BxF = jnp.minimum(at_F * stretch_B[:, None], channels - 1)
+  share_BxFxG = jnp.maximum(
+    0.0, 1 - jnp.abs(at_F[:, None] - from_BxF[:, None, :])
+  )
+  return jnp.einsum(
+    'btf,bfg->btg', feats_BxTxF, share_BxFxG.astype(feats_BxTxF.dtype)
+  )
+
+
 def spec_augment(
   key: jax.Array,
   feats_BxTxF: jax.Array,
@@ -53,7 +74,9 @@ def spec_augment(
 
   Published (K): the masks, uniform in width and position. Ours (R): the limit
   `time_share` keeps short utterances recognizable, and the fill is each
-  utterance's mean over its frames, which is 0 for normalized features.
+  utterance's mean over its frames, which is 0 for normalized features. The
+  warp is that of vocal tract length perturbation on the axis of the channels
+  instead of hertz (R); it comes before the masks.
 
   Args:
     key: A JAX random key; another key for another step.
@@ -66,8 +89,13 @@ def spec_augment(
 
   References:
     Park et al., SpecAugment, Interspeech 2019.
+    N. Jaitly, G. Hinton, Vocal Tract Length Perturbation (VTLP) improves
+    speech recognition, ICML workshop on deep learning for audio, 2013.
   """
   batch, frames, channels = feats_BxTxF.shape
+  if config.freq_warp:
+    key, warp_key = jax.random.split(key)
+    feats_BxTxF = _warp(warp_key, feats_BxTxF, config.freq_warp)
   time_key, freq_key = jax.random.split(key)
   widest_B = jnp.minimum(
     config.time_width, jnp.floor(lengths_B * config.time_share)

@@ -77,3 +77,16 @@ def test_shape_and_dtype_are_kept():
   key = jax.eval_shape(lambda: jax.random.key(0))
   out = jax.eval_shape(masking.spec_augment, key, feats, lengths)
   assert (out.shape, out.dtype) == (feats.shape, feats.dtype)
+
+
+def test_warp_moves_a_peak_by_at_most_its_share():
+  config = masking.SpecAugment(freq_masks=0, time_masks=0, freq_warp=0.1)
+  feats = np.zeros((64, 3, 40), np.float32)
+  feats[:, :, 20] = 1
+  lengths = np.full(64, 3)
+  out = masking.spec_augment(jax.random.key(0), feats, lengths, config)
+  center_B = np.einsum('btf,f->b', out, np.arange(40)) / np.sum(out, (1, 2))
+  assert 17.9 < center_B.min() < 18.8 and 21.2 < center_B.max() < 22.5
+  flat = np.full((64, 3, 40), 0.5, np.float32)
+  out = masking.spec_augment(jax.random.key(1), flat, lengths, config)
+  np.testing.assert_allclose(out, 0.5, rtol=1e-5)

@@ -1,0 +1,68 @@
+"""Task C: read English of 125 learners, half of them children; 2.9 hours.
+
+Too little to learn from alone, so training has two stages, each a command:
+
+  --config=experiments/configs/float/speechocean.py:stage=pretrain
+  --config=experiments/configs/float/speechocean.py --config.init_from=FILE
+
+The first hears synthesized voices read sentences of a text file, beside the
+task's own recordings; FILE is the model it wrote. `experiments.decode_lm` then
+decodes with a lexicon and a word n-gram.
+"""
+
+from experiments.configs import common
+from experiments.configs import float as float_configs
+
+
+def split(folder: str, name: str) -> str:
+  """Returns the data spec of a split: 85, 15 and 25 speakers of all ages."""
+  return (
+    f'manifest:{folder}/speechocean762/metadata.csv?split={name}'
+    '&shares=85,15,25&split_by=age&case=lower'
+  )
+
+
+def get_config(text=None):
+  """Returns the config of a stage and seed."""
+  args = float_configs.arguments(
+    text, stage='train', seed='0', data='../shared/data'
+  )
+  config = common.default()
+  config.seed = int(args['seed'])
+  config.tokenizer = 'char'  # as the lexicon's
+  config.init_from = ''
+  config.data.train = split(args['data'], 'train')
+  config.data.dev = split(args['data'], 'dev')
+  config.data.eval = split(args['data'], 'eval')
+  config.data.num_buckets = 5
+  config.perturb.speeds = (0.8, 0.9, 1.0, 1.1, 1.2)
+  config.augment.freq_warp = 0.12
+  config.augment.time_width = 12
+  config.model.encoder_layers = 3
+  config.model.encoder_width = 224
+  config.model.predictor_width = 96
+  config.model.joint_width = 128
+  config.model.dropout = 0.15
+  config.train.ctc_weight = 0.3
+  config.train.average_decay = 0.998
+  config.train.steps = 3000
+  config.train.learning_rate = 1.5e-3
+  config.train.warmup_steps = 200
+  config.train.weight_decay = 1e-2
+  config.train.eval_every = 500
+  if args['stage'] == 'pretrain':
+    sentences = f'file={args["data"]}/wikitext2/train.txt'
+    config.data.train = ' + '.join(
+      [
+        f'espeak:text?{sentences}&split=train&hours=12&snr=5-30',
+        'espeak:grammar?split=train&hours=3&snr=5-30',
+        config.data.train,
+      ]
+    )
+    config.perturb.speeds = (0.85, 1.0, 1.15)
+    config.model.dropout = 0.05
+    config.train.learning_rate = 2.5e-3
+    config.train.eval_every = 1500
+  elif args['stage'] != 'train':
+    raise ValueError(f'stage={args["stage"]}: expected pretrain or train')
+  return config

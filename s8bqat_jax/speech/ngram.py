@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import collections
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +17,13 @@ import numpy as np
 from s8bqat_jax.speech import beam, tokenizers
 
 _START, _END = '<s>', '</s>'
+
+
+class LanguageModel(Protocol):
+  """What rescoring asks of a language model."""
+
+  def log_prob(self, text: str) -> float:
+    """Natural log-probability of a sentence, its end included."""
 
 
 class NGram:
@@ -85,10 +92,35 @@ class NGram:
 
   def log_prob(self, text: str) -> float:
     """Natural log-probability of a sentence, its end included."""
-    words = [*text.split(), _END]
+    return _log_prob(self.prob, text)
+
+
+class Mixture(NamedTuple):
+  """Several n-grams, their probabilities averaged word by word.
+
+  Attributes:
+    ngrams: the models.
+    shares: of each, adding up to 1.
+  """
+
+  ngrams: Sequence[NGram]
+  shares: Sequence[float]
+
+  def prob(self, word: str, context: Sequence[str]) -> float:
+    """Probability of a word (or '</s>') after the words before it."""
     return sum(
-      math.log(self.prob(word, words[:i])) for i, word in enumerate(words)
+      share * ngram.prob(word, context)
+      for share, ngram in zip(self.shares, self.ngrams)
     )
+
+  def log_prob(self, text: str) -> float:
+    """Natural log-probability of a sentence, its end included."""
+    return _log_prob(self.prob, text)
+
+
+def _log_prob(prob: Callable[[str, Sequence[str]], float], text: str) -> float:
+  words = [*text.split(), _END]
+  return sum(math.log(prob(word, words[:i])) for i, word in enumerate(words))
 
 
 def lexicon(
@@ -149,7 +181,7 @@ class Candidate(NamedTuple):
 
 def rescore(
   candidates: Sequence[Candidate],
-  ngram: NGram,
+  language: LanguageModel,
   *,
   weight: float,
   word_bonus: float = 0.0,
@@ -158,7 +190,7 @@ def rescore(
 
   Args:
     candidates: with the recognizer's log-probabilities.
-    ngram: the language model.
+    language: an n-gram, for instance.
     weight: of its log-probability; tune it on a development set.
     word_bonus: per word, against the n-gram's liking of short transcripts.
 
@@ -168,7 +200,7 @@ def rescore(
   scored = [
     Candidate(
       text,
-      score + weight * ngram.log_prob(text) + word_bonus * len(text.split()),
+      score + weight * language.log_prob(text) + word_bonus * len(text.split()),
     )
     for text, score in candidates
   ]

@@ -93,3 +93,17 @@ def test_nothing_to_learn_from():
   no_space = tokenizers.CharTokenizer('abc')
   with pytest.raises(ValueError, match='a tokenizer with a space'):
     ngram.lexicon({'ab': 0.0}, no_space)
+
+
+def test_a_mixture_averages_word_by_word():
+  first, second = ngram.NGram(['a b a'], 2), ngram.NGram(['b b c'], 2)
+  mixed = ngram.Mixture((first, second), (0.25, 0.75))
+  for word, context in [('a', []), ('b', ['a']), ('</s>', ['c']), ('x', [])]:
+    want = 0.25 * first.prob(word, context) + 0.75 * second.prob(word, context)
+    assert mixed.prob(word, context) == pytest.approx(want)
+  want = sum(
+    math.log(mixed.prob(w, c)) for w, c in [('b', []), ('</s>', ['b'])]
+  )
+  assert mixed.log_prob('b') == pytest.approx(want)
+  alone = ngram.Mixture((first,), (1.0,))
+  assert alone.log_prob('a b') == pytest.approx(first.log_prob('a b'))

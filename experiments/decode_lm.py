@@ -1,0 +1,240 @@
+"""Decodes with a lexicon and a word n-gram: what a small recognizer borrows.
+
+  python -m experiments.decode_lm --model=runs/speechocean/model.safetensors \
+    --dev=SPEC --data=SPEC --texts=SPEC --sentences=FILE
+
+The lexicon holds every word of the transcripts of --texts (training data) and
+the --words most frequent ones of --sentences (a text file). A trigram of the
+transcripts and one of the sentences are mixed by a share that fits the
+development transcripts best. A beam search that spells words of the lexicon
+only leaves N-best lists; they are ordered by recognizer, trigram and number of
+words, whose weights are tuned on --dev. --data is then scored once.
+
+Writes a row for each of greedy, beam, lexicon and lexicon with n-gram to
+experiments/results/NAME.json, and prints them.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import math
+import pathlib
+import types
+from collections.abc import Sequence
+
+import jax
+from absl import app, flags
+from tqdm import tqdm
+
+from experiments import recognizer as recognizer_lib
+from experiments import results, scoring, trainer
+from s8bqat_jax import data, speech
+from s8bqat_jax.data import espeak_texts
+from s8bqat_jax.speech import beam, ngram, wer
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Of experiments.train.')
+_MODEL = flags.DEFINE_string('model', None, 'A packed file.')
+_DEV = flags.DEFINE_string('dev', None, 'Data to tune on.', required=True)
+_DATA = flags.DEFINE_string('data', None, 'Data to score.', required=True)
+_TEXTS = flags.DEFINE_string(
+  'texts', None, 'Data whose transcripts are counted.', required=True
+)
+_SENTENCES = flags.DEFINE_string('sentences', None, 'Text file, counted too.')
+_WORDS = flags.DEFINE_integer('words', 20_000, 'Taken from the text file.')
+_ORDER = flags.DEFINE_integer('order', 3, 'Of the n-grams.')
+_BEAM = flags.DEFINE_integer('beam', 12, 'Hypotheses kept.')
+_BATCH = flags.DEFINE_integer('batch_size', 16, 'Utterances at a time.')
+_NAME = flags.DEFINE_string('name', 'decode_lm', 'Of the results file.')
+
+# Share of a word's unigram log-probability that the search sees; the ordering
+# of the N-best takes it out again.
+_SEARCH_WEIGHT = 0.3
+_SHARES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
+_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0)
+_BONUSES = (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
+
+
+NBests = Sequence[Sequence[ngram.Candidate]]
+
+
+class Search:
+  """A compiled beam search of one recognizer."""
+
+  def __init__(self, model: recognizer_lib.Recognizer, params):
+    self._model, self._params = model, jax.device_put(params)
+    self._run = jax.jit(self._search)
+
+  def _search(self, params, audio_BxS, lengths_B, automaton):
+    enc, lengths = self._model.encode(params, audio_BxS, lengths_B)
+    return beam.beam_search(
+      self._model.transducer(params),
+      enc,
+      lengths,
+      beam=_BEAM.value,
+      automaton=automaton,
+    )
+
+  def __call__(
+    self, corpus: data.Corpus, automaton: beam.Automaton | None = None
+  ) -> list[list[ngram.Candidate]]:
+    """Returns the N-best transcripts of every utterance."""
+    loader = data.make_loader(
+      corpus,
+      types.SimpleNamespace(encode=lambda text: []),  # texts are compared
+      batch_size=_BATCH.value,
+      num_buckets=3,
+      train=False,
+    )
+    found: list[list[ngram.Candidate]] = [[] for _ in range(len(corpus))]
+    steps = loader.steps_per_epoch
+    for batch in tqdm(loader.batches(0, steps), total=steps, unit='batch'):
+      nbest = jax.device_get(
+        self._run(
+          self._params, batch['audio_BxS'], batch['audio_lengths_B'], automaton
+        )
+      )
+      for row, index in enumerate(batch['indices_B'].tolist()):
+        if index >= 0:
+          found[index] = self._candidates(*(x[row] for x in nbest))
+    return found
+
+  def _candidates(self, labels_KxN, lengths_K, scores_K):
+    decode = self._model.tokenizer.decode
+    return [
+      ngram.Candidate(decode(labels[:length].tolist()).strip(), float(score))
+      for labels, length, score in zip(labels_KxN, lengths_K, scores_K)
+      if math.isfinite(score)
+    ]
+
+
+def best_mixture(
+  task: ngram.NGram, general: ngram.NGram | None, texts: Sequence[str]
+) -> tuple[ngram.LanguageModel, float]:
+  """Returns the mixture that gives texts the highest probability."""
+  if general is None:
+    return task, 1.0
+  mixtures = {s: ngram.Mixture((task, general), (s, 1 - s)) for s in _SHARES}
+  fits = {s: sum(map(m.log_prob, texts)) for s, m in mixtures.items()}
+  share = max(fits, key=lambda s: fits[s])
+  return mixtures[share], share
+
+
+def unigrams(
+  texts: Sequence[str], sentences: Sequence[str], most: int
+) -> dict[str, float]:
+  """Returns the lexicon's words and their log-probabilities."""
+  own = collections.Counter(w for t in texts for w in t.split())
+  other = collections.Counter(w for t in sentences for w in t.split())
+  words = [*own, *(w for w, _ in other.most_common(most) if w not in own)]
+  # Half of the probability is the task's own, half the text file's.
+  sizes = max(1, own.total()), max(1, other.total())
+  prob = {
+    w: 0.5 * (own[w] + 0.1) / sizes[0] + 0.5 * other[w] / sizes[1]
+    for w in words
+  }
+  total = sum(prob.values())
+  return {w: math.log(p / total) for w, p in prob.items()}
+
+
+def unweighted(nbests: NBests, lexicon: dict[str, float]) -> NBests:
+  """Takes the lexicon's weights out of the scores."""
+  return [
+    [
+      ngram.Candidate(text, score - sum(lexicon[w] for w in text.split()))
+      for text, score in nbest
+    ]
+    for nbest in nbests
+  ]
+
+
+def choose(
+  nbests: NBests,
+  language: ngram.LanguageModel | None = None,
+  weight: float = 0.0,
+  bonus: float = 0.0,
+) -> list[str]:
+  """Returns the best transcript of each list, '' of an empty one."""
+  if language is not None:
+    nbests = [
+      ngram.rescore(n, language, weight=weight, word_bonus=bonus)
+      for n in nbests
+    ]
+  return [n[0].text if n else '' for n in nbests]
+
+
+def tune(
+  nbests: NBests, language: ngram.LanguageModel, references: Sequence[str]
+) -> tuple[float, float]:
+  """Returns the weight and the bonus of the fewest word errors."""
+
+  def errors(pair: tuple[float, float]) -> int:
+    found = wer.count_errors(references, choose(nbests, language, *pair))
+    return int(found.word_errors_N.sum())
+
+  return min(itertools.product(_WEIGHTS, _BONUSES), key=errors)
+
+
+def summary(corpus: data.Corpus, texts: Sequence[str]) -> dict:
+  """Returns the scores of one transcript an utterance."""
+  columns = corpus.utt_ids_N, corpus.speakers_N, corpus.texts_N, texts
+  return scoring.summarize([scoring.Hypothesis(*row) for row in zip(*columns)])
+
+
+def main(argv):
+  del argv
+  trainer.set_up()
+  path = recognizer_lib.find_model(_MODEL.value, _WORKDIR.value)
+  model, params, _ = recognizer_lib.load(path)
+  if not isinstance(model.tokenizer, speech.CharTokenizer):
+    raise ValueError(
+      f'{path}: a lexicon spells words in characters; this model was trained '
+      "with another tokenizer than config.tokenizer='char'"
+    )
+  dev, scored = data.load(_DEV.value), data.load(_DATA.value)
+  texts = data.load(_TEXTS.value).texts_N
+  sentences: list[str] = []
+  if _SENTENCES.value:
+    sentences = espeak_texts.read_sentences(pathlib.Path(_SENTENCES.value))
+  task = ngram.NGram(texts, _ORDER.value)
+  general = ngram.NGram(sentences, _ORDER.value) if sentences else None
+  language, share = best_mixture(task, general, dev.texts_N)
+  words = unigrams(texts, sentences, _WORDS.value)
+  weights = {w: _SEARCH_WEIGHT * p for w, p in words.items()}
+  automaton = ngram.lexicon(weights, model.tokenizer)
+
+  search = Search(model, params)
+  tuned = tune(
+    unweighted(search(dev, automaton), weights), language, dev.texts_N
+  )
+  greedy = scoring.Scorer(model, scored, _BATCH.value)
+  found = {h.utt_id: h.hypothesis for h in greedy.hypotheses(params, True)}
+  spelled = search(scored, automaton)
+  decoded = {
+    'greedy': [found[u] for u in scored.utt_ids_N],
+    f'beam {_BEAM.value}': choose(search(scored)),
+    'lexicon': choose(spelled),
+    'lexicon, n-gram': choose(unweighted(spelled, weights), language, *tuned),
+  }
+  rows = [
+    {'method': method, 'split': 'eval', 'metrics': summary(scored, chosen)}
+    for method, chosen in decoded.items()
+  ]
+  results.write(
+    _NAME.value,
+    rows,
+    corpus={'spec': scored.spec, 'fingerprint': scored.fingerprint},
+    parameters=sum(x.size for x in jax.tree.leaves(params)),
+    lexicon_words=len(words),
+    tuned={
+      'on': dev.spec,
+      'task_share': share,
+      'weight': tuned[0],
+      'word_bonus': tuned[1],
+    },
+  )
+  print(results.table(rows))
+
+
+if __name__ == '__main__':
+  app.run(main)

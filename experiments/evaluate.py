@@ -15,6 +15,7 @@ import pathlib
 import jax
 from absl import app, flags
 
+from experiments import integer_recognizer
 from experiments import recognizer as recognizer_lib
 from experiments import scoring, trainer
 from s8bqat_jax import data
@@ -35,7 +36,7 @@ def main(argv):
   del argv
   trainer.set_up()
   path = recognizer_lib.find_model(_MODEL.value, _WORKDIR.value)
-  recognizer, params, _ = recognizer_lib.load(path)
+  recognizer, params, _ = integer_recognizer.load(path)
   corpus = data.load(_DATA.value)
   scorer = scoring.Scorer(recognizer, corpus, _BATCH.value, _BEAM.value)
   hypotheses = list(scorer.hypotheses(jax.device_put(params), progress=True))

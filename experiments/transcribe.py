@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
+from experiments import integer_recognizer
 from experiments import recognizer as recognizer_lib
 from experiments import streaming, trainer
 from s8bqat_jax.data import audio
@@ -32,7 +33,7 @@ def main(argv):
   missing = [str(f) for f in files if not f.is_file()]
   if missing:
     raise app.UsageError(f'no such file: {", ".join(missing)}')
-  recognizer, params, _ = recognizer_lib.load(
+  recognizer, params, _ = integer_recognizer.load(
     recognizer_lib.find_model(_MODEL.value, _WORKDIR.value)
   )
   greedy = jax.jit(recognizer.greedy)

@@ -124,7 +124,8 @@ def run(
     quantizer: the method; None trains in floating point. Development scores
       and the model file are those of what it encodes.
     recognizer: what to train; made from config and corpus if None.
-    params: where training starts; fresh ones if None.
+    params: where training starts; if None those of the packed file that
+      `config.init_from` names, or fresh ones.
 
   Returns:
     How training ended.
@@ -136,6 +137,8 @@ def run(
   corpus, dev = data.load(config.data.train), data.load(config.data.dev)
   if recognizer is None:
     recognizer = make_recognizer(config, corpus)
+  if params is None and config.get('init_from'):
+    params = _params_of(config.init_from, recognizer)
   loader = make_loader(config, corpus, recognizer)
   lead = jax.process_index() == 0
   if lead:
@@ -165,6 +168,18 @@ def run(
       (pathlib.Path(workdir) / 'skipped.json').write_text(
         json.dumps(loader.skipped.reasons, indent=1)
       )
+
+
+def _params_of(path: str, recognizer: recognizer_lib.Recognizer) -> Any:
+  """Returns a packed recognizer's params; its labels must be ours."""
+  stored, params, _ = recognizer_lib.load(path)
+  labels, wanted = stored.tokenizer.to_config(), recognizer.tokenizer.to_config()
+  if labels != wanted:
+    raise ValueError(
+      f'config.init_from: {path} has other labels than this config: {labels}, '
+      f'expected {wanted}'
+    )
+  return params
 
 
 def _statistics(

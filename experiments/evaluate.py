@@ -15,9 +15,8 @@ import pathlib
 import jax
 from absl import app, flags
 
-from experiments import integer_recognizer
+from experiments import integer_recognizer, scoring, trainer
 from experiments import recognizer as recognizer_lib
-from experiments import scoring, trainer
 from s8bqat_jax import data
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Of experiments.train.')

@@ -14,9 +14,8 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from experiments import integer_recognizer
+from experiments import integer_recognizer, streaming, trainer
 from experiments import recognizer as recognizer_lib
-from experiments import streaming, trainer
 from s8bqat_jax.data import audio
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Of experiments.train.')

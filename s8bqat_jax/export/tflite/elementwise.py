@@ -15,26 +15,30 @@ from s8bqat_jax.export.tflite.writer import Writer, require_constants, rule
 @rule('q_rescale')
 def _rescale(w: Writer, op: Op) -> None:
   (y,), x = op.outs, op.ins[0]
-  ratio = math.ldexp(float(op.ins[1].const.reshape(())), -op.params['shift'])
-  if not math.isclose(x.scale / ratio, y.scale, rel_tol=1e-5):
-    raise UnsupportedExport(
-      f'q_rescale at {op.site}: a factor, not a rescaling'
-    )
-  w.saturate(op, lambda t, fused: _quantize_fused(w, x, y, t, fused))
+  scale = factor_of(op, 1) * y.scale
+
+  def emit(target: int, activation: int) -> None:
+    last = w.like(y) if activation else target
+    w.quantize(w.relabelled(x, scale), last)
+    if activation:
+      w.graph.op('RELU', [last], [target], 2)
+
+  w.saturate(op, emit)
 
 
-def _quantize_fused(w: Writer, x: Value, y: Value, target, activation) -> None:
-  last = w.like(y) if activation else target
-  w.quantize(w.index(x), last)
-  if activation:
-    w.graph.op('RELU', [last], [target], 2)
+def _binary(w: Writer, op: Op, code: str, ins: list[tuple[Value, float]]):
+  """ADD, SUB or MUL; operands are widened unless all is 8 bits.
 
-
-def _binary(w: Writer, op: Op, code: str, options: str, ins: list[Value]):
-  """ADD or MUL; operands are widened unless all is 8 bits."""
+  Args:
+    w: the file.
+    op: the operation.
+    code: of the operator.
+    ins: values, and the scale at which the operation reads each.
+  """
   (y,) = op.outs
-  narrow = all(v.dtype == np.int8 for v in [*ins, y])
-  operands = [w.index(v) if narrow else w.widened(v) for v in ins]
+  narrow = all(v.dtype == np.int8 for v in (y, *(v for v, _ in ins)))
+  read = w.relabelled if narrow else w.widened
+  operands = [read(v, scale) for v, scale in ins]
 
   def emit(target: int, activation: int) -> None:
     fused = activation if y.dtype == np.int8 and narrow else 0
@@ -43,7 +47,7 @@ def _binary(w: Writer, op: Op, code: str, options: str, ins: list[Value]):
       # 16-bit operands make a 16-bit result; 2^7 finer than the 8-bit code.
       wide = w.make(y.shape, np.int16, y.scale / 128)
     w.graph.op(
-      code, operands, [wide], 2, options, fusedActivationFunction=fused
+      code, operands, [wide], 2, code.title(), fusedActivationFunction=fused
     )
     if wide != target:
       last = w.like(y) if activation else target
@@ -54,7 +58,14 @@ def _binary(w: Writer, op: Op, code: str, options: str, ins: list[Value]):
   w.saturate(op, emit)
 
 
-def _scaled_constant(v: Value, scale: float, zero: int) -> Value:
+def factor_of(op: Op, index: int) -> float:
+  """The real multiplier that an operand of an operation is."""
+  require_constants(op, index)
+  return math.ldexp(float(op.ins[index].const.reshape(())), -op.params['shift'])
+
+
+def _meant(v: Value, scale: float, zero: int) -> Value:
+  """A constant's meaning is what its reader takes it for."""
   if v.const is None or v.scale is not None:
     return v
   return Value(v.shape, v.dtype, scale, zero, v.const, 'constant')
@@ -62,44 +73,31 @@ def _scaled_constant(v: Value, scale: float, zero: int) -> Value:
 
 @rule('q_add')
 def _add(w: Writer, op: Op) -> None:
-  """Scales follow from the multipliers, which are exact."""
-  require_constants(op, 2, 3)
   (y,) = op.outs
-  ins = []
-  for v, m, zero in zip(op.ins[:2], op.ins[2:], op.params['zeros']):
-    factor = math.ldexp(float(m.const.reshape(())), -op.params['shift'])
+  ins, negative = [], []
+  for i, zero in enumerate(op.params['zeros']):
+    factor = factor_of(op, 2 + i)
     scale = abs(factor) * y.scale
-    v = _scaled_constant(v, scale, zero)
-    if not math.isclose(v.scale, scale, rel_tol=1e-4):
-      raise UnsupportedExport(
-        f'q_add at {op.site}: an operand with a factor, not only a scale'
-      )
-    ins.append((v, factor < 0))
-  (a, minus_a), (b, minus_b) = ins
-  if minus_a and minus_b:
+    ins.append((_meant(op.ins[i], scale, zero), scale))
+    negative.append(factor < 0)
+  if negative == [True, True]:
     raise UnsupportedExport(f'q_add at {op.site}: both operands negated')
-  if minus_a:
-    _binary(w, op, 'SUB', 'Sub', [b, a])
-  else:
-    _binary(w, op, *(('SUB', 'Sub') if minus_b else ('ADD', 'Add')), [a, b])
+  if negative == [True, False]:
+    ins.reverse()
+  _binary(w, op, 'SUB' if any(negative) else 'ADD', ins)
 
 
 @rule('q_mul')
 def _mul(w: Writer, op: Op) -> None:
-  require_constants(op, 2)
-  (y,) = op.outs
+  """Only the product of the two scales matters; the first takes it up."""
+  (y,), zeros = op.outs, op.params['zeros']
+  product = factor_of(op, 2) * y.scale
+  if product <= 0:
+    raise UnsupportedExport(f'q_mul at {op.site}: a negative factor')
   a, b = op.ins[:2]
-  ratio = math.ldexp(float(op.ins[2].const.reshape(())), -op.params['shift'])
-  zeros = op.params['zeros']
-  if a.const is not None:
-    a = _scaled_constant(a, ratio * y.scale / b.scale, zeros[0])
-  if b.const is not None:
-    b = _scaled_constant(b, ratio * y.scale / a.scale, zeros[1])
-  if not math.isclose(a.scale * b.scale, ratio * y.scale, rel_tol=1e-4):
-    raise UnsupportedExport(
-      f'q_mul at {op.site}: a factor between two values and their product'
-    )
-  _binary(w, op, 'MUL', 'Mul', [a, b])
+  b = _meant(b, product / (a.scale or 1.0), zeros[1])
+  a = _meant(a, product / b.scale, zeros[0])
+  _binary(w, op, 'MUL', [(a, product / b.scale), (b, b.scale)])
 
 
 # Codes of the format's fixed 16-bit scale of a sigmoid or tanh.
@@ -149,7 +147,8 @@ def _lut(w: Writer, op: Op) -> None:
       'GELU', [index(x)], [index(y)], 2, 'Gelu', approximate=approximate
     )
   elif name in ('exp', 'elu') and y.dtype == np.int8:
-    w.graph.op(name.upper(), [index(x)], [index(y)], 2)
+    version = 2 if name == 'exp' else 1
+    w.graph.op(name.upper(), [index(x)], [index(y)], version)
   else:
     _gathered(w, op, x, y, table)
 
@@ -200,4 +199,7 @@ def _softmax(w: Writer, op: Op) -> None:
     raise UnsupportedExport(
       f'q_softmax at {op.site}: only 8 bits, at the scale 1/256'
     )
-  w.graph.op('SOFTMAX', [w.index(x)], [w.index(y)], 2, 'Softmax', beta=1.0)
+  # A positive factor before the softmax costs nothing in our program: the
+  # table says at which scale it reads the codes.
+  beta = tables.exp_scale(op.ins[1].const) / x.scale
+  w.graph.op('SOFTMAX', [w.index(x)], [w.index(y)], 2, 'Softmax', beta=beta)

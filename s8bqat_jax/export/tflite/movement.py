@@ -148,10 +148,12 @@ _PLAIN = {
 @rule(*_PLAIN)
 def _plain(w: Writer, op: Op) -> None:
   code, options = _PLAIN[op.name]
-  if any(v.scale is not None for v in op.ins) and op.name not in ('max', 'min'):
-    raise UnsupportedExport(f'{op.name} on the codes of real values')
   (y,) = op.outs
-  ins = [w.operand(v, y) for v in op.ins]
+  # Codes of one meaning may be compared, not added.
+  like = next((v for v in op.ins if v.scale is not None), y)
+  if like.scale is not None and op.name in ('add', 'sub', 'mul'):
+    raise UnsupportedExport(f'{op.name} on the codes of real values')
+  ins = [w.operand(v, like) for v in op.ins]
   w.graph.op(code, ins, [w.index(y)], 1, options)
 
 

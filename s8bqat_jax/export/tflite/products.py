@@ -143,13 +143,16 @@ def _batch_matmul(w: Writer, op: Op) -> None:
       f'zero points {op.params["zeros"]}: {a.zero}, {b.zero}'
     )
 
-  def prepared(v: Value, batch, contract, contract_last: bool) -> int:
+  def prepared(
+    v: Value, scale: float, batch, contract, contract_last: bool
+  ) -> int:
     free = [i for i in range(len(v.shape)) if i not in (*batch, *contract)]
     tail = [*free, *contract] if contract_last else [*contract, *free]
     order = [*batch, *tail]
-    index = w.index(v)
+    index = w.relabelled(v, scale)
     if order != sorted(order):
-      moved = w.like(v, [v.shape[i] for i in order])
+      shape = [v.shape[i] for i in order]
+      moved = w.make(shape, v.dtype, scale, v.zero)
       w.transpose(index, moved, order)
       index = moved
     sizes = [math.prod(v.shape[i] for i in g) for g in (free, contract)]
@@ -158,19 +161,14 @@ def _batch_matmul(w: Writer, op: Op) -> None:
     shape = [*(v.shape[i] for i in batch), *sizes]
     if [v.shape[i] for i in order] == shape:
       return index
-    merged = w.like(v, shape)
+    merged = w.make(shape, v.dtype, scale, v.zero)
     w.reshape(index, merged, shape)
     return merged
 
-  # The interpreter's multiplier is scale_a scale_b / scale_y; ours says more
-  # exactly what it must be, so the result carries the scale that fits.
   ratio = math.ldexp(float(multiplier.const.reshape(())), -op.params['shift'])
-  if not math.isclose(a.scale * b.scale / ratio, y.scale, rel_tol=1e-5):
-    raise UnsupportedExport(
-      f'q_dot at {op.site}: a factor between two values and their product'
-    )
-  left = prepared(a, ab, ac, True)
-  right = prepared(b, bb, bc, False)
+  left_scale = ratio * y.scale / b.scale
+  left = prepared(a, left_scale, ab, ac, True)
+  right = prepared(b, b.scale, bb, bc, False)
   batch = [a.shape[i] for i in ab]
   m = math.prod(n for i, n in enumerate(a.shape) if i not in (*ab, *ac))
   n = math.prod(n for i, n in enumerate(b.shape) if i not in (*bb, *bc))

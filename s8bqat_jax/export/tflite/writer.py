@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +29,8 @@ class Writer:
   def __init__(self):
     self.graph = flatbuffer.Graph()
     self.tensors: dict[Value, int] = {}
-    self._wide: dict[Value, int] = {}
+    self._wide: dict[tuple[Value, float], int] = {}
+    self._relabelled: dict[tuple[Value, float], int] = {}
 
   def index(self, v: Value) -> int:
     """The tensor of a value."""
@@ -39,10 +41,27 @@ class Writer:
     return self.tensors[v]
 
   def operand(self, v: Value, like: Value) -> int:
-    """A value's tensor; a constant among real values means what they mean."""
-    if v.const is not None and v.scale is None and like.scale is not None:
-      return self.constant(v.const, like.scale, like.zero)
-    return self.index(v)
+    """A value's tensor, meaning by its codes what `like` means by its own."""
+    if v.scale is None or like.scale is None:
+      if v.const is not None and like.scale is not None:
+        return self.constant(v.const, like.scale, like.zero)
+      return self.index(v)
+    return self.relabelled(v, like.scale)
+
+  def relabelled(self, v: Value, scale: float) -> int:
+    """The same codes at another scale: times one, a code of that scale.
+
+    A positive factor is free in our program (a code just means more), while
+    the format holds every operator to the scales of its tensors.
+    """
+    if math.isclose(v.scale, scale, rel_tol=1e-6):
+      return self.index(v)
+    if (v, scale) not in self._relabelled:
+      target = self.make(v.shape, v.dtype, scale, v.zero)
+      one = self.constant(np.ones((1,), v.dtype), scale / v.scale)
+      self.graph.op('MUL', [self.index(v), one], [target], 2, 'Mul')
+      self._relabelled[v, scale] = target
+    return self._relabelled[v, scale]
 
   def constant(self, data: Any, scale: Any = None, zero: int = 0, axis=0):
     data = np.asarray(data)
@@ -59,15 +78,21 @@ class Writer:
       v.shape if shape is None else shape, v.dtype, v.scale, v.zero
     )
 
-  def widened(self, v: Value) -> int:
-    """The value in 16 bits, zero point 0, at the same scale: exact."""
+  def widened(self, v: Value, scale: float | None = None) -> int:
+    """The value in 16 bits, zero point 0, at the same scale: exact.
+
+    Args:
+      v: the value.
+      scale: what its codes are to mean, if not what they do.
+    """
+    scale = v.scale if scale is None else scale
     if v.dtype == np.int16 and v.zero == 0:
-      return self.index(v)
-    if v not in self._wide:
-      wide = self.make(v.shape, np.int16, v.scale)
-      self.quantize(self.index(v), wide)
-      self._wide[v] = wide
-    return self._wide[v]
+      return self.relabelled(v, scale)
+    if (v, scale) not in self._wide:
+      wide = self.make(v.shape, np.int16, scale)
+      self.quantize(self.relabelled(v, scale), wide)
+      self._wide[v, scale] = wide
+    return self._wide[v, scale]
 
   def quantize(self, source: int, target: int) -> None:
     self.graph.op('QUANTIZE', [source], [target], 2, 'Quantize')

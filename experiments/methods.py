@@ -14,6 +14,7 @@ of them end in the same final phase. What is compared is data:
   s8bqat                centroids, pull and hard compressor, and its ablations
   acosr                 the single-region cosine of 2020, in the loss
   gq                    softmax annealing
+  admm                  projection onto centroids, with multipliers
 """
 
 from __future__ import annotations
@@ -145,6 +146,13 @@ def _coarse(rules, run, bits, rate=None):
   )
 
 
+def _admm(rules, run, bits, pull=100.0, table='lloyd_max', every=10):
+  del bits
+  return quantizers.admm(
+    rules, rho=run.pressure(pull), table=table, every=every
+  )
+
+
 def _uniform(rules, run, bits):
   del run, bits
   return quantizers.uniform(
@@ -172,6 +180,7 @@ METHODS: dict[str, Method] = {
   'gq': Method(
     lambda rules, run, bits: quantizers.gq(rules, total_steps=run.free_steps)
   ),
+  'admm': Method(_admm),
 }
 
 

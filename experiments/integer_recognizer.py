@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -30,14 +31,37 @@ from experiments.recognizer import Nets, Params, Recognizer
 from s8bqat_jax import integer
 from s8bqat_jax.artifacts import packed_file, qtensor
 
-# Of the encoder, the prediction network and the joint; fit for JSON, as a
-# packed file's config['activations'] is.
-Ranges = Mapping[str, integer.Ranges]
+# {function: {short name of a value: [low, high]}}, fit for JSON: it ships in
+# the packed file as config['activations'], hence the short names.
+Ranges = Mapping[str, Mapping[str, Sequence[float]]]
 ENCODE, PREDICT, JOINT = 'encode', 'predict', 'joint'
 CONFIG_KEY = 'activations'
 
 # Two labels' logits that differ by less than an 8-bit step would tie.
 LOGIT_BITS = 16
+
+
+def _short(name: str) -> str:
+  return hashlib.sha1(name.encode()).hexdigest()[:6]
+
+
+class _Named(Mapping):
+  """The ranges of one function, by the values' full names."""
+
+  def __init__(self, ranges: Mapping[str, Sequence[float]]):
+    self._ranges = ranges
+    self.read: set[str] = set()
+
+  def __getitem__(self, name: str) -> Sequence[float]:
+    found = self._ranges[_short(name)]
+    self.read.add(_short(name))
+    return found
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self._ranges)
+
+  def __len__(self) -> int:
+    return len(self._ranges)
 
 
 def calibrate(
@@ -76,7 +100,7 @@ def calibrate(
     (encode(params, *s)[0], predict(params, *u).swapaxes(0, 1))
     for s, u in zip(speech, labels)
   ]
-  ranges = {
+  measured = {
     ENCODE: integer.calibrate(nets.encode, params, speech, method),
     PREDICT: integer.calibrate(nets.predict, params, labels, method),
     JOINT: integer.calibrate(joint_everywhere, params, lattice, method),
@@ -84,10 +108,41 @@ def calibrate(
   # What the joint reads is what the networks write, to the last bit.
   enc, *_ = integer.output_names(nets.encode, params, *speech[0])
   (pred,) = integer.output_names(nets.predict, params, *labels[0])
-  ranges[JOINT] |= {'in:0': ranges[ENCODE][enc], 'in:1': ranges[PREDICT][pred]}
+  measured[JOINT]['in:0'] = measured[ENCODE][enc]
+  measured[JOINT]['in:1'] = measured[PREDICT][pred]
+  ranges = {name: _shortened(found) for name, found in measured.items()}
+  return _as_read(recognizer, params, ranges)
+
+
+def _shortened(ranges: integer.Ranges) -> dict[str, list[float]]:
+  """Short names and five digits: finer than any step of 8 bits."""
+  short = {_short(name): ends for name, ends in ranges.items()}
+  if len(short) < len(ranges):
+    raise ValueError('two values have the same short name: lengthen `_short`')
   return {
-    function: {name: list(ends) for name, ends in of_function.items()}
-    for function, of_function in ranges.items()
+    name: [float(f'{end:.5g}') for end in ends] for name, ends in short.items()
+  }
+
+
+def _as_read(recognizer: Recognizer, params: Params, ranges: Ranges) -> Ranges:
+  """Only the ranges that some function of the twin reads."""
+  named = {name: _Named(found) for name, found in ranges.items()}
+  nets = _rounded(recognizer.nets, jax.device_get(params), named)
+  frames, mels = recognizer.model.subsampling, recognizer.log_mel.num_mels
+
+  def everything(params):
+    feats, label = jnp.zeros((1, frames, mels)), jnp.zeros(1, jnp.int32)
+    enc, _ = nets.encode(params, feats, jnp.array([frames]))
+    nets.encode_chunk(params, nets.initial_carry(params, 1), feats)
+    nets.predict(params, label[:, None])
+    carry = nets.initial_prediction(params, 1)
+    _, pred = nets.predict_step(params, carry, label)
+    nets.joint(params, enc[:, 0], pred)
+
+  jax.eval_shape(everything, params)
+  return {
+    name: {value: ranges[name][value] for value in sorted(named[name].read)}
+    for name in ranges
   }
 
 
@@ -133,12 +188,18 @@ def twin(recognizer: Recognizer, params: Params, ranges: Ranges) -> Recognizer:
     A Recognizer whose `loss`, `greedy`, `beam_search` and streaming run with
     every activation rounded as `lower` rounds it.
   """
-  nets = recognizer.nets
-  like = jax.device_get(params)
-  of = functools.partial(integer.twin, params=like)
+  named = {name: _Named(found) for name, found in ranges.items()}
+  nets = _rounded(recognizer.nets, jax.device_get(params), named)
+  return dataclasses.replace(recognizer, transformed=nets)
+
+
+def _rounded(
+  nets: Nets, params: Params, ranges: Mapping[str, integer.Ranges]
+) -> Nets:
+  of = functools.partial(integer.twin, params=params)
   encode = of(nets.encode, ranges=ranges[ENCODE])
   predict = of(nets.predict, ranges=ranges[PREDICT])
-  rounded = nets._replace(
+  return nets._replace(
     encode=lambda params, feats, lengths, key=None: encode(
       params, feats, lengths
     ),
@@ -147,7 +208,6 @@ def twin(recognizer: Recognizer, params: Params, ranges: Ranges) -> Recognizer:
     predict_step=of(nets.predict_step, ranges=ranges[PREDICT], carry=True),
     joint=of(nets.joint, ranges=ranges[JOINT], output_bits=LOGIT_BITS),
   )
-  return dataclasses.replace(recognizer, transformed=rounded)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +262,8 @@ class Programs:
     return jax.ShapeDtypeStruct((batch, frames, mels), jnp.float32)
 
   def _lower(self, name, fn, *inputs, **options):
-    return integer.lower(fn, self.params, self.ranges[name], *inputs, **options)
+    ranges = _Named(self.ranges[name])
+    return integer.lower(fn, self.params, ranges, *inputs, **options)
 
 
 def lower(recognizer: Recognizer, params: Params, ranges: Ranges) -> Recognizer:

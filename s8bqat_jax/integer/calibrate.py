@@ -9,7 +9,7 @@ and are left out.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +23,7 @@ from s8bqat_jax.integer import keys
 from s8bqat_jax.integer.spec import MASK_LIMIT
 
 # {name: (low, high)}
-Ranges = dict[str, Sequence[float]]
+Ranges = Mapping[str, Sequence[float]]
 
 EMA = 0.95
 PERCENTILE = 99.99
@@ -76,7 +76,7 @@ def calibrate(
   params: Any,
   batches: Iterable[Any],
   method: str = 'minmax',
-) -> Ranges:
+) -> dict[str, tuple[float, float]]:
   """Runs `fn` on data and returns the range of each of its values.
 
   Args:
@@ -144,7 +144,9 @@ def _input_keys(params: Any, inputs: Any) -> list[keys.Key]:
   return [*names, *(keys.Key(n) for n in keys.input_names(count))]
 
 
-def _extremes_over(fn, params, batches, weight) -> Ranges:
+def _extremes_over(
+  fn, params, batches, weight
+) -> dict[str, tuple[float, float]]:
   run = jax.jit(functools.partial(_run, fn, _MINMAX))
   total: dict[str, np.ndarray] = {}
   for inputs in batches:

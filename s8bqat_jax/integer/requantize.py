@@ -34,12 +34,22 @@ MULTIPLIER_BITS = 31
 
 
 class Out(NamedTuple):
-  """The integers an operation may produce."""
+  """The integers an operation may produce.
+
+  Attributes:
+    zero: the code of 0.0.
+    low: lowest code.
+    high: highest code.
+    dtype: of the codes.
+    scale: real value of one code, for readers of a program: kernels have no
+      use for it.
+  """
 
   zero: int = 0
   low: int = -128
   high: int = 127
   dtype: str = 'int8'
+  scale: float = 1.0
 
 
 class Multiplier(NamedTuple):

@@ -39,7 +39,9 @@ class Spec(NamedTuple):
 
   @property
   def out(self) -> requantize.Out:
-    return requantize.Out(self.zero, self.low, self.high, self.dtype)
+    return requantize.Out(
+      self.zero, self.low, self.high, self.dtype, self.scale
+    )
 
   @property
   def interval(self) -> tuple[float, float]:

@@ -61,8 +61,11 @@ NBests = Sequence[Sequence[ngram.Candidate]]
 class Search:
   """A compiled beam search of one recognizer."""
 
-  def __init__(self, model: recognizer_lib.Recognizer, params):
+  def __init__(
+    self, model: recognizer_lib.Recognizer, params, size: int, batch_size: int
+  ):
     self._model, self._params = model, jax.device_put(params)
+    self._size, self._batch_size = size, batch_size
     self._run = jax.jit(self._search)
 
   def _search(self, params, audio_BxS, lengths_B, automaton):
@@ -71,7 +74,7 @@ class Search:
       self._model.transducer(params),
       enc,
       lengths,
-      beam=_BEAM.value,
+      beam=self._size,
       automaton=automaton,
     )
 
@@ -82,7 +85,7 @@ class Search:
     loader = data.make_loader(
       corpus,
       types.SimpleNamespace(encode=lambda text: []),  # texts are compared
-      batch_size=_BATCH.value,
+      batch_size=self._batch_size,
       num_buckets=3,
       train=False,
     )
@@ -203,7 +206,7 @@ def main(argv):
   weights = {w: _SEARCH_WEIGHT * p for w, p in words.items()}
   automaton = ngram.lexicon(weights, model.tokenizer)
 
-  search = Search(model, params)
+  search = Search(model, params, _BEAM.value, _BATCH.value)
   tuned = tune(
     unweighted(search(dev, automaton), weights), language, dev.texts_N
   )

@@ -1,0 +1,82 @@
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import decode_lm, recognizer
+from s8bqat_jax import data, speech
+from s8bqat_jax.models import rnnt
+from s8bqat_jax.speech import ngram
+
+
+def _candidates(*pairs):
+  return [ngram.Candidate(*pair) for pair in pairs]
+
+
+def test_unigrams_favor_the_task_and_add_up():
+  found = decode_lm.unigrams(['a b', 'a'], ['c c d', 'c e'], most=2)
+  assert found.keys() == {'a', 'b', 'c', 'd'}
+  assert sum(map(math.exp, found.values())) == pytest.approx(1)
+  assert found['a'] > found['b'] and found['c'] > found['d']
+
+
+def test_the_mixture_leans_to_what_fits():
+  task, general = ngram.NGram(['a b'] * 5), ngram.NGram(['c d'] * 5)
+  _, share = decode_lm.best_mixture(task, general, ['a b'])
+  assert share > 0.5
+  _, share = decode_lm.best_mixture(task, general, ['c d'])
+  assert share < 0.5
+  assert decode_lm.best_mixture(task, None, ['c d']) == (task, 1.0)
+
+
+def test_tuning_finds_the_weight_that_mends_the_errors():
+  language = ngram.NGram(['a b', 'a b', 'b a a'])
+  # The recognizer prefers what the n-gram has never seen.
+  nbests = [_candidates(('b b', -1.0), ('a b', -1.5)), []]
+  assert decode_lm.choose(nbests) == ['b b', '']
+  weight, bonus = decode_lm.tune(nbests, language, ['a b', ''])
+  assert weight > 0
+  assert decode_lm.choose(nbests, language, weight, bonus) == ['a b', '']
+
+
+def test_the_search_spells_words_of_the_lexicon_only():
+  tokenizer = speech.CharTokenizer(' abc')
+  model = recognizer.Recognizer(
+    model=rnnt.RNNT(
+      tokenizer.vocab_size,
+      encoder_width=8,
+      encoder_layers=1,
+      predictor_width=8,
+      embed_width=4,
+      joint_width=8,
+    ),
+    log_mel=speech.LogMel(),
+    normalization=speech.GlobalNorm(
+      np.zeros(40, np.float32), np.ones(40, np.float32)
+    ),
+    tokenizer=tokenizer,
+  )
+  rng = np.random.default_rng(0)
+  pcm = [rng.integers(-9000, 9000, n).astype(np.int16) for n in (6400, 9000)]
+  corpus = data.Table(
+    spec='noise',
+    utt_ids_N=['u', 'v'],
+    texts_N=['ab', 'not spelled in these letters'],
+    speakers_N=['s', 's'],
+    durations_N=np.array([0.4, 0.5625], np.float32),
+    read=pcm.__getitem__,
+    fingerprint='0' * 16,
+  )
+  weights = {'ab': -0.1, 'c': -2.0}
+  automaton = ngram.lexicon(weights, tokenizer)
+  search = decode_lm.Search(model, model.init(jax.random.key(0)), 4, 2)
+  nbests = search(corpus, automaton)
+  assert len(nbests) == 2 and all(nbests)
+  texts = [c.text for nbest in nbests for c in nbest]
+  assert {w for t in texts for w in t.split()} <= {'ab', 'c'}
+  assert any(texts)
+  for before, after in zip(nbests, decode_lm.unweighted(nbests, weights)):
+    for b, a in zip(before, after):
+      added = sum(weights[w] for w in b.text.split())
+      assert b == (a.text, pytest.approx(a.score + added))

@@ -38,7 +38,10 @@ _ROOT = pathlib.Path(__file__).parents[1]
 
 
 def start(workdir, *args, devices=1):
-  """Starts a training as a process of its own."""
+  """Starts a training as a process of its own.
+
+  All share compiled programs: most of such a short run would be compilation.
+  """
   options = 'utterances=64&snr=20-30'
   command = [
     *(sys.executable, '-m', 'experiments.train'),
@@ -58,7 +61,13 @@ def start(workdir, *args, devices=1):
   return subprocess.Popen(
     command,
     cwd=_ROOT,
-    env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags_},
+    env={
+      **os.environ,
+      'JAX_PLATFORMS': 'cpu',
+      'XLA_FLAGS': flags_,
+      'JAX_COMPILATION_CACHE_DIR': str(pathlib.Path(workdir).parent / 'jit'),
+      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
+    },
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,

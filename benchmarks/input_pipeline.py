@@ -24,8 +24,8 @@ from experiments.configs.demo import digits
 from experiments.configs.float import asc_strings
 from s8bqat_jax import data, training
 
-_ROUNDS = flags.DEFINE_integer('rounds', 15, 'Turns of each loop.')
-_STEPS = flags.DEFINE_integer('steps', 25, 'Steps of a turn.')
+_ROUNDS = flags.DEFINE_integer('rounds', 11, 'Turns of each loop.')
+_STEPS = flags.DEFINE_integer('steps', 40, 'Steps of a turn.')
 _UTTERANCES = flags.DEFINE_integer('utterances', 1000, "Of the demo's corpus.")
 _DATA = flags.DEFINE_string('data', '../shared/data', 'Folder of the corpora.')
 
@@ -126,6 +126,7 @@ def configs() -> dict:
 
 def main(argv):
   del argv
+  trainer.set_up()
   rows, corpora = [], {}
   for system, config in configs().items():
     loop = Loop(config)

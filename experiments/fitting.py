@@ -66,6 +66,7 @@ def make_step(
   config: ml_collections.ConfigDict,
   model: Model,
   quantizer: quantizers.Quantizer | None = None,
+  learned_tx: optax.GradientTransformation | None = None,
 ) -> quantizers.Step:
   """Returns the training step of a config.
 
@@ -74,6 +75,7 @@ def make_step(
     model: whose loss it is.
     quantizer: the method; None trains in floating point. Its metrics appear
       as `quantizer/...` in the steps that close a logging period.
+    learned_tx: optimizer of what the method learns beside the params.
   """
   tx, schedule = make_optimizer(config.train)
   step = quantizers.make_step(
@@ -81,6 +83,7 @@ def make_step(
     tx,
     quantizer,
     learning_rate=schedule,
+    learned_tx=learned_tx,
     clip_norm=config.train.clip_norm,
     average_decay=config.train.average_decay,
   )
@@ -106,15 +109,11 @@ def shipped(state: quantizers.TrainState, quantizer=None) -> Any:
   """Returns what a file of this state holds: its average, encoded.
 
   Args:
-    state: of a training with an average.
+    state: of a training, with an average or without.
     quantizer: the method; None leaves the floats.
   """
-  average = mesh_lib.local_copy(state.average)
-  if quantizer is None:
-    return average
-  return jax.jit(quantizer.encode)(
-    average, mesh_lib.local_copy(state.quantizer)
-  )
+  params, own = mesh_lib.local_copy(quantizers.averaged(state))
+  return params if quantizer is None else jax.jit(quantizer.encode)(params, own)
 
 
 def fit(
@@ -130,6 +129,7 @@ def fit(
   model_file: str,
   quantizer: quantizers.Quantizer | None = None,
   params: Params = None,
+  learned_tx: optax.GradientTransformation | None = None,
   progress: bool = True,
 ) -> training.Outcome:
   """Trains, or goes on training, in `workdir`.
@@ -148,6 +148,7 @@ def fit(
     quantizer: the method; None trains in floating point. Development scores
       and the model file are those of what it encodes.
     params: where training starts; fresh ones if None.
+    learned_tx: optimizer of what the method learns beside the params.
     progress: whether to show a progress bar.
 
   Returns:
@@ -158,7 +159,7 @@ def fit(
       another config.
   """
   mesh = training.make_mesh()
-  step = make_step(config, model, quantizer)
+  step = make_step(config, model, quantizer, learned_tx)
   workdir = pathlib.Path(workdir)
   lead = jax.process_index() == 0
   if lead:

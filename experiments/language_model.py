@@ -142,11 +142,11 @@ class Scorer:
     self._nll = jax.jit(model.nll)
     self._spelled: dict[str, np.ndarray] = {}
 
-  def perplexity(
+  def token_nats(
     self, params: Params, stream: text_lib.TokenStream, context: int
-  ) -> tuple[float, float]:
-    """Returns perplexity per word, and the nats of the whole stream."""
-    return text_lib.score(
+  ) -> np.ndarray:
+    """Returns the negative log-likelihood of every token of a stream."""
+    return text_lib.token_nats(
       lambda tokens: self._nll(params, tokens),
       stream,
       length=self._length,
@@ -201,3 +201,9 @@ class Scorer:
       stream = text_lib.encode(self.model.tokenizer, line)
       self._spelled[word] = stream.ids_N[:-1]
     return self._spelled[word]
+
+
+def line_nats(stream: text_lib.TokenStream, nats_N: np.ndarray) -> np.ndarray:
+  """Sums the nats of tokens over the lines that they are in, ends included."""
+  ends_N = stream.ids_N == text_lib.END
+  return np.bincount(np.cumsum(ends_N) - ends_N, nats_N)

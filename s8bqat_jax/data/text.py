@@ -19,7 +19,7 @@ import functools
 import math
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -172,27 +172,41 @@ def _read_tfds(rest: str, options: Mapping[str, str]) -> list[str]:
   return lines
 
 
-def split_articles(lines: list[str]) -> tuple[list[str], list[str]]:
-  """Splits lines by article: even ones (dev) and odd ones (eval).
+def article_of_lines(lines: Sequence[str]) -> list[int]:
+  """Numbers the articles of a file and says which one each line belongs to.
 
   Args:
     lines: with headings of the form ` = Title = `. What comes before the
       first heading belongs to the first article.
 
   Returns:
+    A number from 0 on for each line.
+  """
+  headings = np.cumsum([bool(_HEADING.fullmatch(line)) for line in lines])
+  return np.maximum(headings - 1, 0).tolist()
+
+
+def split_articles(lines: list[str]) -> tuple[list[str], list[str]]:
+  """Splits lines by article: even ones (dev) and odd ones (eval).
+
+  Args:
+    lines: as for `article_of_lines`.
+
+  Returns:
     The two halves.
   """
-  starts = [i for i, line in enumerate(lines) if _HEADING.fullmatch(line)]
-  if len(starts) < 2:
+  numbers = article_of_lines(lines)
+  headings = sum(bool(_HEADING.fullmatch(line)) for line in lines)
+  if headings < 2:
     raise ValueError(
-      f'{len(starts)} article headings (" = Title = ") found; at least 2 are '
+      f'{headings} article headings (" = Title = ") found; at least 2 are '
       'needed to split by article'
     )
-  bounds = [0, *starts[1:], len(lines)]
-  halves: tuple[list[str], list[str]] = ([], [])
-  for number, (start, stop) in enumerate(zip(bounds, bounds[1:])):
-    halves[number % 2].extend(lines[start:stop])
-  return halves
+  even, odd = (
+    [line for line, number in zip(lines, numbers) if number % 2 == half]
+    for half in (0, 1)
+  )
+  return even, odd
 
 
 def word_vocabulary(
@@ -366,14 +380,14 @@ def perplexity(nll: float, words: int) -> float:
   return math.exp(rate) if rate < 700 else math.inf
 
 
-def score(
+def token_nats(
   nll_fn: Callable[[np.ndarray], Any],
   stream: TokenStream,
   *,
   length: int = 256,
   context: int = 128,
   batch_size: int = 16,
-) -> tuple[float, float]:
+) -> np.ndarray:
   """Scores a stream with sliding windows.
 
   Args:
@@ -384,12 +398,30 @@ def score(
     batch_size: see `windows`.
 
   Returns:
-    Perplexity per word, and the negative log-likelihood of the whole stream.
+    nll_N, float64, of every token of the stream.
   """
-  total = 0.0
+  found = []
   for window in windows(stream.ids_N, length, context, batch_size):
     nll_BxT = np.asarray(nll_fn(window.tokens_BxT1), np.float64)
-    total += float(np.sum(np.where(window.weights_BxT > 0, nll_BxT, 0)))
-  if math.isnan(total):
+    found.append(nll_BxT[window.weights_BxT > 0])
+  nll_N = np.concatenate(found)
+  if np.isnan(nll_N).any():
     raise FloatingPointError('the model gives NaN as log-likelihood')
+  return nll_N
+
+
+def score(
+  nll_fn: Callable[[np.ndarray], Any], stream: TokenStream, **options: Any
+) -> tuple[float, float]:
+  """Scores a stream as a whole.
+
+  Args:
+    nll_fn: (tokens_BxT1) -> nll_BxT of each next token, in nats.
+    stream: the text.
+    **options: of `token_nats`.
+
+  Returns:
+    Perplexity per word, and the negative log-likelihood of the whole stream.
+  """
+  total = float(token_nats(nll_fn, stream, **options).sum())
   return perplexity(total, stream.words), total

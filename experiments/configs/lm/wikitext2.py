@@ -1,0 +1,29 @@
+"""WikiText-2: train, and the valid split by article into dev and eval.
+
+  python -m experiments.mixed_precision_lm \
+    --config=experiments/configs/lm/wikitext2.py
+"""
+
+from experiments.configs import float as float_configs
+from experiments.configs import lm
+
+# About the parameters in the name, with 4k subwords and a tied output layer.
+SIZES = {
+  '1m': {'width': 128, 'layers': 3, 'heads': 4, 'ffn_width': 512},
+  '2m5': {'width': 192, 'layers': 4, 'heads': 4, 'ffn_width': 768},
+  '6m': {'width': 320, 'layers': 4, 'heads': 4, 'ffn_width': 1280},
+}
+
+
+def get_config(text=None):
+  """Returns the config of one size."""
+  args = float_configs.arguments(text, size='2m5', data='../shared/data')
+  config = lm.default()
+  config.name = f'lm_wikitext2_{args["size"]}'
+  folder = f'{args["data"]}/wikitext2'
+  config.data.train = f'text:{folder}/train.txt'
+  config.data.dev = f'text:{folder}/valid.txt?part=dev'
+  config.data.eval = f'text:{folder}/valid.txt?part=eval'
+  config.model.update(SIZES[args['size']])
+  config.seeds = (0, 1, 2)
+  return config

@@ -1,0 +1,99 @@
+"""The pictures of the language model experiment."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
+from matplotlib import colors  # noqa: E402
+
+from experiments import lm_sensitivity  # noqa: E402
+from s8bqat_jax.quantizers import tree as trees  # noqa: E402
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def write(
+  rows: Rows, found: lm_sensitivity.Sensitivity, path: pathlib.Path
+) -> None:
+  """Writes `<path>.png`, `<path>_bits.png` and `<path>_traces.png`.
+
+  Args:
+    rows: of the experiment.
+    found: scores of its first float model.
+    path: of the pictures, without an ending.
+  """
+  figure, axes = plt.subplots(figsize=(8, 5), layout='constrained')
+  perplexity_against_bytes(rows, axes)
+  _save(figure, path)
+  mixed = [row for row in rows if 'allocation' in row]
+  if mixed:
+    figure, axes = plt.subplots(
+      figsize=(9, 2 + 0.3 * len(mixed)), layout='constrained'
+    )
+    bit_map(mixed, axes)
+    _save(figure, path.with_name(f'{path.name}_bits'))
+  figure, axes = plt.subplots(figsize=(9, 4), layout='constrained')
+  traces(found, axes)
+  _save(figure, path.with_name(f'{path.name}_traces'))
+
+
+def perplexity_against_bytes(rows: Rows, axes: Any) -> None:
+  """Draws each method's perplexity against its file, the seeds as points."""
+  lines: dict[str, list[Any]] = {}
+  for row in rows:
+    lines.setdefault(row['method'], []).append(row)
+  for i, (method, of_line) in enumerate(lines.items()):
+    points: dict[int, list[Any]] = {}
+    for row in of_line:
+      points.setdefault(row['point'], []).append(row['metrics'])
+    mean = [
+      (np.mean([m['bytes'] for m in p]), np.mean([m['perplexity'] for m in p]))
+      for p in points.values()
+    ]
+    color = plt.get_cmap('tab20')(i % 20)
+    axes.plot(*zip(*sorted(mean)), 'o-', color=color, label=method, lw=1)
+    for metrics in (m for p in points.values() for m in p):
+      axes.plot(metrics['bytes'], metrics['perplexity'], '.', color=color, ms=3)
+  axes.set(xscale='log', yscale='log', xlabel='file, bytes')
+  axes.set(ylabel='perplexity per word')
+  axes.legend(fontsize=8)
+
+
+def bit_map(rows: Rows, axes: Any) -> None:
+  """Draws the bits of every tensor, a line for each allocation."""
+  names = list(rows[0]['allocation'])
+  bits = np.array([[row['allocation'][n] for n in names] for row in rows])
+  image = axes.imshow(
+    bits, aspect='auto', cmap='viridis', norm=colors.LogNorm(1, 8)
+  )
+  for (y, x), b in np.ndenumerate(bits):
+    axes.text(x, y, b, ha='center', va='center', fontsize=7, color='white')
+  axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+  labels = [f'{r["method"]}, {r["point"]}, seed {r["seed"]}' for r in rows]
+  axes.set_yticks(range(len(rows)), labels, fontsize=7)
+  axes.figure.colorbar(image, ax=axes, label='bits')
+
+
+def traces(found: lm_sensitivity.Sensitivity, axes: Any) -> None:
+  """Draws the mean curvature of every tensor that gets bits."""
+  mean, error, _ = found.traces()
+  mean, error = trees.named(mean), trees.named(error)
+  weights = lm_sensitivity.tensors(found.stages.float_params())
+  x = np.arange(len(weights))
+  y = np.array([float(mean[n]) / w.size for n, w in weights.items()])
+  width = np.array([float(error[n]) / w.size for n, w in weights.items()])
+  axes.errorbar(x, y, 1.96 * width, fmt='o', capsize=3)
+  axes.set_xticks(x, list(weights), rotation=90, fontsize=7)
+  axes.set(ylabel='Hessian trace / weights', yscale='log')
+
+
+def _save(figure: Any, path: pathlib.Path) -> None:
+  figure.savefig(path.with_suffix('.png'), dpi=110)
+  plt.close(figure)

@@ -1,0 +1,244 @@
+"""What each tensor's bits cost, predicted: scores and the bits they lead to.
+
+Scores are tables {tensor: {bits: harm}} of one float model, found once:
+
+  trace   Hessian trace times squared error (HAWQ-V2)
+  kl      divergence of the outputs with that tensor alone quantized
+  search  -log of the share that a differentiable search gives the width
+  size    alike for all tensors, so that large ones get few bits
+  random  the same with random weights
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import optax
+
+from experiments import lm_stages
+from experiments.stages import cached
+from s8bqat_jax import sensitivity
+from s8bqat_jax.artifacts import packed_file, qtensor
+from s8bqat_jax.data import text as text_lib
+from s8bqat_jax.quantizers import codebook, lloyd_max
+from s8bqat_jax.quantizers import tree as trees
+
+METRICS = ('trace', 'kl', 'search', 'size', 'random')
+Scores = dict[str, dict[int, float]]
+
+
+class Sensitivity:
+  """Scores of one float model's tensors."""
+
+  def __init__(self, stages: lm_stages.Stages):
+    self.stages, self.config = stages, stages.config
+    self._views: dict[tuple[str, int], jax.Array] = {}
+
+  @functools.cache  # noqa: B019
+  def sizes(self) -> Scores:
+    """Returns packed bytes of every quantizable tensor at every width."""
+    return {
+      name: {b: _bytes(w, b) for b in self.config.choices}
+      for name, w in tensors(self._params).items()
+    }
+
+  @functools.cache  # noqa: B019
+  def scores(self, metric: str) -> Scores:
+    """Returns the predicted harm of every tensor at every width.
+
+    Args:
+      metric: 'trace', 'kl', 'search', 'size' or 'random'.
+    """
+    if metric == 'trace':
+      return sensitivity.trace_scores(
+        self.traces()[0], self._params, self._quantize, self._widths()
+      )
+    if metric == 'kl':
+      return self._kl()
+    if metric == 'search':
+      return self._search()
+    if metric == 'size':
+      # Alike for all tensors, whatever they hold: large ones are dear.
+      return {n: {b: 4.0**-b for b in w} for n, w in self._widths().items()}
+    if metric == 'random':
+      rng = np.random.default_rng(self.config.seed)
+      return {
+        n: {b: float(weight) * 4.0**-b for b in w}
+        for (n, w), weight in zip(
+          self._widths().items(), np.exp(rng.normal(0, 2, len(self._widths())))
+        )
+      }
+    raise ValueError(f'metric {metric!r} is none of {", ".join(METRICS)}')
+
+  def traces(self) -> tuple[Any, Any, dict[str, Any]]:
+    """Returns trace and standard error of every tensor, and how found."""
+
+    def work(folder):
+      del folder
+      section = self.config.sensitivity
+      found = sensitivity.hessian_trace(
+        self._mean_nll,
+        self._params,
+        self.windows(),
+        jax.random.key(self.config.seed),
+        rtol=section.rtol,
+        max_probes=section.max_probes,
+      )
+      named = lambda tree: {k: float(x) for k, x in trees.named(tree).items()}
+      return {
+        'trace': named(found.trace),
+        'stderr': named(found.stderr),
+        'probes': found.probes,
+        'converged': found.converged,
+      }
+
+    config = self._section('rtol', 'max_probes')
+    folder = self.stages.folder('sensitivity', 'trace', config)
+    found = cached(folder, json.loads(config.to_json()), work)
+    like = self._params
+    return (
+      trees.replace(like, found['trace']),
+      trees.replace(like, found['stderr']),
+      found,
+    )
+
+  def allocation(self, metric: str, point: int) -> sensitivity.Allocation:
+    """Returns the best bits by a metric in the bytes of `point` bits."""
+    sizes = self.sizes()
+    budget = sum(of[point] for of in sizes.values())
+    return sensitivity.allocate(self.scores(metric), sizes, budget)
+
+  def windows(self) -> list[np.ndarray]:
+    """Returns the training windows that sensitivities are taken on."""
+    section = self.config.sensitivity
+    batches = text_lib.TrainBatches(
+      self.stages.corpora.train.ids_N,
+      section.batch_size,
+      self.config.data.length,
+      seed=self.config.seed + 1,
+    )
+    return [batches(i) for i in range(section.batches)]
+
+  def quantized(self, bits: Mapping[str, int]) -> Any:
+    """Returns the float model's weights, each rounded to its bits."""
+    views = {
+      name: self._quantize(name, w, bits[name])
+      for name, w in tensors(self._params).items()
+    }
+    return trees.replace(self._params, views)
+
+  def _quantize(self, name: str, w: jax.Array, bits: int) -> jax.Array:
+    """A tensor as the experiment's tables would have it, without training."""
+    if (name, bits) not in self._views:
+      q = codebook.quantize(w, lloyd_max.fit(w, 2**bits))
+      self._views[name, bits] = qtensor.dequantize(q)
+    return self._views[name, bits]
+
+  @functools.cached_property
+  def _mean_nll(self):
+    return lambda params, tokens: self.stages.model.nll(params, tokens).mean()
+
+  def _widths(self) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(of) for name, of in self.sizes().items()}
+
+  def _kl(self) -> Scores:
+    def work(folder):
+      del folder
+      found = sensitivity.kl_sensitivity(
+        lambda params, tokens: self.stages.model.logits(params, tokens[:, :-1]),
+        self._params,
+        self.windows(),
+        self._quantize,
+        self._widths(),
+      )
+      return {'scores': found.scores, 'stderr': found.stderr}
+
+    config = self._section()
+    folder = self.stages.folder('sensitivity', 'kl', config)
+    return _int_keys(cached(folder, json.loads(config.to_json()), work))
+
+  def _search(self) -> Scores:
+    """Scores from mixtures that learn beside the weights."""
+    config = self.stages.finetuning()
+    section = self.config.sensitivity
+    config.train.steps = round(section.search_share * self.config.train.steps)
+    config.method = ml_collections.ConfigDict(
+      {
+        'name': 'search',
+        'price': section.search_price,
+        'rate': section.search_rate,
+        'choices': self.config.choices,
+      }
+    )
+    choices = tuple(self.config.choices)
+    temperature = optax.exponential_decay(1.0, config.train.steps, 0.1)
+    search = sensitivity.search(
+      max(choices),
+      choices=choices,
+      price=section.search_price,
+      temperature=temperature,
+      gumbel=True,
+    )
+
+    def work(folder):
+      outcome = self.stages.fit(
+        folder,
+        config,
+        search,
+        self._params,
+        learned_tx=optax.adam(section.search_rate),
+      )
+      state = jax.device_get(outcome.state)
+      found = sensitivity.search_scores(
+        max(choices), state.params, state.quantizer, choices=choices
+      )
+      return {'scores': found}
+
+    folder = self.stages.folder('sensitivity', 'search', config)
+    return _int_keys(cached(folder, json.loads(config.to_json()), work))
+
+  @functools.cached_property
+  def _params(self):
+    return self.stages.float_params()
+
+  def _section(self, *names: str) -> ml_collections.ConfigDict:
+    """What a stage depends on."""
+    config = self.stages.float_config.copy_and_resolve_references()
+    section = self.config.sensitivity
+    config.sensitivity = ml_collections.ConfigDict(
+      {n: section[n] for n in ('batches', 'batch_size', *names)}
+    )
+    config.choices = self.config.choices
+    return config
+
+
+def tensors(params: Any) -> dict[str, jax.Array]:
+  """Returns the weights that get bits, by name."""
+  named = trees.named(params)
+  return {name: w for name, w in named.items() if trees.is_quantizable(w)}
+
+
+def _bytes(w: jax.Array, bits: int) -> float:
+  """What a tensor adds to a file, at this width."""
+  # Bytes do not depend on values.
+  codes = np.arange(np.size(w)).reshape(w.shape) % 2**bits
+  book = np.arange(2**bits) - 2 ** (bits - 1)
+  q = qtensor.QTensor(
+    codes.astype(np.uint8), np.float32(1), book.astype(np.int8), 2**bits
+  )
+  empty = packed_file.packed_bytes({})
+  return float(packed_file.packed_bytes({'w': q}) - empty)
+
+
+def _int_keys(found: Mapping[str, Any]) -> Scores:
+  """Scores as they were before JSON made text of the widths."""
+  return {
+    name: {int(b): x for b, x in of.items()}
+    for name, of in found['scores'].items()
+  }

@@ -1,0 +1,286 @@
+"""The stages of the language model experiment, each done once.
+
+float model -> training under a method -> packed file -> perplexity of the file.
+A stage lives in a folder named by the hash of all that it depends on; a rerun
+goes on where the last one stopped.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from experiments import fitting, language_model, methods, results
+from experiments.stages import RESULT, Interrupted, cached
+from s8bqat_jax import quantizers, sensitivity
+from s8bqat_jax.artifacts import packed_file, qtensor
+from s8bqat_jax.data import text as text_lib
+from s8bqat_jax.quantizers import rules as rule_lib
+from s8bqat_jax.speech import tokenizers
+
+MODEL_FILE = 'model.safetensors'
+SHIPPED = 'shipped.safetensors'
+LINE_NATS = 'line_nats.npy'
+Bits = Mapping[str, int]
+
+
+def make_tokenizer(
+  name: str, corpus: text_lib.TextCorpus
+) -> tokenizers.Tokenizer:
+  """Returns the vocabulary that a config names.
+
+  Raises:
+    ValueError: if it is none of word, word:SIZE, subword:SIZE.
+  """
+  kind, _, size = name.partition(':')
+  if kind == 'word' and (not size or size.isdigit()):
+    return text_lib.word_vocabulary(corpus, int(size) if size else None)
+  if kind == 'subword' and size.isdigit():
+    return text_lib.subword_vocabulary(corpus, int(size))
+  raise ValueError(
+    f'config.vocabulary is {name!r}, expected word, word:SIZE or subword:SIZE'
+  )
+
+
+class Corpora:
+  """The texts of a config, in its tokens."""
+
+  def __init__(self, config: ml_collections.ConfigDict):
+    train, dev, held_out = (
+      text_lib.load_text(config.data[name]) for name in ('train', 'dev', 'eval')
+    )
+    self.tokenizer = make_tokenizer(config.vocabulary, train)
+    self.train = text_lib.encode(self.tokenizer, train)
+    self.dev = text_lib.encode(self.tokenizer, dev)
+    self.eval = text_lib.encode(self.tokenizer, held_out)
+    self.train_text, self.eval_text = train, held_out
+    self.fingerprints = {
+      text.spec: text.fingerprint for text in (train, dev, held_out)
+    }
+
+  def by_line(self, nats_N: np.ndarray) -> np.ndarray:
+    """Sums nats of the evaluation text's tokens over its lines."""
+    return language_model.line_nats(self.eval, nats_N)
+
+
+class Stages:
+  """Where the stages of one config under one seed are kept, and what runs."""
+
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    corpora: Corpora,
+    root: pathlib.Path,
+    seed: int = 0,
+    progress: bool = True,
+  ):
+    """Plans; nothing runs before it is asked for.
+
+    Args:
+      config: of configs/lm.
+      corpora: its texts.
+      root: folder of the stages.
+      seed: of initialization, order and noise.
+      progress: whether to show progress bars.
+    """
+    self.config = config.copy_and_resolve_references()
+    self.config.seed = seed
+    self.corpora, self.root, self.progress = corpora, root, progress
+    self.model = language_model.from_config(config.model, corpora.tokenizer)
+    self.scorer = language_model.Scorer(self.model, config.data.score_length)
+    self.float_config = self._section(
+      'vocabulary', 'data', 'model', 'train', 'seed'
+    )
+
+  def float_model(self) -> pathlib.Path:
+    """Returns the file of the float model, trained if it is not there."""
+    return self._trained('float', self.float_config, None, None)
+
+  def float_params(self) -> Any:
+    """Returns the float model's weights."""
+    return jax.device_put(packed_file.load(self.float_model()).tree)
+
+  def float_done(self) -> bool:
+    """Whether the float model is there."""
+    folder = self.folder('float', 'float', self.float_config)
+    return (folder / RESULT).exists()
+
+  def done(self, method: str, bits: int | Bits) -> bool:
+    """Whether a fine-tuning is done."""
+    config = self._with_method(method, bits)
+    return (self.folder('train', method, config) / RESULT).exists()
+
+  def seconds_per_step(self, steps: int = 5) -> float:
+    """Returns the time of a training step, without its compilation."""
+    step = fitting.make_step(self.config, self.model)
+    update = jax.jit(step.update, donate_argnums=0)
+    params = self.model.init(jax.random.key(0))
+    state, batch = step.init(params), self._batches(self.config)(0)
+    state, _ = update(state, batch)
+    start = time.perf_counter()
+    for _ in range(steps):
+      state, metrics = update(state, batch)
+    jax.block_until_ready(metrics)
+    return (time.perf_counter() - start) / steps
+
+  def train(self, method: str, bits: int | Bits) -> pathlib.Path:
+    """Fine-tunes the float model under a method; returns the packed file.
+
+    Args:
+      method: in `methods.METHODS`.
+      bits: of every tensor, or of each; 32 for floats.
+    """
+    config = self._with_method(method, bits)
+    quantizer = make_quantizer(config, method, bits)
+    if methods.METHODS[method].trains:
+      return self._trained(method, config, quantizer, self.float_params())
+
+    def work(folder):
+      params = self.float_params()
+      encoded = params
+      if quantizer is not None:
+        encoded = quantizer.encode(params, quantizer.init(params))
+      self._save(folder / SHIPPED, encoded)
+      return {'steps': 0}
+
+    folder = self.folder('train', method, config)
+    cached(folder, json.loads(config.to_json()), work)
+    return folder / SHIPPED
+
+  def evaluate(self, path: pathlib.Path) -> dict[str, Any]:
+    """Returns perplexities and sizes of a packed file."""
+
+    def work(folder):
+      packed = packed_file.load(path)
+      params = jax.device_put(qtensor.decode(packed.tree))
+      nats_N = self._nats(params, self.corpora.eval)
+      np.save(folder / LINE_NATS, self.corpora.by_line(nats_N))
+      ppl = text_lib.perplexity(nats_N.sum(), self.corpora.eval.words)
+      count = sum(x.size for x in jax.tree.leaves(params))
+      floats = sum(
+        np.asarray(x).nbytes
+        for x in jax.tree.leaves(packed.tree, is_leaf=qtensor.is_qtensor)
+        if not qtensor.is_qtensor(x)
+      )
+      size = path.stat().st_size
+      return {
+        'perplexity': ppl,
+        'dev_perplexity': self._perplexity(params),
+        'words': self.corpora.eval.words,
+        'parameters': count,
+        'bytes': size,
+        'encoded_bytes': packed_file.encoded_bytes(packed.tree),
+        'float_bytes': floats,
+        'ratio_fp32': 4 * count / size,
+        'ratio_fp16': 2 * count / size,
+      }
+
+    return cached(path.parent / 'eval', {'file': str(path.name)}, work)
+
+  def _section(self, *names: str) -> ml_collections.ConfigDict:
+    whole = self.config.to_dict()
+    return ml_collections.ConfigDict({name: whole[name] for name in names})
+
+  def finetuning(self) -> ml_collections.ConfigDict:
+    """The config of training from the float model, without a method."""
+    config = self.float_config.copy_and_resolve_references()
+    config.starts_from = results.config_hash(
+      json.loads(self.float_config.to_json())
+    )
+    steps = config.train.steps
+    config.train.update(self.config.finetune.train)
+    config.train.steps = round(self.config.finetune.share * steps)
+    config.train.eval_every = 0
+    return config
+
+  def _with_method(self, method: str, bits: int | Bits):
+    config = self.finetuning()
+    named = bits if isinstance(bits, int) else dict(bits)
+    config.method = ml_collections.ConfigDict({'name': method, 'bits': named})
+    return config
+
+  def folder(self, kind: str, name: str, config) -> pathlib.Path:
+    plain = name.replace(' ', '_')
+    content = json.loads(config.to_json())
+    return self.root / kind / f'{plain}-{results.config_hash(content)}'
+
+  def _trained(self, name, config, quantizer, params) -> pathlib.Path:
+    folder = self.folder('train' if name != 'float' else name, name, config)
+
+    def work(folder):
+      outcome = self.fit(folder, config, quantizer, params)
+      self._save(folder / SHIPPED, fitting.shipped(outcome.state, quantizer))
+      return {'steps': config.train.steps}
+
+    cached(folder, json.loads(config.to_json()), work)
+    return folder / SHIPPED
+
+  def fit(self, folder, config, quantizer, params, **options):
+    outcome = fitting.fit(
+      config,
+      folder,
+      self.model,
+      lambda start: map(self._batches(config), itertools.count(start)),
+      lambda params: {'perplexity': self._perplexity(params)},
+      score='perplexity',
+      about={language_model.CONFIG_KEY: self.model.to_config()},
+      tokenizer=self.corpora.tokenizer.to_config(),
+      model_file=MODEL_FILE,
+      quantizer=quantizer,
+      params=params,
+      progress=self.progress,
+      **options,
+    )
+    if outcome.reason == 'interrupted':
+      raise Interrupted
+    return outcome
+
+  def _batches(self, config) -> text_lib.TrainBatches:
+    return text_lib.TrainBatches(
+      self.corpora.train.ids_N,
+      config.data.batch_size,
+      config.data.length,
+      seed=config.seed,
+    )
+
+  def _nats(self, params: Any, stream: text_lib.TokenStream) -> np.ndarray:
+    context = self.config.data.score_context
+    return self.scorer.token_nats(params, stream, context)
+
+  def _perplexity(self, params: Any) -> float:
+    dev = self.corpora.dev
+    return text_lib.perplexity(self._nats(params, dev).sum(), dev.words)
+
+  def _save(self, path: pathlib.Path, tree: Any) -> None:
+    packed_file.save(
+      path,
+      jax.device_get(tree),
+      config={language_model.CONFIG_KEY: self.model.to_config()},
+      tokenizer=self.corpora.tokenizer.to_config(),
+    )
+
+
+def make_quantizer(
+  config: ml_collections.ConfigDict, method: str, bits: int | Bits
+) -> quantizers.Quantizer | None:
+  """Returns the Quantizer of a fine-tuning.
+
+  Args:
+    config: of the fine-tuning.
+    method: in `methods.METHODS`.
+    bits: of every tensor, or of each; 32 for floats.
+  """
+  _, schedule = fitting.make_optimizer(config.train)
+  run = methods.Run(config.train.steps, schedule, config.train.learning_rate)
+  if isinstance(bits, int):
+    rules = rule_lib.as_rules(bits) if bits <= 8 else ()
+    return methods.make(method, bits, rules, run)
+  return methods.make(method, 0, sensitivity.to_rules(bits), run)

@@ -1,0 +1,189 @@
+"""The language model experiment, whole, on a toy language."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import language_model, lm_sensitivity, lm_stages
+from experiments import mixed_precision_lm as lib
+from experiments.configs import lm
+from s8bqat_jax import sensitivity
+from s8bqat_jax.artifacts import packed_file
+from s8bqat_jax.data import text as text_lib
+
+
+def sentences(seed, count):
+  """Sentences in which each word allows two successors."""
+  rng = np.random.default_rng(seed)
+  words = [f'w{i}' for i in range(20)]
+  lines = []
+  for article in range(count // 20):
+    lines.append(f' = Title {words[article % 20]} = ')
+    for _ in range(20):
+      at = rng.integers(20)
+      line = []
+      for _ in range(rng.integers(3, 9)):
+        line.append(words[at])
+        at = (at * 3 + rng.integers(2)) % 20
+      lines.append(' '.join(line))
+  return '\n'.join(lines) + '\n'
+
+
+@pytest.fixture(scope='module')
+def config(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('text')
+  for name, seed, count in (('train', 0, 2000), ('valid', 1, 200)):
+    (folder / f'{name}.txt').write_text(sentences(seed, count))
+  config = lm.default()
+  config.name = 'toy'
+  config.vocabulary = 'word'
+  config.data.train = f'text:{folder}/train.txt'
+  config.data.dev = f'text:{folder}/valid.txt?part=dev'
+  config.data.eval = f'text:{folder}/valid.txt?part=eval'
+  config.data.update(
+    {'batch_size': 8, 'length': 16, 'score_length': 16, 'score_context': 8}
+  )
+  config.model.update({'width': 16, 'layers': 1, 'heads': 2, 'ffn_width': 32})
+  config.train.update({'steps': 200, 'warmup_steps': 20, 'learning_rate': 1e-2})
+  config.finetune.train.learning_rate = 2e-3
+  config.sensitivity.update({'max_probes': 64, 'rtol': 0.5, 'allocations': 20})
+  config.points = (3,)
+  config.choices = (2, 3, 8)
+  return config
+
+
+@pytest.fixture(scope='module')
+def stages(config, tmp_path_factory):
+  corpora = lm_stages.Corpora(config)
+  root = tmp_path_factory.mktemp('stages')
+  return lm_stages.Stages(config, corpora, root, progress=False)
+
+
+@pytest.fixture(scope='module')
+def found(stages):
+  return lm_sensitivity.Sensitivity(stages)
+
+
+def test_the_float_model_learns_and_its_file_is_what_is_scored(stages):
+  metrics = stages.evaluate(stages.float_model())
+  # Twenty words, two of which may follow each: learned, not guessed.
+  assert 1.5 < metrics['perplexity'] < 8
+  made, params, _ = language_model.load(stages.float_model())
+  nats_N = language_model.Scorer(made, 16).token_nats(
+    params, stages.corpora.eval, 8
+  )
+  again = text_lib.perplexity(nats_N.sum(), stages.corpora.eval.words)
+  np.testing.assert_allclose(again, metrics['perplexity'], rtol=1e-5)
+  lines_L = np.load(stages.float_model().parent / 'eval' / lm_stages.LINE_NATS)
+  assert len(lines_L) == len(stages.corpora.eval_text.lines)
+  np.testing.assert_allclose(lines_L.sum(), nats_N.sum(), rtol=1e-5)
+
+
+def test_a_stage_runs_once(stages, monkeypatch):
+  path = stages.train('ptq lloyd-max', 3)
+  before = path.stat().st_mtime_ns
+  monkeypatch.setattr(packed_file, 'save', None)
+  assert stages.train('ptq lloyd-max', 3) == path
+  assert path.stat().st_mtime_ns == before
+
+
+def test_every_metric_allocates_within_the_bytes_of_uniform_precision(found):
+  sizes = found.sizes()
+  budget = sum(of[3] for of in sizes.values())
+  for metric in lm_sensitivity.METRICS:
+    bits = found.allocation(metric, 3).bits
+    assert set(bits) == set(sizes)
+    assert sum(sizes[n][b] for n, b in bits.items()) <= budget, metric
+
+
+def test_sizes_are_what_a_tensor_adds_to_a_file(stages, found):
+  sizes = found.sizes()
+  at = {b: sum(of[b] for of in sizes.values()) for b in (3, 8)}
+  files = {b: stages.train('ptq lloyd-max', b).stat().st_size for b in (3, 8)}
+  # Headers are shared between tensors, codes are not.
+  np.testing.assert_allclose(files[8] - files[3], at[8] - at[3], rtol=0.02)
+
+
+def test_admm_on_allocated_bits_ships_them(stages, found):
+  bits = found.allocation('kl', 3).bits
+  path = stages.train('admm', bits)
+  tree = packed_file.load(path).tree
+  shipped = lm_sensitivity.trees.named(tree)
+  assert {n: shipped[n].bits for n in bits} == bits
+  trained = stages.evaluate(path)['perplexity']
+  rounded = stages.evaluate(stages.train('ptq lloyd-max', bits))['perplexity']
+  assert trained < rounded
+
+
+def test_predictions_are_held_against_measured_harm(stages, found):
+  rows = lib.agreement(stages, found)
+  by_metric = {row['metric']: row['spearman'] for row in rows}
+  assert set(by_metric) == set(lm_sensitivity.METRICS)
+  assert by_metric['kl'] > 0.5
+
+
+def test_comparisons_are_of_seeds_that_both_have(tmp_path):
+  a, b = lib.Cell('float'), lib.Cell('admm', 4)
+  folders = {}
+  for seed in (0, 1):
+    for cell, rise in ((a, 0.0), (b, 0.1)):
+      folders[cell, seed] = tmp_path / f'{cell.method}{seed}.npy'
+      np.save(folders[cell, seed], np.array([5.0, 4.0]) + rise * 10)
+  folders[lib.Cell('admm', 2), 7] = tmp_path / 'absent.npy'
+  (row,) = lib.comparisons(folders, ['0', '1'], [10, 10], a)
+  assert row['seeds'] == [0, 1]
+  # 1 nat over 10 words.
+  np.testing.assert_allclose(row['relative'], np.expm1(0.1))
+  np.testing.assert_allclose(row['ci95'], [np.expm1(0.1)] * 2)
+  assert not row['non_inferior']
+
+
+def test_words_of_sentences_add_up_to_the_stream(stages):
+  made, params, _ = language_model.load(stages.float_model())
+  scorer = language_model.Scorer(made)
+  lines = ['w1 w3 w9', '', 'w2 unheard']
+  found = scorer.word_log_probs(params, lines, batch_size=2)
+  assert [len(x) for x in found] == [4, 1, 3]
+  one = text_lib.encode(
+    made.tokenizer, text_lib.TextCorpus(('w1 w3 w9',), '', '')
+  )
+  nll = jax.jit(made.nll)(params, np.concatenate([[0], one.ids_N])[None])
+  np.testing.assert_allclose(found[0], -np.asarray(nll)[0], atol=1e-4)
+
+
+class TestErrors:
+  def test_budget_below_the_smallest_file(self, found):
+    with pytest.raises(ValueError, match='below the smallest'):
+      sensitivity.allocate(found.scores('size'), found.sizes(), 10)
+
+  def test_vocabulary_that_is_not_the_models(self, stages, tmp_path):
+    packed = packed_file.load(stages.float_model())
+    tokenizer = {'kind': 'word', 'words': ['one', 'two']}
+    path = tmp_path / 'other.safetensors'
+    packed_file.save(
+      path, packed.tree, config=packed.config, tokenizer=tokenizer
+    )
+    with pytest.raises(ValueError, match='vocabulary'):
+      language_model.load(path)
+
+  def test_a_file_of_another_kind(self, tmp_path):
+    path = tmp_path / 'x.safetensors'
+    packed_file.save(path, {'w': np.zeros(3, np.float32)})
+    with pytest.raises(ValueError, match='no language model'):
+      language_model.load(path)
+
+  def test_unknown_vocabulary_and_field(self, config):
+    broken = config.copy_and_resolve_references()
+    broken.vocabulary = 'bytes'
+    with pytest.raises(ValueError, match='word:SIZE or subword:SIZE'):
+      lm_stages.Corpora(broken)
+    with pytest.raises(ValueError, match="no field 'depth'"):
+      language_model.from_config(
+        {'depth': 3}, lm_stages.Corpora(config).tokenizer
+      )
+
+
+def test_results_are_json(stages, found):
+  json.dumps([stages.evaluate(stages.float_model()), found.traces()[2]])

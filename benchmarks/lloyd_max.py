@@ -9,7 +9,8 @@ blocks: no better than the optimum) and once without counting the blocks that
 hold a cut (no worse than the optimum).
 
 Part 2: distortion over distributions and n = 1..8, each relative to the exact
-optimum of the same 20,000 weights.
+optimum of the same 20,000 weights; and over trained ones, the 4,096 of the
+inner layer of the toy comparison's network.
 """
 
 import time
@@ -21,7 +22,7 @@ import numpy as np
 from absl import app, flags
 from sklearn import cluster, exceptions
 
-from experiments import results
+from experiments import results, toy_methods
 from s8bqat_jax.quantizers import codebook, lloyd_max
 
 _SIZE = flags.DEFINE_integer('size', 25_000_000, 'Weights in part 1.')
@@ -153,6 +154,15 @@ def _large():
   return rows
 
 
+def _trained():
+  """Returns the weights of a layer that has trained for some seconds."""
+  train = toy_methods.trainer(
+    None, toy_methods.FLOAT_STEPS, toy_methods.FLOAT_PEAK
+  )
+  params, _ = train(toy_methods.make_task(0), toy_methods.init_params(0), 0)
+  return np.asarray(params['layer_1']['kernel']).ravel()
+
+
 def _small():
   rng = np.random.default_rng(0)
   n = _SMALL
@@ -162,11 +172,12 @@ def _small():
     'bimodal': rng.choice([-1, 1], n) + 0.1 * rng.standard_normal(n),
     'sparse': rng.standard_normal(n) * (rng.random(n) < 0.2),
     'Student t, 3': rng.standard_t(3, n),
+    'trained': _trained(),
   }
   rows = []
   for name, sample in samples.items():
     w = sample.astype(np.float32)
-    blocks = _Blocks(w, n)
+    blocks = _Blocks(w, len(w))
     for bits in range(1, 9):
       exact = _exact(blocks, 2**bits, skip=0)
       books = (

@@ -20,7 +20,8 @@ compiler) with the pybind11 that PyTorch has:
   tar xzf fast_rnnt-1.3.tar.gz
   python -m benchmarks.rnnt_loss --fast_rnnt=fast_rnnt-1.3
 
-Without it the rows of fast_rnnt are listed as not run.
+Without it the rows of fast_rnnt are listed as not run. `--shapes` measures some
+shapes; the rows of others stay, if the same revision measured them.
 """
 
 from __future__ import annotations
@@ -41,12 +42,13 @@ import numpy as np
 from absl import app, flags
 
 from experiments import results
-from s8bqat_jax import losses
+from s8bqat_jax import losses, training
 
 _ROUNDS = flags.DEFINE_integer('rounds', 3, 'Timed runs of each side.')
 _FAST_RNNT = flags.DEFINE_string(
   'fast_rnnt', '', 'Unpacked source distribution of fast_rnnt.'
 )
+_SHAPES = flags.DEFINE_list('shapes', None, 'Shapes to measure; all if unset.')
 _MEMORY = flags.DEFINE_string(
   'memory', '', 'Internal: SYSTEM/SHAPE, print its peak memory and exit.'
 )
@@ -276,10 +278,29 @@ def compare(rows):
   return comparisons
 
 
+def keep_others(before):
+  """Adds what the file held before: shapes of the same revision."""
+  now = results.read('rnnt_loss')
+  if not before or before['revision'] != now['revision']:
+    return
+  again = {row['system'] for row in now['rows']}
+  rows, comparisons = (
+    [x for x in before[k] if x['system'] not in again] + now[k]
+    for k in ('rows', 'comparisons')
+  )
+  results.write(
+    'rnnt_loss', rows, comparisons=comparisons, not_run=now['not_run']
+  )
+
+
 def main(_):
   if _MEMORY.value:
     print_peak_memory(*_MEMORY.value.split('/'))
     return
+  # As training does; PyTorch, in the same process, gains too.
+  training.reuse_host_memory()
+  file = results.FOLDER / 'rnnt_loss.json'
+  before = results.read('rnnt_loss') if file.exists() else None
   systems, not_run = list(SYSTEMS), []
   try:
     import_fast_rnnt()
@@ -291,7 +312,7 @@ def main(_):
   print(
     f'{"shape":20} {"loss":10} {"ms":>9} {"peak MB":>9} {"XLA temp MB":>12}'
   )
-  for name in SHAPES:
+  for name in _SHAPES.value or SHAPES:
     for row in measure(name, systems):
       rows.append(row)
       metrics = row['metrics']
@@ -308,6 +329,7 @@ def main(_):
       f'{c["system"]:20} {c["a"]:10} / ours {c["metric"]:20} {c["ratio"]:8.2f}'
     )
   results.write('rnnt_loss', rows, comparisons=comparisons, not_run=not_run)
+  keep_others(before)
 
 
 if __name__ == '__main__':

@@ -193,9 +193,10 @@ def fit(
     for batch in batches(start):
       yield training.shard_batch(batch, mesh)
 
-  state = training.replicate(
-    jax.jit(step.init, static_argnums=1)(params, config.seed), mesh
-  )
+  # Not under jit: a method's fits are programs of their own, each compiled
+  # once. Copies, because a donated buffer must be nobody else's.
+  state = jax.tree.map(jnp.copy, step.init(params, config.seed))
+  state = training.replicate(state, mesh)
   checkpoints = training.Checkpoints(workdir / 'checkpoints')
   try:
     return training.train(

@@ -16,6 +16,7 @@ def get_config(words='all'):
     f'size={{size}},fold={{part}},seed={{seed}},words={words},data={{data}}'
   )
   config.parts = ('0', '1', '2', '3')
+  config.activation_bits = 8
   config.matrices.curve = s8bqat.matrix(*s8bqat.curve('90k'))
   config.matrices.ablation = s8bqat.matrix(*s8bqat.ablation('90k', 2))
   # Raw bytes: 200k weights of 4 bits beside 90k of 8.

@@ -12,7 +12,8 @@ def get_config():
   config.name = 's8bqat_digits'
   config.float.module = 'experiments.configs.demo.digits'
   config.float.arguments = 'seed={seed}'
-  config.finetune.share = 0.2
+  config.activation_bits = 8
+  config.finetune.share = 0.14
   config.finetune.train.learning_rate = 1.5e-3
   config.matrices.demo = s8bqat.matrix(
     'demo/float',

@@ -13,6 +13,7 @@ def get_config():
   config.name = 's8bqat_a'
   config.float.module = 'experiments.configs.float.espeak_grammar'
   config.float.arguments = 'size={size},seed={seed}'
+  config.activation_bits = 8
   config.matrices.curve = s8bqat.matrix(*s8bqat.curve('90k'))
   config.matrices.ablation = s8bqat.matrix(*s8bqat.ablation('90k', 2))
   # Raw bytes: 200k weights of 4 bits beside 90k of 8.

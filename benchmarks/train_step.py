@@ -155,8 +155,9 @@ class TorchModel(torch.nn.Module):
       self._load_lstm(self.predictor, 0, params['predictor_0'], tensor)
       self.embed.weight.copy_(tensor(params['embed']['embedding']))
       for name, layer in self.dense.items():
-        layer.weight.copy_(tensor(params[name]['kernel']).T)
-        layer.bias.copy_(tensor(params[name]['bias']))
+        kernel, bias = (tensor(params[name][k]) for k in ('kernel', 'bias'))
+        layer.get_parameter('weight').copy_(kernel.T)
+        layer.get_parameter('bias').copy_(bias)
 
   @staticmethod
   def _load_lstm(layer, i, params, tensor):

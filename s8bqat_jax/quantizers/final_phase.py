@@ -61,10 +61,12 @@ def with_final_phase(
   def init(params: types.Params) -> types.State:
     state = quantizer.init(params)
     shipped = trees.quantized(quantizer.encode(params, state))
-    # Copies: a codebook may be the very buffer that `state` holds, and a
-    # caller can't donate one buffer twice.
-    shipped = jax.tree.map(jnp.copy, shipped)
-    return outer(state, shipped, jnp.zeros((), bool))
+    # Copies: a caller can't donate one buffer twice, and a codebook may be the
+    # very one that `state` holds, as what is learned is.
+    copies = jax.tree.map(jnp.copy, (shipped, state.learned))
+    own = outer(state, copies[0], jnp.zeros((), bool))
+    own.carried['learned'] = copies[1]
+    return own
 
   def views(
     params: types.Params, state: types.State, ctx: types.Ctx

@@ -70,8 +70,9 @@ def test_codes_freeze_and_leftovers_train(method):
   assert history[-1][1]['loss'] < history[10][1]['loss']
 
 
-def test_buffers_can_be_donated():
-  quantizer = quantizers.with_final_phase(METHODS['centroids'], 20)
+@pytest.mark.parametrize('method', METHODS)
+def test_buffers_can_be_donated(method):
+  quantizer = quantizers.with_final_phase(METHODS[method], 20)
   state = quantizer.init({'kernel': jnp.ones((4, 2))})
   donated = jax.jit(
     lambda state: jax.tree.map(lambda x: x, state), donate_argnums=0

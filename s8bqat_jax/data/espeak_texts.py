@@ -3,7 +3,7 @@
 import hashlib
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -22,28 +22,34 @@ def split_of(text: str) -> str:
   return {0: 'dev', 1: 'eval'}.get(digest[0] % 10, 'train')
 
 
-def read_sentences(path: pathlib.Path) -> list[str]:
-  """Returns the speakable sentences of a text file, lower case, no repeats.
+def sentences(lines: Iterable[str]) -> list[str]:
+  """Returns the speakable sentences of some text, lower case, no repeats.
 
   Args:
-    path: Plain text. Sentences end at a full stop, question or exclamation
+    lines: Plain text. Sentences end at a full stop, question or exclamation
       mark or a line's end; those with anything but letters, apostrophes and
       punctuation, and those of more than 20 words, are left out.
   """
-  if not path.is_file():
-    raise ValueError(f'file={path}: no such file')
   found: dict[str, None] = {}
-  for line in path.read_text(encoding='utf-8').splitlines():
+  for line in lines:
     for sentence in re.split(r'[.?!]+', line.lower().replace(" '", "'")):
       plain = re.sub(r'[,;:"()\-]', ' ', sentence)
       words = plain.split()
       if 2 <= len(words) <= 20 and re.fullmatch(r"[a-z' ]+", ' '.join(words)):
         found[' '.join(words)] = None
+  return list(found)
+
+
+def read_sentences(path: pathlib.Path) -> list[str]:
+  """Returns the `sentences` of a text file; none at all is an error."""
+  if not path.is_file():
+    raise ValueError(f'file={path}: no such file')
+  found = sentences(path.read_text(encoding='utf-8').splitlines())
   if not found:
     raise ValueError(
       f'file={path}: holds no sentence of 2 to 20 words in the letters a-z'
     )
-  return list(found)
+  return found
 
 
 def text_maker(

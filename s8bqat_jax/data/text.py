@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from s8bqat_jax.data import corpus as corpus_lib
+from s8bqat_jax.data import espeak_texts, tfds
 from s8bqat_jax.data import options as option_lib
-from s8bqat_jax.data import tfds
 from s8bqat_jax.speech import tokenizers
 
 END = 0
@@ -36,7 +36,7 @@ UNKNOWN = '<unk>'
 _UNKNOWN_CHARACTER = '\u2047'
 SCHEMES = ('text', 'ptb', 'tfds')
 _OPTIONS = {
-  'text': ('part',),
+  'text': ('part', 'form'),
   'ptb': (),
   'tfds': ('dir', 'field'),
 }
@@ -78,8 +78,10 @@ def load_text(spec: str) -> TextCorpus:
 
   Args:
     spec: one of
-      `text:PATH?part=dev`: a file of one sentence per line; `part` (dev, eval
-        or all) takes every other article of a file with WikiText headings.
+      `text:PATH?part=dev&form=spoken`: a file of one sentence per line; `part`
+        (dev, eval or all) takes every other article of a file with WikiText
+        headings; `form=spoken` makes lines of its sentences as they are
+        spoken, lower case without punctuation, as `espeak:text` reads them.
       `ptb:DIRECTORY:SPLIT`: the Penn Treebank's `ptb.SPLIT.txt`.
       `tfds:NAME:SPLIT?dir=...&field=text`: a prepared set of TensorFlow
         Datasets.
@@ -126,7 +128,10 @@ def _read_file(path: pathlib.Path) -> list[str]:
 def _read(rest: str, options: Mapping[str, str]) -> list[str]:
   lines = _read_file(pathlib.Path(rest).expanduser())
   part = option_lib.choice(options, 'part', ('all', 'dev', 'eval'), 'all')
-  return lines if part == 'all' else split_articles(lines)[part == 'eval']
+  form = option_lib.choice(options, 'form', ('written', 'spoken'), 'written')
+  if part != 'all':
+    lines = split_articles(lines)[part == 'eval']
+  return espeak_texts.sentences(lines) if form == 'spoken' else lines
 
 
 def _read_ptb(rest: str, options: Mapping[str, str]) -> list[str]:

@@ -90,9 +90,13 @@ class NGram:
       probability = (kept + spared * probability) / total
     return probability
 
+  def word_log_probs(self, text: str) -> np.ndarray:
+    """Natural log-probabilities of a sentence's words, and of its end."""
+    return _word_log_probs(self.prob, text)
+
   def log_prob(self, text: str) -> float:
     """Natural log-probability of a sentence, its end included."""
-    return _log_prob(self.prob, text)
+    return float(self.word_log_probs(text).sum())
 
 
 class Mixture(NamedTuple):
@@ -115,12 +119,14 @@ class Mixture(NamedTuple):
 
   def log_prob(self, text: str) -> float:
     """Natural log-probability of a sentence, its end included."""
-    return _log_prob(self.prob, text)
+    return float(_word_log_probs(self.prob, text).sum())
 
 
-def _log_prob(prob: Callable[[str, Sequence[str]], float], text: str) -> float:
+def _word_log_probs(
+  prob: Callable[[str, Sequence[str]], float], text: str
+) -> np.ndarray:
   words = [*text.split(), _END]
-  return sum(math.log(prob(word, words[:i])) for i, word in enumerate(words))
+  return np.log([prob(word, words[:i]) for i, word in enumerate(words)])
 
 
 def lexicon(

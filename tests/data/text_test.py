@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s8bqat_jax.data import corpus as corpus_lib
+from s8bqat_jax.data import espeak_texts, tfds
 from s8bqat_jax.data import text as lib
-from s8bqat_jax.data import tfds
 from s8bqat_jax.speech import tokenizers
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -57,6 +57,13 @@ class TestLoad:
     whole = lib.load_text(f'text:{wiki}')
     assert dev.words + held.words == whole.words
     assert len({c.fingerprint for c in (dev, held, whole)}) == 3
+
+  def test_spoken_form_is_what_the_synthesizer_reads(self, tmp_path):
+    path = tmp_path / 'plain.txt'
+    path.write_text('Yes , he did . " No " , she said !\nin 1920 it fell .\n')
+    corpus = lib.load_text(f'text:{path}?form=spoken')
+    assert corpus.lines == ('yes he did', 'no she said')
+    assert list(corpus.lines) == espeak_texts.read_sentences(path)
 
   def test_penn_treebank_by_path(self, tmp_path):
     (tmp_path / 'ptb.valid.txt').write_text(" no it was n't\n black <unk>\n")

@@ -12,15 +12,16 @@ import ml_collections
 import numpy as np
 
 from experiments import cells, fitting, methods, scoring, trainer
-from experiments.stages import HYPOTHESES, Stages
+from experiments.stages import HYPOTHESES, Stages, eight_bit_activations
 from s8bqat_jax import data
 from s8bqat_jax.speech import significance
 
 MARGIN = 0.03  # relative; a loss that is surely below it is none
-# What a step costs over a floating-point one, where it is not about the same
-# (benchmarks/qat_overhead.py).
+# What a step costs over a floating-point one, where it is not about the same:
+# of a method (benchmarks/qat_overhead.py), and of 8-bit activations.
 _FACTORS = {'gq': 1.9}
-_EVALUATION_SECONDS = 30.0  # decoding twice, and compiling for it
+_TWIN_FACTOR = 1.6
+_CELL_SECONDS = 60.0  # compiling, and decoding twice
 COLUMNS = {
   'size': '',
   'method': '',
@@ -79,7 +80,7 @@ def estimated_hours(stages: Stages, jobs: Sequence[cells.Job]) -> float:
   for job in jobs:
     if stages.done(job):
       continue
-    seconds += _EVALUATION_SECONDS
+    seconds += _CELL_SECONDS
     config = cells.train_config(stages.config, job)
     folder = stages.float_folder(job)
     to_train = folder not in floats and not stages.float_done(job)
@@ -96,6 +97,8 @@ def estimated_hours(stages: Stages, jobs: Sequence[cells.Job]) -> float:
       seconds += rate * config.float_steps
     if trains:
       factor = _FACTORS.get(job.cell.method, 1.0)
+      if eight_bit_activations(config):
+        factor *= _TWIN_FACTOR
       seconds += rate * factor * config.train.steps
   return seconds / 3600
 

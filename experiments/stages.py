@@ -152,7 +152,7 @@ class Stages:
         ctc_weight=config.train.ctc_weight,
       )
       ranges = None
-      if _eight_bit_activations(config):
+      if eight_bit_activations(config):
         ranges = self.ranges(job)
         trained = integer_recognizer.twin(trained, params, ranges)
       quantizer = make_quantizer(config)
@@ -280,6 +280,15 @@ class Stages:
     return any((folder / name).exists() for name in ('eval.json', RESULT))
 
 
+def eight_bit_activations(config: ml_collections.ConfigDict) -> bool:
+  """Whether a config's cell computes with 8-bit activations."""
+  if config.activation_bits not in (8, 32):
+    raise ValueError(
+      f'config.activation_bits is {config.activation_bits}, expected 8 or 32'
+    )
+  return config.activation_bits == 8 and config.method.bits <= 8
+
+
 def make_quantizer(
   config: ml_collections.ConfigDict,
 ) -> quantizers.Quantizer | None:
@@ -300,14 +309,6 @@ def without_training_heads(
   tree = {name: leaf for name, leaf in tree.items() if name != 'ctc_out'}
   model = recognizer.model.clone(ctc=False)
   return dataclasses.replace(recognizer, model=model, ctc_weight=0.0), tree
-
-
-def _eight_bit_activations(config: ml_collections.ConfigDict) -> bool:
-  if config.activation_bits not in (8, 32):
-    raise ValueError(
-      f'config.activation_bits is {config.activation_bits}, expected 8 or 32'
-    )
-  return config.activation_bits == 8 and config.method.bits <= 8
 
 
 def _calibrate(config, recognizer, params) -> Any:

@@ -173,7 +173,8 @@ def run(
 def _params_of(path: str, recognizer: recognizer_lib.Recognizer) -> Any:
   """Returns a packed recognizer's params; its labels must be ours."""
   stored, params, _ = recognizer_lib.load(path)
-  labels, wanted = stored.tokenizer.to_config(), recognizer.tokenizer.to_config()
+  labels = stored.tokenizer.to_config()
+  wanted = recognizer.tokenizer.to_config()
   if labels != wanted:
     raise ValueError(
       f'config.init_from: {path} has other labels than this config: {labels}, '

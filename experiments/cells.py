@@ -4,7 +4,8 @@
 
   90k/float            200k/s8bqat:4?pull=8&snaps=0        90k/ptq uniform:2
 
-Options are those of the method (methods.py). A cell runs on every part (fold)
+Options are those of the method (methods.py), and `lr`, the highest learning
+rate, for the grid that all methods are tuned on. A cell runs on every part (fold)
 and seed of its matrix.
 """
 
@@ -18,6 +19,8 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from experiments import methods, results
+
+_RATE = 'lr'
 
 
 class Cell(NamedTuple):
@@ -84,7 +87,7 @@ def parse(text: str) -> Cell:
     if not equals:
       raise ValueError(f'cell {text!r}: option {item!r} has no value')
     options.append((key, _value(value)))
-  methods.check(method, dict(options))
+  methods.check(method, {k: v for k, v in options if k != _RATE})
   return Cell(size, method, int(bits) if bits else 32, tuple(options))
 
 
@@ -134,12 +137,10 @@ def train_config(
   made.train.update(config.finetune.train)
   made.train.steps = round(config.finetune.share * float_steps)
   made.train.eval_every = 0  # What is scored is how training ends.
+  options = dict(job.cell.options)
+  made.train.learning_rate = options.pop(_RATE, made.train.learning_rate)
   made.method = ml_collections.ConfigDict(
-    {
-      'name': job.cell.method,
-      'bits': job.cell.bits,
-      'options': dict(job.cell.options),
-    }
+    {'name': job.cell.method, 'bits': job.cell.bits, 'options': options}
   )
   made.activation_bits = config.activation_bits
   made.float_steps = float_steps

@@ -17,21 +17,18 @@ experiments/results/NAME.json, and prints them.
 from __future__ import annotations
 
 import collections
-import itertools
 import math
 import pathlib
-import types
 from collections.abc import Sequence
 
 import jax
 from absl import app, flags
-from tqdm import tqdm
 
+from experiments import nbest, results, scoring, trainer
 from experiments import recognizer as recognizer_lib
-from experiments import results, scoring, trainer
 from s8bqat_jax import data, speech
 from s8bqat_jax.data import espeak_texts
-from s8bqat_jax.speech import beam, ngram, wer
+from s8bqat_jax.speech import ngram
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Of experiments.train.')
 _MODEL = flags.DEFINE_string('model', None, 'A packed file.')
@@ -51,64 +48,6 @@ _NAME = flags.DEFINE_string('name', 'decode_lm', 'Of the results file.')
 # of the N-best takes it out again.
 _SEARCH_WEIGHT = 0.3
 _SHARES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
-_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0)
-_BONUSES = (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
-
-
-NBests = Sequence[Sequence[ngram.Candidate]]
-
-
-class Search:
-  """A compiled beam search of one recognizer."""
-
-  def __init__(
-    self, model: recognizer_lib.Recognizer, params, size: int, batch_size: int
-  ):
-    self._model, self._params = model, jax.device_put(params)
-    self._size, self._batch_size = size, batch_size
-    self._run = jax.jit(self._search)
-
-  def _search(self, params, audio_BxS, lengths_B, automaton):
-    enc, lengths = self._model.encode(params, audio_BxS, lengths_B)
-    return beam.beam_search(
-      self._model.transducer(params),
-      enc,
-      lengths,
-      beam=self._size,
-      automaton=automaton,
-    )
-
-  def __call__(
-    self, corpus: data.Corpus, automaton: beam.Automaton | None = None
-  ) -> list[list[ngram.Candidate]]:
-    """Returns the N-best transcripts of every utterance."""
-    loader = data.make_loader(
-      corpus,
-      types.SimpleNamespace(encode=lambda text: []),  # texts are compared
-      batch_size=self._batch_size,
-      num_buckets=3,
-      train=False,
-    )
-    found: list[list[ngram.Candidate]] = [[] for _ in range(len(corpus))]
-    steps = loader.steps_per_epoch
-    for batch in tqdm(loader.batches(0, steps), total=steps, unit='batch'):
-      nbest = jax.device_get(
-        self._run(
-          self._params, batch['audio_BxS'], batch['audio_lengths_B'], automaton
-        )
-      )
-      for row, index in enumerate(batch['indices_B'].tolist()):
-        if index >= 0:
-          found[index] = self._candidates(*(x[row] for x in nbest))
-    return found
-
-  def _candidates(self, labels_KxN, lengths_K, scores_K):
-    decode = self._model.tokenizer.decode
-    return [
-      ngram.Candidate(decode(labels[:length].tolist()).strip(), float(score))
-      for labels, length, score in zip(labels_KxN, lengths_K, scores_K)
-      if math.isfinite(score)
-    ]
 
 
 def best_mixture(
@@ -140,7 +79,7 @@ def unigrams(
   return {w: math.log(p / total) for w, p in prob.items()}
 
 
-def unweighted(nbests: NBests, lexicon: dict[str, float]) -> NBests:
+def unweighted(nbests: nbest.NBests, lexicon: dict[str, float]) -> nbest.NBests:
   """Takes the lexicon's weights out of the scores."""
   return [
     [
@@ -149,33 +88,6 @@ def unweighted(nbests: NBests, lexicon: dict[str, float]) -> NBests:
     ]
     for nbest in nbests
   ]
-
-
-def choose(
-  nbests: NBests,
-  language: ngram.LanguageModel | None = None,
-  weight: float = 0.0,
-  bonus: float = 0.0,
-) -> list[str]:
-  """Returns the best transcript of each list, '' of an empty one."""
-  if language is not None:
-    nbests = [
-      ngram.rescore(n, language, weight=weight, word_bonus=bonus)
-      for n in nbests
-    ]
-  return [n[0].text if n else '' for n in nbests]
-
-
-def tune(
-  nbests: NBests, language: ngram.LanguageModel, references: Sequence[str]
-) -> tuple[float, float]:
-  """Returns the weight and the bonus of the fewest word errors."""
-
-  def errors(pair: tuple[float, float]) -> int:
-    found = wer.count_errors(references, choose(nbests, language, *pair))
-    return int(found.word_errors_N.sum())
-
-  return min(itertools.product(_WEIGHTS, _BONUSES), key=errors)
 
 
 def summary(corpus: data.Corpus, texts: Sequence[str]) -> dict:
@@ -206,8 +118,8 @@ def main(argv):
   weights = {w: _SEARCH_WEIGHT * p for w, p in words.items()}
   automaton = ngram.lexicon(weights, model.tokenizer)
 
-  search = Search(model, params, _BEAM.value, _BATCH.value)
-  tuned = tune(
+  search = nbest.Search(model, params, _BEAM.value, _BATCH.value)
+  tuned = nbest.tune(
     unweighted(search(dev, automaton), weights), language, dev.texts_N
   )
   greedy = scoring.Scorer(model, scored, _BATCH.value)
@@ -215,9 +127,11 @@ def main(argv):
   spelled = search(scored, automaton)
   decoded = {
     'greedy': [found[u] for u in scored.utt_ids_N],
-    f'beam {_BEAM.value}': choose(search(scored)),
-    'lexicon': choose(spelled),
-    'lexicon, n-gram': choose(unweighted(spelled, weights), language, *tuned),
+    f'beam {_BEAM.value}': nbest.choose(search(scored)),
+    'lexicon': nbest.choose(spelled),
+    'lexicon, n-gram': nbest.choose(
+      unweighted(spelled, weights), language, *tuned
+    ),
   }
   rows = [
     {'method': method, 'split': 'eval', 'metrics': summary(scored, chosen)}

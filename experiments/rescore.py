@@ -14,24 +14,22 @@ system, and every language model compared with the first.
 
 from __future__ import annotations
 
-import json
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
-import scipy.optimize
 from absl import app, flags
 
 from experiments import (
-  decode_lm,
   integer_recognizer,
   language_model,
+  mixtures,
+  nbest,
   results,
   scoring,
   trainer,
 )
+from experiments import recognizer as recognizer_lib
 from s8bqat_jax import data
 from s8bqat_jax.data import text as text_lib
 from s8bqat_jax.speech import ngram, significance
@@ -47,85 +45,6 @@ _BATCH = flags.DEFINE_integer('batch_size', 16, 'Utterances at a time.')
 _RUNS = flags.DEFINE_string('runs', 'runs/rescore', 'Where lists are kept.')
 _NAME = flags.DEFINE_string('name', 'rescore', 'Of the results file.')
 
-NBests = Sequence[Sequence[ngram.Candidate]]
-
-
-class Mixture:
-  """Sentence probabilities of a network and an n-gram, mixed word by word."""
-
-  def __init__(
-    self,
-    neural: Mapping[str, np.ndarray],
-    count: ngram.NGram | None,
-    share: float = 1.0,
-  ):
-    """Mixes what is already known of some sentences.
-
-    Args:
-      neural: log-probabilities of each sentence's words and its end.
-      count: the n-gram.
-      share: of the network.
-    """
-    self._neural, self._count, self.share = neural, count, share
-    self._counted: dict[str, np.ndarray] = {}
-
-  def log_prob(self, text: str) -> float:
-    """Natural log-probability of a sentence, its end included."""
-    neural_W = self._neural[text]
-    if self._count is None or self.share == 1:
-      return float(neural_W.sum())
-    return float(mix(neural_W, self.counted(text), self.share).sum())
-
-  def counted(self, text: str) -> np.ndarray:
-    """Log-probabilities of a sentence's words under the n-gram."""
-    assert self._count is not None
-    if text not in self._counted:
-      self._counted[text] = self._count.word_log_probs(text)
-    return self._counted[text]
-
-  def fitted(self, texts: Iterable[str]) -> Mixture:
-    """Returns the mixture whose share makes texts likeliest."""
-    texts = list(texts)
-    neural_W = np.concatenate([self._neural[text] for text in texts])
-    counted_W = np.concatenate([self.counted(text) for text in texts])
-    best = scipy.optimize.minimize_scalar(
-      lambda share: -mix(neural_W, counted_W, share).sum(),
-      bounds=(1e-3, 1 - 1e-3),
-      method='bounded',
-    )
-    found = Mixture(self._neural, self._count, float(best.x))
-    found._counted = self._counted
-    return found
-
-
-def mix(a_W: np.ndarray, b_W: np.ndarray, share: float) -> np.ndarray:
-  """Returns log(share exp(a) + (1 - share) exp(b))."""
-  return np.logaddexp(np.log(share) + a_W, np.log1p(-share) + b_W)
-
-
-def read_lists(path: pathlib.Path) -> list[list[ngram.Candidate]]:
-  """Reads N-best lists, one JSON line an utterance."""
-  lines = path.read_text().splitlines()
-  return [[ngram.Candidate(*c) for c in json.loads(line)] for line in lines]
-
-
-def write_lists(path: pathlib.Path, lists: NBests) -> None:
-  """Writes N-best lists, whole or not at all."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_suffix('.partial')
-  partial.write_text(''.join(json.dumps(n) + '\n' for n in lists))
-  partial.replace(path)
-
-
-def oracle(lists: NBests, references: Sequence[str]) -> list[str]:
-  """Returns the transcript of each list with the fewest errors."""
-  flat = [(r, c.text) for n, r in zip(lists, references) for c in n]
-  errors = iter(
-    scoring.wer.count_errors(*map(list, zip(*flat))).word_errors_N.tolist()
-  )
-  counts = [[next(errors) for _ in n] for n in lists]
-  return [n[int(np.argmin(c))].text if n else '' for n, c in zip(lists, counts)]
-
 
 def _lists(search, corpus: data.Corpus, model: pathlib.Path):
   """Searches a corpus, unless that is done."""
@@ -138,17 +57,17 @@ def _lists(search, corpus: data.Corpus, model: pathlib.Path):
   name = f'nbest-{results.config_hash(about)}.jsonl'
   path = pathlib.Path(_RUNS.value) / name
   if not path.exists():
-    write_lists(path, search(corpus))
-  return read_lists(path)
+    nbest.write_lists(path, search(corpus))
+  return nbest.read_lists(path)
 
 
 def main(argv):
   del argv
   trainer.set_up()
-  path = pathlib.Path(_MODEL.value)
+  path = recognizer_lib.find_model(_MODEL.value, None)
   recognizer, params, _ = integer_recognizer.load(path)
-  dev, scored = data.load(_DEV.value), data.load(_DATA.value)
-  search = decode_lm.Search(recognizer, params, _BEAM.value, _BATCH.value)
+  dev, scored = (data.load(f.value or '') for f in (_DEV, _DATA))
+  search = nbest.Search(recognizer, params, _BEAM.value, _BATCH.value)
   dev_lists, lists = (_lists(search, c, path) for c in (dev, scored))
   count = None
   if _SENTENCES.value:
@@ -159,14 +78,14 @@ def main(argv):
   ordered = sorted(texts)
 
   chosen: dict[str, list[str]] = {
-    'first of the list': decode_lm.choose(lists),
-    'oracle': oracle(lists, scored.texts_N),
+    'first of the list': nbest.choose(lists),
+    'oracle': nbest.oracle(lists, scored.texts_N),
   }
   about: dict[str, dict[str, Any]] = {name: {} for name in chosen}
 
   def add(name, language, **found):
-    weight, bonus = decode_lm.tune(dev_lists, language, dev.texts_N)
-    chosen[name] = decode_lm.choose(lists, language, weight, bonus)
+    weight, bonus = nbest.tune(dev_lists, language, dev.texts_N)
+    chosen[name] = nbest.choose(lists, language, weight, bonus)
     about[name] = {**found, 'weight': weight, 'word_bonus': bonus}
 
   if count is not None:
@@ -175,7 +94,7 @@ def main(argv):
     made, lm_params, _ = language_model.load(file)
     scorer = language_model.Scorer(made)
     words = scorer.word_log_probs(jax.device_put(lm_params), ordered)
-    alone = Mixture(dict(zip(ordered, words)), count)
+    alone = mixtures.Mixture(dict(zip(ordered, words)), count)
     size = pathlib.Path(file).stat().st_size
     stem = pathlib.Path(file).stem
     add(stem, alone, bytes=size)

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import decode_lm, recognizer
+from experiments import decode_lm, nbest, recognizer
 from s8bqat_jax import data, speech
 from s8bqat_jax.models import rnnt
 from s8bqat_jax.speech import ngram
@@ -34,10 +34,10 @@ def test_tuning_finds_the_weight_that_mends_the_errors():
   language = ngram.NGram(['a b', 'a b', 'b a a'])
   # The recognizer prefers what the n-gram has never seen.
   nbests = [_candidates(('b b', -1.0), ('a b', -1.5)), []]
-  assert decode_lm.choose(nbests) == ['b b', '']
-  weight, bonus = decode_lm.tune(nbests, language, ['a b', ''])
+  assert nbest.choose(nbests) == ['b b', '']
+  weight, bonus = nbest.tune(nbests, language, ['a b', ''])
   assert weight > 0
-  assert decode_lm.choose(nbests, language, weight, bonus) == ['a b', '']
+  assert nbest.choose(nbests, language, weight, bonus) == ['a b', '']
 
 
 def test_the_search_spells_words_of_the_lexicon_only():
@@ -70,7 +70,7 @@ def test_the_search_spells_words_of_the_lexicon_only():
   )
   weights = {'ab': -0.1, 'c': -2.0}
   automaton = ngram.lexicon(weights, tokenizer)
-  search = decode_lm.Search(model, model.init(jax.random.key(0)), 4, 2)
+  search = nbest.Search(model, model.init(jax.random.key(0)), 4, 2)
   nbests = search(corpus, automaton)
   assert len(nbests) == 2 and all(nbests)
   texts = [c.text for nbest in nbests for c in nbest]

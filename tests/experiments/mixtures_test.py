@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from experiments import decode_lm
-from experiments import rescore as lib
+from experiments import mixtures as lib
+from experiments import nbest
 from s8bqat_jax.speech import ngram
 
 COUNT = ngram.NGram(['a b', 'a c', 'a b b'], order=2)
@@ -44,20 +44,20 @@ def test_oracle_takes_the_fewest_errors():
     [],
     [ngram.Candidate('c', 0.0)],
   ]
-  assert lib.oracle(lists, ['a b', 'a', 'c c']) == ['a b', '', 'c']
+  assert nbest.oracle(lists, ['a b', 'a', 'c c']) == ['a b', '', 'c']
 
 
 def test_a_language_model_moves_the_choice_and_tuning_finds_how():
   # The recognizer prefers the wrong word by a nat.
   lists = [[ngram.Candidate('a c b', 0.0), ngram.Candidate('a b b', -1.0)]] * 4
-  assert decode_lm.choose(lists) == ['a c b'] * 4
-  pair = decode_lm.tune(lists, COUNT, ['a b b'] * 4)
-  assert decode_lm.choose(lists, COUNT, *pair) == ['a b b'] * 4
+  assert nbest.choose(lists) == ['a c b'] * 4
+  pair = nbest.tune(lists, COUNT, ['a b b'] * 4)
+  assert nbest.choose(lists, COUNT, *pair) == ['a b b'] * 4
 
 
 def test_lists_survive_the_disk(tmp_path):
   lists = [[ngram.Candidate('a "b"', -1.5)], []]
   path = tmp_path / 'new' / 'nbest.jsonl'
-  lib.write_lists(path, lists)
-  assert lib.read_lists(path) == lists
+  nbest.write_lists(path, lists)
+  assert nbest.read_lists(path) == lists
   assert [p.name for p in path.parent.iterdir()] == ['nbest.jsonl']

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import language_model, lm_sensitivity, lm_stages
-from experiments import mixed_precision_lm as lib
+from experiments import lm_matrix as lib
 from experiments.configs import lm
 from s8bqat_jax import sensitivity
 from s8bqat_jax.artifacts import packed_file

@@ -1,0 +1,124 @@
+"""N-best lists of a recognizer, and choosing from them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import pathlib
+import types
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from experiments import recognizer as recognizer_lib
+from s8bqat_jax import data
+from s8bqat_jax.speech import beam, ngram, wer
+
+_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0)
+_BONUSES = (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
+NBests = Sequence[Sequence[ngram.Candidate]]
+
+
+class Search:
+  """A compiled beam search of one recognizer."""
+
+  def __init__(
+    self, model: recognizer_lib.Recognizer, params, size: int, batch_size: int
+  ):
+    self._model, self._params = model, jax.device_put(params)
+    self._size, self._batch_size = size, batch_size
+    self._run = jax.jit(self._search)
+
+  def _search(self, params, audio_BxS, lengths_B, automaton):
+    enc, lengths = self._model.encode(params, audio_BxS, lengths_B)
+    return beam.beam_search(
+      self._model.transducer(params),
+      enc,
+      lengths,
+      beam=self._size,
+      automaton=automaton,
+    )
+
+  def __call__(
+    self, corpus: data.Corpus, automaton: beam.Automaton | None = None
+  ) -> list[list[ngram.Candidate]]:
+    """Returns the N-best transcripts of every utterance."""
+    loader = data.make_loader(
+      corpus,
+      types.SimpleNamespace(encode=lambda text: []),  # texts are compared
+      batch_size=self._batch_size,
+      num_buckets=3,
+      train=False,
+    )
+    found: list[list[ngram.Candidate]] = [[] for _ in range(len(corpus))]
+    steps = loader.steps_per_epoch
+    for batch in tqdm(loader.batches(0, steps), total=steps, unit='batch'):
+      found_B = jax.device_get(
+        self._run(
+          self._params, batch['audio_BxS'], batch['audio_lengths_B'], automaton
+        )
+      )
+      for row, index in enumerate(batch['indices_B'].tolist()):
+        if index >= 0:
+          found[index] = self._candidates(*(x[row] for x in found_B))
+    return found
+
+  def _candidates(self, labels_KxN, lengths_K, scores_K):
+    decode = self._model.tokenizer.decode
+    return [
+      ngram.Candidate(decode(labels[:length].tolist()).strip(), float(score))
+      for labels, length, score in zip(labels_KxN, lengths_K, scores_K)
+      if math.isfinite(score)
+    ]
+
+
+def choose(
+  nbests: NBests,
+  language: ngram.LanguageModel | None = None,
+  weight: float = 0.0,
+  bonus: float = 0.0,
+) -> list[str]:
+  """Returns the best transcript of each list, '' of an empty one."""
+  if language is not None:
+    nbests = [
+      ngram.rescore(n, language, weight=weight, word_bonus=bonus)
+      for n in nbests
+    ]
+  return [n[0].text if n else '' for n in nbests]
+
+
+def tune(
+  nbests: NBests, language: ngram.LanguageModel, references: Sequence[str]
+) -> tuple[float, float]:
+  """Returns the weight and the bonus of the fewest word errors."""
+
+  def errors(pair: tuple[float, float]) -> int:
+    found = wer.count_errors(references, choose(nbests, language, *pair))
+    return int(found.word_errors_N.sum())
+
+  return min(itertools.product(_WEIGHTS, _BONUSES), key=errors)
+
+
+def read_lists(path: pathlib.Path) -> list[list[ngram.Candidate]]:
+  """Reads N-best lists, one JSON line an utterance."""
+  lines = path.read_text().splitlines()
+  return [[ngram.Candidate(*c) for c in json.loads(line)] for line in lines]
+
+
+def write_lists(path: pathlib.Path, lists: NBests) -> None:
+  """Writes N-best lists, whole or not at all."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_suffix('.partial')
+  partial.write_text(''.join(json.dumps(n) + '\n' for n in lists))
+  partial.replace(path)
+
+
+def oracle(lists: NBests, references: Sequence[str]) -> list[str]:
+  """Returns the transcript of each list with the fewest errors."""
+  flat = [(r, c.text) for n, r in zip(lists, references) for c in n]
+  errors = iter(wer.count_errors(*map(list, zip(*flat))).word_errors_N.tolist())
+  counts = [[next(errors) for _ in n] for n in lists]
+  return [n[int(np.argmin(c))].text if n else '' for n, c in zip(lists, counts)]

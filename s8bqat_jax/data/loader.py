@@ -1,6 +1,7 @@
 """From a corpus and a tokenizer to batches, read ahead in a thread."""
 
 import dataclasses
+import itertools
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -254,7 +255,8 @@ def make_loader(
       epoch, in a fixed order, and raise on bad audio.
     perturb: What may happen to the waveforms, None for nothing.
     samples_per_label: Audio that a label needs (CTC: hop x time reduction). In
-      training a longer transcript is skipped and reported; 0 checks nothing.
+      training a longer transcript is skipped and reported, since its loss
+      would drown all others; 0 checks nothing.
     process_index: This process.
     process_count: Processes that share each global batch.
     prefetch: Batches read ahead; 0 reads in the caller's thread.
@@ -268,14 +270,26 @@ def make_loader(
   labels_N = encode_texts(corpus, tokenizer)
   label_lengths_N = np.array([len(l) for l in labels_N])
   samples_N = np.asarray(corpus.durations_N) * corpus.sample_rate * shortest
-  too_long = np.flatnonzero(label_lengths_N * samples_per_label > samples_N)
+  # CTC wants a frame between equal neighbors too; one more for the window that
+  # the last frame needs.
+  repeats_N = [sum(a == b for a, b in itertools.pairwise(l)) for l in labels_N]
+  frames_N = label_lengths_N + np.array(repeats_N) + 1
+  too_long = np.flatnonzero(frames_N * samples_per_label > samples_N)
   skipped = Skipped()
   leave_out = too_long.tolist() if train else []
   for i in leave_out:
-    skipped.add(
-      corpus.utt_ids_N[i],
+    skipped.reasons[corpus.utt_ids_N[i]] = (
       f'{label_lengths_N[i]} labels do not fit {corpus.durations_N[i]:.2f} s '
-      f'of audio at {samples_per_label} samples a label',
+      f'of audio at {samples_per_label} samples a label'
+    )
+  if leave_out:
+    name, reason = next(iter(skipped.reasons.items()))
+    logging.warning(
+      'skipped %d of %d utterances, the first: %s: %s',
+      len(leave_out),
+      len(corpus),
+      name,
+      reason,
     )
   if len(leave_out) == len(corpus):
     raise ValueError(

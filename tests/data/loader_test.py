@@ -149,6 +149,12 @@ def test_a_transcript_too_long_for_its_audio():
   batches = list(loader.batches(0, loader.steps_per_epoch))
   assert 22 not in np.concatenate([b['indices_B'] for b in batches])
   assert max(b['labels_BxU'].shape[1] for b in batches) < 500
+  # Equal neighbors need a frame between them.
+  frames = int(corpus.durations_N[22] * 16_000) // 640
+  for text, fits in (('ab' * frames, True), ('a' * frames, False)):
+    near = _corpus(texts=texts[:22] + [text[: frames - 2]])
+    kept = not _loader(near, samples_per_label=640).skipped.reasons
+    assert kept == fits
   # Evaluation leaves nobody out.
   scored = _loader(corpus, samples_per_label=640, train=False)
   assert not scored.skipped.reasons

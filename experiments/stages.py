@@ -91,10 +91,11 @@ class Stages:
     config = cells.float_config(self.config, job)
     wanted = json.loads(config.to_json())
     for root in self.float_runs:
-      for path in sorted(root.glob('**/config.json')):
-        if (path.parent / 'eval.json').exists():
-          if json.loads(path.read_text()) == wanted:
-            return path.parent
+      for path in sorted(
+        [*root.glob('*/eval.json'), *root.glob('*/*/eval.json')]
+      ):
+        if json.loads(path.with_name('config.json').read_text()) == wanted:
+          return path.parent
     name = f'{job.cell.size}-{job.part}-{job.seed}'
     return self.folder('float', name, config.to_dict())
 

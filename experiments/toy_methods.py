@@ -40,7 +40,7 @@ FLOAT_PEAK, PEAK = 5e-3, 4e-3
 # After these the final phase freezes the codes: no method acts on them.
 FREE_STEPS = round(0.85 * STEPS)
 
-# The best on development points, by --select.
+# The best on development points, by --select, or within 0.0001 of it.
 FLOW_PULL, LOSS_PULL, ADMM_PULL, SNAP_EVERY = 8.0, 1.0, 100.0, 300
 FLOW_PULLS, LOSS_PULLS = (4.0, 8.0, 16.0), (0.1, 1.0, 4.0)
 ADMM_PULLS, SNAPS = (20.0, 100.0, 400.0), (100, 300, 450)

@@ -3,7 +3,7 @@
   program   the integer function as a straight line of operations
   tables    which function a lookup table is
   tflite    int8 .tflite, for LiteRT and for Arm's Vela compiler
-  onnx      ONNX with integer operators, for ONNX Runtime
+  onnxfile  ONNX with integer operators, for ONNX Runtime
   witness   share of outputs equal to ours, per operation
 
 A room of its own, above `integer`: the exporters read integer programs, while

@@ -82,6 +82,18 @@ def conv_time():
   return model.apply, model.init(jax.random.key(0), x), (x,)
 
 
+def conv_residual():
+  """The product before a sum has 16 bits."""
+
+  def fn(p, x):
+    y = jax.lax.conv_general_dilated(
+      x, p, (1,), 'SAME', dimension_numbers=('NWC', 'WIO', 'NWC')
+    )
+    return jax.nn.relu(x + y)
+
+  return fn, normal(3, 5, 6, 6), (normal(0, 2, 17, 6),)
+
+
 def pools():
   fn = lambda p, x: nn.avg_pool(
     nn.max_pool(x, (3, 3), (2, 2), 'SAME'), (2, 2), (2, 2)

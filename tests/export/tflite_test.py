@@ -29,6 +29,7 @@ CASES = {
   'strided conv': (cases.conv(strides=2), 0.99),
   'dilated conv': (cases.conv(kernel_dilation=2), 0.99),
   'conv over time': (cases.conv_time(), 0.98),
+  'conv before a sum': (cases.conv_residual(), 0.6),
   'pools': (cases.pools(), 0.98),
   'mean': (cases.mean(), 0.98),
   'sums and products': (cases.sums(), 0.97),

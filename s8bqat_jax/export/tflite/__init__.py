@@ -71,6 +71,7 @@ def export(integer_fn: Any) -> Exported:
   writer = Writer()
   inputs = [writer.index(v) for v in read.inputs]
   for op in read.ops:
+    writer.begin(op)
     RULES[op.name](writer, op)
   # An output may be an input or a constant: the format wants its own tensor.
   outputs = [

@@ -7,9 +7,10 @@ import math
 import numpy as np
 
 from s8bqat_jax.export import tables
+from s8bqat_jax.export.products import require_constants
 from s8bqat_jax.export.program import Op, UnsupportedExport, Value
 from s8bqat_jax.export.tflite import flatbuffer
-from s8bqat_jax.export.tflite.writer import Writer, require_constants, rule
+from s8bqat_jax.export.tflite.writer import Writer, rule
 
 
 @rule('q_rescale')

@@ -19,6 +19,7 @@ _TYPES = {
   'int8': schema.TensorType.INT8,
   'int16': schema.TensorType.INT16,
   'int32': schema.TensorType.INT32,
+  'int64': schema.TensorType.INT64,
   'bool': schema.TensorType.BOOL,
 }
 
@@ -46,7 +47,7 @@ class Graph:
 
     Args:
       shape: of the tensor.
-      dtype: int8, int16, int32 or bool.
+      dtype: int8, int16, int32, int64 or bool.
       scale: real value of one code, one per channel, or None.
       zero: the code of 0.0.
       data: its codes, for a constant.

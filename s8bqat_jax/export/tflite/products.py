@@ -3,107 +3,44 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
 
 import numpy as np
 
+from s8bqat_jax.export.products import (
+  as_matrix,
+  channels_of,
+  require_constants,
+)
 from s8bqat_jax.export.program import Op, UnsupportedExport, Value
-from s8bqat_jax.export.tflite.writer import Writer, require_constants, rule
-
-
-class Channels(NamedTuple):
-  """A product's constants, channels last, as the format wants them."""
-
-  weights: np.ndarray
-  bias: np.ndarray
-  scale: np.ndarray
-
-
-def channels_of(op: Op, weights_NxK: np.ndarray, per_result: Any) -> Channels:
-  """Weights, bias and weight scales per output channel.
-
-  A negative multiplier (a BatchNorm's) moves into the weights' signs, since
-  scales are positive; a zero one makes the channel's weights zero.
-
-  Args:
-    op: a product (x, weights, bias, multiplier).
-    weights_NxK: its weights, output channels first.
-    per_result: broadcastable constant -> [N], or an error.
-  """
-  x, (y,) = op.ins[0], op.outs
-  _, _, bias, multiplier = (v.const for v in op.ins)
-  bias = per_result(bias).astype(np.int64)
-  ratio = np.ldexp(
-    per_result(multiplier).astype(np.float64), -op.params['shift']
-  )
-  w = weights_NxK.astype(np.int64)
-  flip = np.where(ratio < 0, -1, np.where(ratio == 0, 0, 1))
-  w = w * flip[:, None]
-  # Our bias holds what cancels the zero point; the interpreter does it itself.
-  bias = bias * flip + x.zero * w.sum(axis=1)
-  if np.abs(bias).max(initial=0) >= 2**31 or w.max(initial=0) > 127:
-    raise UnsupportedExport(
-      f'{op.name} at {op.site}: its bias or its weights with the sign of the '
-      'multiplier leave their integers'
-    )
-  ratio = np.where(ratio == 0, 1.0, np.abs(ratio))
-  scale = ratio * y.scale / x.scale
-  if np.all(scale == scale[0]):
-    scale = scale[:1]
-  return Channels(w.astype(np.int8), bias.astype(np.int32), scale)
+from s8bqat_jax.export.tflite.writer import Writer, rule
 
 
 @rule('q_dot')
 def _dot(w: Writer, op: Op) -> None:
   require_constants(op, 2, 3)
-  lhs, rhs = op.ins[:2]
-  (lc, rc), (lb, rb) = op.params['dimension_numbers']
-  if lhs.const is None and rhs.const is None:
+  if all(v.const is None for v in op.ins[:2]):
     _batch_matmul(w, op)
     return
-  if lb or rb:
-    raise UnsupportedExport(
-      f'q_dot at {op.site}: a batched product with constant weights'
-    )
-  const_first = lhs.const is not None
-  x, weight = (rhs, lhs) if const_first else (lhs, rhs)
-  xc, wc = (rc, lc) if const_first else (lc, rc)
-  x_free = [i for i in range(len(x.shape)) if i not in xc]
-  w_free = [i for i in range(len(weight.shape)) if i not in wc]
-  depth = math.prod(x.shape[i] for i in xc)
-  rows = [x.shape[i] for i in x_free]
-  matrix = weight.const.transpose(*w_free, *wc).reshape(-1, depth)
-  (y,) = op.outs
-  first = len(w_free) if const_first else 0
-  own = [i for i in range(len(y.shape)) if not first <= i < first + len(rows)]
-
-  def per_result(c: np.ndarray) -> np.ndarray:
-    full = c.reshape((1,) * (len(y.shape) - c.ndim) + c.shape)
-    if any(full.shape[first + i] > 1 for i in range(len(rows))):
-      raise UnsupportedExport(
-        f'q_dot at {op.site}: a bias or scale that differs between rows'
-      )
-    shape = [y.shape[i] if i in own else 1 for i in range(len(y.shape))]
-    return np.broadcast_to(full, shape).reshape(-1)
-
+  m = as_matrix(op)
+  (y,), x = op.outs, m.x
   channels = channels_of(
-    op._replace(ins=(x, weight, *op.ins[2:])), matrix, per_result
+    op._replace(ins=(x, *op.ins[1:])), m.weights, m.per_result
   )
   source = w.widened(x) if y.dtype == np.int16 else w.index(x)
   dtype, zero = (np.int16, 0) if y.dtype == np.int16 else (x.dtype, x.zero)
-  order = [*x_free, *xc]
+  order = list(m.order)
   if order != sorted(order):
     moved = w.make([x.shape[i] for i in order], dtype, x.scale, zero)
     w.transpose(source, moved, order)
     source = moved
-  flat = [math.prod(rows), depth]
+  flat = [math.prod(m.rows), m.weights.shape[1]]
   if [x.shape[i] for i in order] != flat:
     moved = w.make(flat, dtype, x.scale, zero)
     w.reshape(source, moved, flat)
     source = moved
 
   def emit(target: int, activation: int) -> None:
-    result = [math.prod(rows), matrix.shape[0]]
+    result = [math.prod(m.rows), len(m.weights)]
     last = target if list(y.shape) == result else w.like(y, result)
     w.graph.op(
       'FULLY_CONNECTED',
@@ -118,7 +55,7 @@ def _dot(w: Writer, op: Op) -> None:
       fusedActivationFunction=activation,
       keepNumDims=True,
     )
-    if last != target and const_first and w_free and x_free:
+    if last != target and m.const_first:
       turned = w.like(y, result[::-1])
       w.transpose(last, turned, [1, 0])
       last = turned

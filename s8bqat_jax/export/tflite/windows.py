@@ -6,15 +6,39 @@ The format's images are [N, H, W, C]; one spatial axis is a width.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from s8bqat_jax.export.products import (
+  Channels,
+  channels_of,
+  per_channel,
+  require_constants,
+  require_narrow,
+)
 from s8bqat_jax.export.program import Op, UnsupportedExport, Value
 from s8bqat_jax.export.tflite import flatbuffer
-from s8bqat_jax.export.tflite.products import Channels, channels_of
-from s8bqat_jax.export.tflite.writer import Writer, require_constants, rule
+from s8bqat_jax.export.tflite.writer import Writer, rule
+
+
+def _source(w: Writer, op: Op) -> Value:
+  """What a window reads: widened if its result has 16 bits."""
+  x, (y,) = op.ins[0], op.outs
+  if x.dtype != np.int8:
+    raise UnsupportedExport(f'{op.name} at {op.site}: its input has 16 bits')
+  if y.dtype == np.int8:
+    return x
+  wide = Value(x.shape, np.dtype(np.int16), x.scale, name=x.name)
+  w.tensors[wide] = w.widened(x)
+  return wide
+
+
+def _bias(w: Writer, op: Op, c: Channels) -> int:
+  """16-bit windows read 64-bit biases (and keep 16 bits of a multiplier)."""
+  wide = op.outs[0].dtype == np.int16
+  bias = c.bias.astype(np.int64) if wide else c.bias
+  return w.constant(bias, c.scale * op.ins[0].scale)
 
 
 def _image(w: Writer, x: Value, index: int) -> tuple[int, list[int]]:
@@ -92,53 +116,35 @@ def _windowed(
   w.saturate(op, emit)
 
 
-def _per_channel(op: Op, n: int) -> Callable[[np.ndarray], np.ndarray]:
-  def per_result(c: np.ndarray) -> np.ndarray:
-    if c.ndim and c.size != c.shape[-1]:
-      raise UnsupportedExport(
-        f'{op.name} at {op.site}: a bias or scale that differs between places'
-      )
-    return np.broadcast_to(c.reshape(-1), (n,))
-
-  return per_result
-
-
-def _narrow(op: Op) -> None:
-  if op.ins[0].dtype != np.int8 or op.outs[0].dtype != np.int8:
-    raise UnsupportedExport(f'{op.name} at {op.site}: only 8 bits to 8 bits')
-
-
 @rule('q_conv')
 def _conv(w: Writer, op: Op) -> None:
   require_constants(op, 1, 2, 3)
-  _narrow(op)
-  x, kernel = op.ins[0], op.ins[1].const
+  kernel = op.ins[1].const
   *window, inputs, outputs = kernel.shape
   matrix = np.moveaxis(kernel, -1, 0).reshape(outputs, -1)
-  c = channels_of(op, matrix, _per_channel(op, outputs))
+  c = channels_of(op, matrix, per_channel(op, outputs))
   filters = c.weights.reshape(outputs, *_pair(window), inputs)
-  image, _ = _padded(w, x, op)
+  image, _ = _padded(w, _source(w, op), op)
   weights = w.constant(filters, c.scale)
-  bias = w.constant(c.bias, c.scale * x.scale)
+  bias = _bias(w, op, c)
   _windowed(w, op, 'CONV_2D', [image, weights, bias], 'Conv2D', **_geometry(op))
 
 
 @rule('q_depthwise')
 def _depthwise(w: Writer, op: Op) -> None:
   require_constants(op, 1, 2, 3)
-  _narrow(op)
   x, kernel = op.ins[0], op.ins[1].const
   *window, channels = kernel.shape
   rows = kernel.reshape(-1, channels).T
-  c = channels_of(op, rows, _per_channel(op, channels))
+  c = channels_of(op, rows, per_channel(op, channels))
   filters = c.weights.T.reshape(1, *_pair(window), channels)
   _depthwise_op(w, op, x, filters, c)
 
 
 def _depthwise_op(w: Writer, op: Op, x: Value, filters, c: Channels) -> None:
-  image, _ = _padded(w, x, op)
+  image, _ = _padded(w, _source(w, op), op)
   weights = w.constant(filters, c.scale, axis=3)
-  bias = w.constant(c.bias, c.scale * x.scale)
+  bias = _bias(w, op, c)
   _windowed(
     w,
     op,
@@ -153,7 +159,6 @@ def _depthwise_op(w: Writer, op: Op, x: Value, filters, c: Channels) -> None:
 @rule('q_pool')
 def _pool(w: Writer, op: Op) -> None:
   """A maximum; or a sum, which is a depthwise product with ones."""
-  _narrow(op)
   x, p = op.ins[0], op.params
   if p['kind'] == 'sum':
     require_constants(op, 1)
@@ -164,6 +169,7 @@ def _pool(w: Writer, op: Op) -> None:
     c = Channels(ones, np.zeros(channels, np.int32), scale)
     _depthwise_op(w, op, x, np.ones((1, *window, channels), np.int8), c)
     return
+  require_narrow(op)
   if any(d != 1 for d in p['dilation']):
     raise UnsupportedExport(f'q_pool at {op.site}: a dilated maximum')
   image, _ = _padded(w, x, op, fill=-128)

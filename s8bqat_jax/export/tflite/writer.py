@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from s8bqat_jax.export.program import Op, UnsupportedExport, Value
+from s8bqat_jax.export.program import Op, Value
 from s8bqat_jax.export.tflite import flatbuffer
 
 Rule = Callable[['Writer', Op], None]
@@ -31,6 +31,11 @@ class Writer:
     self.tensors: dict[Value, int] = {}
     self._wide: dict[tuple[Value, float], int] = {}
     self._relabelled: dict[tuple[Value, float], int] = {}
+    self._op, self._inner = '', 0
+
+  def begin(self, op: Op) -> None:
+    """Names what follows after the operation it is for: 'q_lut_7/0' ..."""
+    self._op, self._inner = op.outs[0].name, 0
 
   def index(self, v: Value) -> int:
     """The tensor of a value."""
@@ -71,7 +76,9 @@ class Writer:
 
   def make(self, shape: Any, dtype: Any, scale: Any = None, zero: int = 0):
     """A tensor between two operators of one operation."""
-    return self.graph.tensor(shape, dtype, scale, zero)
+    self._inner += 1
+    name = f'{self._op}/{self._inner}'
+    return self.graph.tensor(shape, dtype, scale, zero, name=name)
 
   def like(self, v: Value, shape: Any = None) -> int:
     return self.make(
@@ -129,7 +136,8 @@ class Writer:
     # 16-bit codes are symmetric; the one code below that range may occur.
     low = out.low if out.low > info.min + (v.dtype == np.int16) else None
     high = out.high if out.high < info.max else None
-    if low is not None and low == out.zero and high is None:
+    narrow = v.dtype == np.int8
+    if narrow and low is not None and low == out.zero and high is None:
       emit(self.index(v), activation.RELU)
       return
     bounds = [('MAXIMUM', low), ('MINIMUM', high)]
@@ -141,11 +149,3 @@ class Writer:
       limit = self.constant(np.full((1,), bound, v.dtype), v.scale, v.zero)
       self.graph.op(code, [source, limit], [target], 2, 'MaximumMinimum')
       source = target
-
-
-def require_constants(op: Op, *which: int) -> None:
-  for i in which:
-    if op.ins[i].const is None:
-      raise UnsupportedExport(
-        f'{op.name} at {op.site}: operand {i} must be a constant'
-      )

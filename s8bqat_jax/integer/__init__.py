@@ -1,6 +1,7 @@
 """Integer inference as a transformation of a function.
 
   ranges = calibrate(fn, params, batches)       run fn in float, note extremes
+  saturation(fn, params, ranges, batches)       what would not fit
   integer_fn = lower(fn, params, ranges, *inputs)   an integer program
   integer_fn(*inputs)                           run it
   print(audit(integer_fn))                      prove it: no float, no overflow
@@ -12,7 +13,12 @@ parameters may hold QTensors. `register` adds a rule for another primitive.
 """
 
 from s8bqat_jax.integer.audit import Audit, audit
-from s8bqat_jax.integer.calibrate import Ranges, calibrate, output_names
+from s8bqat_jax.integer.calibrate import (
+  Ranges,
+  calibrate,
+  output_names,
+  saturation,
+)
 from s8bqat_jax.integer.context import (
   Context,
   MissingRange,
@@ -37,5 +43,6 @@ __all__ = [
   'lower',
   'output_names',
   'register',
+  'saturation',
   'twin',
 ]

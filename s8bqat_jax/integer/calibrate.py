@@ -115,6 +115,63 @@ def calibrate(
   return {k: clip(totals[k], *ranges[k]) for k in ranges}
 
 
+def saturation(
+  fn: Callable[..., Any],
+  params: Any,
+  ranges: Ranges,
+  batches: Iterable[Any],
+  limit: float | None = None,
+) -> dict[str, float]:
+  """Counts what the float function puts beyond its ranges.
+
+  Such values saturate in the integer function. Some do whenever `method` clips
+  or new data is wider than the calibration's; many mean that the ranges belong
+  to other weights or other data.
+
+  Args:
+    fn: float function, as for `calibrate`.
+    params: its parameters.
+    ranges: of the same function; values without one are not counted.
+    batches: the inputs of each call.
+    limit: the largest share to accept without an error.
+
+  Returns:
+    {name: share of its values beyond its range}, largest first, zeros left out.
+
+  Raises:
+    ValueError: a share exceeds the limit; it names the values.
+  """
+
+  def measure(key, x):
+    ok = jnp.abs(x) < MASK_LIMIT
+    low, high = ranges.get(key, (-np.inf, np.inf))
+    # An 8-bit grid reaches half a step further, and always to zero.
+    slack = (max(high, 0.0) - min(low, 0.0)) / 510
+    beyond = (x < min(low, 0.0) - slack) | (x > max(high, 0.0) + slack)
+    count = lambda b: jnp.sum(b, dtype=jnp.float32)
+    return jnp.stack([count(beyond & ok), count(ok)])
+
+  meter = _Meter(measure, jnp.add, lambda: jnp.zeros(2, jnp.float32))
+  run = jax.jit(functools.partial(_run, fn, meter))
+  params = qtensor.decode(params)
+  totals: dict[str, np.ndarray] = {}
+  for batch in batches:
+    inputs = batch if isinstance(batch, tuple) else (batch,)
+    for key, counts in run(params, *inputs).items():
+      totals[key] = totals.get(key, 0) + np.asarray(counts, np.float64)
+  shares = {k: float(n[0] / max(n[1], 1)) for k, n in totals.items()}
+  found = dict(sorted(shares.items(), key=lambda kv: -kv[1]))
+  found = {k: share for k, share in found.items() if share}
+  worst = {k: v for k, v in found.items() if limit is not None and v > limit}
+  if worst:
+    listed = ', '.join(f'{k} ({v:.1%})' for k, v in [*worst.items()][:5])
+    raise ValueError(
+      f'{len(worst)} values exceed their ranges more often than {limit:.1%} of '
+      f'the time: {listed}; calibrate with these weights, on data like this'
+    )
+  return found
+
+
 def output_names(
   fn: Callable[..., Any], params: Any, *inputs: Any
 ) -> list[str]:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from s8bqat_jax.integer import calibrate
+from s8bqat_jax.integer import calibrate, saturation
 
 PARAMS = {'w': jnp.asarray([[2.0, -1.0], [0.5, 3.0]])}
 R = np.random.default_rng(0)
@@ -89,3 +89,22 @@ def test_malformed():
     calibrate(dense, PARAMS, [])
   with pytest.raises(ValueError, match='NaN in .*in:0'):
     calibrate(dense, PARAMS, [np.full((1, 2), np.nan, np.float32)])
+
+
+def test_saturation_counts_what_lies_beyond():
+  ranges = {'in:0': (-1.0, 1.0), 'w:dot_general': (-100.0, 100.0)}
+  x = np.float32([[0.5, 1.5], [-3.0, 1.001], [np.inf, -0.9]])
+  found = saturation(dense, PARAMS, ranges, [x, x])
+  # Infinity is a mask; 1.001 is within half a step.
+  assert found == {'in:0': pytest.approx(2 / 5)}
+  assert saturation(dense, PARAMS, ranges, [x], limit=0.4) == found
+  with pytest.raises(ValueError, match=r'in:0 \(40.0%\); calibrate with'):
+    saturation(dense, PARAMS, ranges, [x], limit=0.1)
+  assert saturation(dense, PARAMS, ranges, [0.1 * x[:1]], limit=0.0) == {}
+
+
+def test_saturation_never_counts_calibration_data():
+  x = R.normal(size=(50, 2)).astype(np.float32)
+  ranges = calibrate(dense, PARAMS, [x])
+  assert saturation(dense, PARAMS, ranges, [x], limit=0.0) == {}
+  assert saturation(dense, PARAMS, ranges, [9 * x], limit=None)

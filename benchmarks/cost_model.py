@@ -73,7 +73,7 @@ class _AnyRange(dict):
 
 @functools.cache
 def _codebook(bits: int) -> Any:
-  sample = np.random.default_rng(0).normal(size=2**14).astype(np.float32)
+  sample = jnp.asarray(np.random.default_rng(0).normal(size=2**14), 'f')
   return lloyd_max.fit(sample, 2**bits, grid='int8')
 
 
@@ -83,7 +83,9 @@ def weight(shape: tuple[int, ...], bits: int, seed: int) -> qtensor.QTensor:
   if bits == 8:
     scale = np.abs(w).max() / 127
     return qtensor.QTensor(np.rint(w / scale).astype(np.int8), scale, None, 256)
-  return jax.tree.map(np.asarray, codebook.quantize(w, _codebook(bits)))
+  return jax.tree.map(
+    np.asarray, codebook.quantize(jnp.asarray(w), _codebook(bits))
+  )
 
 
 def _lower(fn, params, *inputs, bits: int, **options) -> Any:
@@ -144,7 +146,7 @@ def recognizer(part: str, width: int, layers: int, bits: int) -> Any:
       functools.partial(apply, method='encode_chunk'),
       {'carry': True},
     )
-    inputs = (model.apply({}, 1, method='initial_carry'), feats)
+    inputs: Any = (model.apply({}, 1, method='initial_carry'), feats)
   elif part == 'predictor':
     fn, options = (
       functools.partial(apply, method='predict_step'),
@@ -251,19 +253,26 @@ def _cases(
         yield Case('QuartzNet blocks', f'{t}x{c} width {k} x{n}', b, make)
 
 
-def study(case: Case) -> dict[str, list[fit.Sample]]:
+def study(case: Case, failed: list[str]) -> dict[str, list[fit.Sample]]:
   """A case's operations with what Vela says of them, per machine."""
   fn = case.make()
-  data, works = tflite.export(fn).data, ethos.works(fn)
-  return {t: fit.samples(works, vela.report(data, t)) for t in MULTIPLIERS}
+  data, works, found = tflite.export(fn).data, ethos.works(fn), {}
+  for target in MULTIPLIERS:
+    try:
+      report = vela.report(data, target)
+    except ValueError as e:
+      failed.append(f'{case.group} {case.name}, {case.bits} bits: {e}')
+    else:
+      found[target] = fit.samples(works, report)
+  return found
 
 
 def main(_) -> None:
-  seen = unseen()
+  failed: list[str] = []
   if _FIT.value:
     learned: dict[str, list[fit.Sample]] = {t: [] for t in MULTIPLIERS}
     for case in fitted():
-      for target, found in study(case).items():
+      for target, found in study(case, failed).items():
         learned[target] += found
     fit.save(
       ethos.CONSTANTS,
@@ -274,10 +283,10 @@ def main(_) -> None:
       made_by='python -m benchmarks.cost_model --fit',
     )
     ethos.machines.cache_clear()
-  rows = []
+  rows: list[dict[str, Any]] = []
   ops: dict[tuple[str, str], list[float]] = {}
-  for case in seen:
-    for target, found in study(case).items():
+  for case in unseen():
+    for target, found in study(case, failed).items():
       machine = ethos.machines()[target]
       ours = [ethos.cost(s.work, machine).cycles for s in found]
       theirs = [s.cycles for s in found]
@@ -299,7 +308,7 @@ def main(_) -> None:
           'metrics': metrics,
         }  # fmt: skip
       )
-  comparisons = [
+  comparisons: list[dict[str, Any]] = [
     {
       'a': 'estimate',
       'b': 'vela',
@@ -320,7 +329,10 @@ def main(_) -> None:
       f'{100 * c["relative"]:6.1f}% (largest {100 * c["largest"]:.0f}%, '
       f'{c["count"]} cases)'
     )
-  path = results.write('cost_model', rows, comparisons=comparisons)
+  print('\n'.join(failed))
+  path = results.write(
+    'cost_model', rows, comparisons=comparisons, not_run=failed
+  )
   _plot(comparisons, path.with_suffix('.png'))
 
 

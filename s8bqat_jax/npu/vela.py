@@ -6,12 +6,18 @@ model of the machine: no silicon is involved. Needs the export extra.
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import io
+import functools
+import importlib.util
+import multiprocessing
+import os
 import pathlib
 import tempfile
+from concurrent import futures
+from concurrent.futures import process
 from typing import NamedTuple
+
+Row = dict[str, str]
 
 
 class Target(NamedTuple):
@@ -100,39 +106,22 @@ def report(data: bytes, target: str) -> VelaReport:
 
   Raises:
     ImportError: the export extra is not installed.
-    ValueError: an unknown target, or Vela refuses the file.
+    ValueError: an unknown target, or Vela refuses the file or crashes.
   """
-  try:
-    from ethosu.vela import vela
-  except ImportError as e:
+  if importlib.util.find_spec('ethosu') is None:
     raise ImportError(
       'compiling for an Ethos-U needs the export extra: '
       'pip install "s8bqat_jax[export]"'
-    ) from e
+    )
   if target not in TARGETS:
     raise ValueError(f'no target {target!r}; targets: {", ".join(TARGETS)}')
-  t = TARGETS[target]
-  with tempfile.TemporaryDirectory() as folder:
-    path = pathlib.Path(folder) / 'model.tflite'
-    path.write_bytes(data)
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-      try:
-        failed = vela.main(
-          [
-            str(path), '--output-dir', folder, '--verbose-performance',
-            '--accelerator-config', t.accelerator, '--config', 'Arm/vela.ini',
-            '--system-config', t.system, '--memory-mode', t.memory,
-          ]
-        )  # fmt: skip
-      except (Exception, SystemExit) as e:
-        raise ValueError(
-          f'Vela refuses the file: {e}\n{said.getvalue()}'
-        ) from e
-    if failed:
-      raise ValueError(f'Vela refuses the file:\n{said.getvalue()}')
-    (summary,) = _rows(next(pathlib.Path(folder).glob('*_summary_*.csv')))
-    layers = _rows(next(pathlib.Path(folder).glob('*_per-layer.csv')))
+  # A process of its own: the compiler is native code and may crash.
+  worker = _worker()
+  try:
+    summary, layers = worker.submit(_compile, data, TARGETS[target]).result()
+  except process.BrokenProcessPool as e:
+    _worker.cache_clear()
+    raise ValueError(f'Vela crashes on the file for {target}') from e
   ops = tuple(
     VelaOp(
       row['Original Operator'],
@@ -154,6 +143,42 @@ def report(data: bytes, target: str) -> VelaReport:
   )
 
 
-def _rows(path: pathlib.Path) -> list[dict[str, str]]:
+@functools.cache
+def _worker() -> futures.ProcessPoolExecutor:
+  spawn = multiprocessing.get_context('spawn')
+  return futures.ProcessPoolExecutor(1, spawn, _silence)
+
+
+def _silence() -> None:
+  """Vela's native part writes to the process's streams."""
+  nowhere = os.open(os.devnull, os.O_WRONLY)
+  os.dup2(nowhere, 1)
+  os.dup2(nowhere, 2)
+
+
+def _compile(data: bytes, t: Target) -> tuple[Row, list[Row]]:
+  """Returns the rows of Vela's two tables."""
+  from ethosu.vela import vela
+
+  with tempfile.TemporaryDirectory() as folder:
+    path = pathlib.Path(folder) / 'model.tflite'
+    path.write_bytes(data)
+    try:
+      failed = vela.main(
+        [
+          str(path), '--output-dir', folder, '--verbose-performance',
+          '--accelerator-config', t.accelerator, '--config', 'Arm/vela.ini',
+          '--system-config', t.system, '--memory-mode', t.memory,
+        ]
+      )  # fmt: skip
+    except (Exception, SystemExit) as e:
+      raise ValueError(f'Vela refuses the file: {e}') from None
+    if failed:
+      raise ValueError('Vela refuses the file')
+    (summary,) = _rows(next(pathlib.Path(folder).glob('*_summary_*.csv')))
+    return summary, _rows(next(pathlib.Path(folder).glob('*_per-layer.csv')))
+
+
+def _rows(path: pathlib.Path) -> list[Row]:
   with path.open() as f:
     return list(csv.DictReader(f))

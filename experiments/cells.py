@@ -140,7 +140,12 @@ def train_config(
   options = dict(job.cell.options)
   made.train.learning_rate = options.pop(_RATE, made.train.learning_rate)
   made.method = ml_collections.ConfigDict(
-    {'name': job.cell.method, 'bits': job.cell.bits, 'options': options}
+    {
+      'name': job.cell.method,
+      'bits': job.cell.bits,
+      # Defaults too: a changed one is another training.
+      'options': methods.resolved(job.cell.method, options),
+    }
   )
   made.activation_bits = config.activation_bits
   made.float_steps = float_steps

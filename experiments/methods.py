@@ -99,13 +99,18 @@ def _s8bqat(
   run,
   bits,
   pull=4.0,
-  snaps=4,
+  snaps=1,
   reading='overwrite',
   coupling='flow',
   power=2.0,
   centroids='lloyd-max',
 ):
-  """S8BQAT; a `pull` of 0 leaves MRACos out, 0 `snaps` the hard compressor."""
+  """S8BQAT; a `pull` of 0 leaves MRACos out, 0 `snaps` the hard compressor.
+
+  Snaps are spread evenly over the free steps, the last one at their end. An
+  early one is rounding: it decides every code before the pull has begun, and
+  fine-tuning moves weights too little to change one afterwards.
+  """
   del bits
   if reading not in ('overwrite', 'loss'):
     raise ValueError(f"reading must be 'overwrite' or 'loss', got {reading!r}")
@@ -223,6 +228,17 @@ def make(
   if quantizer is None or not method.trains:
     return quantizer
   return quantizers.with_final_phase(quantizer, run.steps, FINAL_PHASE)
+
+
+def resolved(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns all options of a method, defaults included.
+
+  Args:
+    name: in `METHODS`.
+    options: those that are given.
+  """
+  known = list(inspect.signature(METHODS[name].make).parameters.values())[3:]
+  return {**{p.name: p.default for p in known}, **options}
 
 
 def check(name: str, options: Mapping[str, Any]) -> None:

@@ -81,5 +81,5 @@ def ablation(size: str, bits: int) -> tuple[str, ...]:
     f'{size}/acosr:{bits}',
     f'{size}/straight-through:{bits}',
     f'{size}/learned step:{bits}',
-    *variants(pull=(1, 2, 8, 16), snaps=(2, 8, 16)),
+    *variants(pull=(1, 2, 8, 16), snaps=(2, 4, 8)),
   )

@@ -1,0 +1,60 @@
+"""Prints what a recognizer's streaming step costs on an accelerator.
+
+  python -m experiments.latency --model=FILE
+
+Our fitted estimate beside Vela's (a compiler's own model of the machine, not a
+measurement), for three Ethos-U; and the idealized machine of the papers, which
+reads n-bit indices, against the same machine reading bytes. One frame is one
+encoder step, and per emitted label one predictor step; the joint runs once per
+frame and once per label. --per_op prints our tables. Vela's part needs the
+export extra; operators that it leaves to the CPU cost nothing there.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+from absl import app, flags
+
+from experiments import export, trainer
+from experiments import recognizer as recognizer_lib
+from s8bqat_jax import npu
+from s8bqat_jax.npu import ethos, vela
+
+_MODEL = flags.DEFINE_string('model', None, 'A packed recognizer.')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Of experiments.train.')
+_PER_OP = flags.DEFINE_bool('per_op', False, 'Print every operation.')
+
+
+def main(_) -> None:
+  trainer.set_up()
+  path = recognizer_lib.find_model(_MODEL.value, _WORKDIR.value)
+  functions = export.functions(path)
+  with_vela = importlib.util.find_spec('ethosu') is not None
+  if not with_vela:
+    print('Vela is not installed (the export extra): our estimates only')
+  print(f'{"machine":16}{"function":11}{"ours, us":>10}{"Vela, us":>10}')
+  for spec in (npu.INDEX_NPU, npu.INT8_NPU):
+    for name, fn in functions.items():
+      cost = npu.latency(fn, spec)
+      print(f'{spec.name:16}{name:11}{1e3 * cost.milliseconds:10.1f}')
+      if _PER_OP.value:
+        print(cost)
+  for machine in ethos.machines().values():
+    for name, fn in functions.items():
+      cost = ethos.latency(fn, machine)
+      line = f'{machine.name:16}{name:11}{1e3 * cost.milliseconds:10.1f}'
+      if with_vela:
+        from s8bqat_jax.export import tflite
+
+        report = vela.report(tflite.export(fn).data, machine.name)
+        line += f'{1e3 * report.milliseconds:10.1f}'
+        if report.on_cpu:
+          line += f'  (CPU: {", ".join(report.on_cpu)})'
+      print(line)
+      if _PER_OP.value:
+        print(cost)
+
+
+if __name__ == '__main__':
+  app.run(main)

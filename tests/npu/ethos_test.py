@@ -1,0 +1,106 @@
+"""The fitted cost model: it recovers a machine, and reads programs rightly."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+pytest.importorskip('ai_edge_litert', reason='needs the export extra')
+
+from s8bqat_jax.npu import ethos, fit, vela
+from tests.export import cases
+
+TRUTH = ethos.Ethos(
+  'made up', 1e9, 256,
+  {
+    'weight bytes': [1.02, 0.01, 0.5],
+    'dense compute': [100.0, 1.0, 2.0, 0.0, 0.05, 1.1],
+    'dense weights': [50.0, 0.3, 1.0, 2.0, 0.0],
+    'dense maps': [0.0, 20.0, 0.0, 0.0, 0.0],
+    'tanh': [80.0, 0.5, 2.0, 0.0],
+  },
+)  # fmt: skip
+
+
+def work(kind, rows, depth, channels, bits=0.0):
+  results = rows * (channels or 1)
+  area = depth * channels
+  return ethos.Work(
+    None, kind, rows, depth, channels, results, bits * area / 8, area,
+    rows * depth, 0,
+  )  # fmt: skip
+
+
+def sweep(seed):
+  r = np.random.default_rng(seed)
+  found = []
+  for _ in range(60):
+    m, k, n = (int(2 ** r.uniform(0, 4)), *(int(2 ** r.uniform(5, 10)),) * 2)
+    found.append(
+      work('dense', m, k, int(n * r.uniform(0.5, 2)), r.uniform(2, 7))
+    )
+    found.append(work('tanh', int(2 ** r.uniform(3, 10)), 0, 0))
+  return found
+
+
+class _Named:
+  name = op = 'made up'
+  site = 'made up'
+  outs = ()
+
+
+def cost(w, machine):
+  return ethos.cost(w._replace(op=_Named), machine).cycles
+
+
+def test_a_machine_is_recovered_from_its_own_costs():
+  samples = [
+    fit.Sample(w, cost(w, TRUTH), round(ethos.weight_bytes(w, TRUTH)))
+    for w in sweep(0)
+  ]
+  found = fit.fit('found', 1e9, 256, samples)
+  errors = [cost(w, found) / cost(w, TRUTH) - 1 for w in sweep(1)]
+  assert np.mean(np.abs(errors)) < 0.03
+
+
+def test_products_and_what_lies_outside_are_counted():
+  weight = {'w': cases.centroids(0, (64, 32), 4)}
+  fn = lambda p, x: jnp.tanh(x @ p['w'])
+  dense, table = ethos.works(cases.lowered(fn, weight, cases.normal(1, 8, 64)))
+  assert (dense.rows, dense.depth, dense.channels) == (8, 64, 32)
+  assert dense.macs == 8 * 64 * 32
+  assert (dense.outside_in, dense.outside_out) == (8 * 64, 0)
+  counts = np.bincount(np.asarray(weight['w'].codes).ravel())
+  p = counts / counts.sum()
+  bits = -64 * 32 * np.sum(p * np.log2(p))
+  assert dense.entropy_bytes == pytest.approx(bits / 8)
+  assert table.kind == 'lut tanh int8->int8'
+  assert (table.outside_in, table.outside_out) == (0, 8 * 32)
+
+
+def test_kinds_that_were_not_fitted_are_named():
+  fn = cases.lowered(lambda p, x: jnp.sin(x), {}, cases.normal(0, 2, 3))
+  with pytest.raises(ValueError, match='no constants for .lut any'):
+    ethos.latency(fn, TRUTH)
+
+
+def test_fused_rows_count_for_the_product():
+  fn = lambda p, x: jnp.tanh(x @ p['w'])
+  weight = {'w': cases.normal(0, 64, 32)}
+  works = ethos.works(cases.lowered(fn, weight, cases.normal(1, 8, 64)))
+  row = vela.VelaOp('Tanh', True, 70.0, 70.0, 9.0, 0, works[1].op.outs[0].name)
+  report = vela.VelaReport('ethos-u85-512', 1e9, 70.0, 1000, (row,))
+  dense, table = fit.samples(works, report)
+  assert (dense.cycles, table.cycles) == (70.0, 0)
+  assert dense.encoded == 1000
+
+
+@pytest.mark.parametrize('name', vela.TARGETS)
+def test_shipped_constants_cost_the_streaming_step(name):
+  machine = ethos.machines()[name]
+  for part in ('encoder step', 'predictor step', 'joint'):
+    fn, _ = cases.rnnt_parts()[part]
+    found = ethos.latency(fn, machine)
+    assert math.isfinite(found.milliseconds) and found.milliseconds > 0
+    assert found.weight_bytes > 0 and name in str(found)

@@ -8,7 +8,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.t
 .PHONY: help demo test lint bench clean
 
 help:
-	@echo "make demo   synthesise speech, train, evaluate: a table and a picture"
+	@echo "make demo   synthesize speech, train, quantize, recognize: a table and a picture"
 	@echo "make test   every test"
 	@echo "make lint   ruff and mypy, a built wheel installs and imports"
 	@echo "make bench  every benchmark, side by side with its peers"

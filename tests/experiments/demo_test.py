@@ -1,0 +1,80 @@
+"""The model that the repository carries: it loads, transcribes and scores."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+
+pytest.importorskip('espeakng_loader')
+
+from experiments import demo
+from s8bqat_jax import data
+from s8bqat_jax.artifacts import packed_file
+from s8bqat_jax.quantizers import tree as trees
+
+MODEL = demo.MODELS / 'digits_4bit.safetensors'
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def _run(*args):
+  done = subprocess.run(
+    [sys.executable, '-m', *args],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert done.returncode == 0, done.stderr
+  return done.stdout
+
+
+def test_the_published_model_is_small_and_says_what_it_is():
+  packed = packed_file.load(MODEL)
+  encoded = trees.quantized(packed.tree)
+  weights = sum(q.size for q in encoded.values())
+  assert {q.bits for q in encoded.values()} == {4} and weights > 200_000
+  assert MODEL.stat().st_size < 0.7 * weights
+  assert packed.config['method']['name'] == 's8bqat'
+  assert packed.config['activations']
+
+
+def test_it_transcribes_a_recording(tmp_path):
+  """A voice that training never heard, from a WAV file to words."""
+  corpus = data.load('espeak:digits?split=eval&utterances=24&snr=30-35')
+  lengths = [len(text.split()) for text in corpus.texts_N]
+  index = int(np.argsort(lengths)[len(lengths) // 2])
+  path = tmp_path / 'x.wav'
+  soundfile.write(path, corpus.pcm(index), corpus.sample_rate)
+  said = corpus.texts_N[index].split()
+  heard = _run('experiments.transcribe', f'--model={MODEL}', str(path))
+  heard = heard.strip().removeprefix(f'{path}: ').split()
+  common = sum(a == b for a, b in zip(said, heard))
+  assert abs(len(said) - len(heard)) <= 1 and common >= len(said) / 2
+
+
+def test_evaluate_takes_the_file_alone(tmp_path):
+  out = tmp_path / 'hypotheses.jsonl'
+  printed = _run(
+    'experiments.evaluate',
+    f'--model={MODEL}',
+    '--data=espeak:digits?split=eval&utterances=24&snr=30-35',
+    f'--hypotheses={out}',
+  )
+  scores = json.loads(printed.strip().splitlines()[-1])
+  assert scores['utterances'] == 24 and 0 <= scores['wer'] < 25
+  assert len(out.read_text().splitlines()) == 24
+
+
+def test_the_demo_refuses_arguments_it_does_not_know():
+  done = subprocess.run(
+    [sys.executable, '-m', 'experiments.demo', 'please'],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+  assert done.returncode != 0 and "['please']" in done.stderr + done.stdout

@@ -366,7 +366,7 @@ def _plot(comparisons, path) -> None:
       axis.bar(places, heights, 0.25, label=target)
     axis.axhline(10, color='gray', linewidth=0.8, linestyle=':')
     axis.set_xticks(range(len(names)), names, rotation=30, ha='right')
-    axis.set_ylabel(f'mean |estimate / Vela - 1|, %, per {level}')
+    axis.set_title(f'mean |estimate / Vela - 1| in %, per {level}')
     axis.set_ylim(0, 60)
   axes[0].legend()
   figure.tight_layout()

@@ -1,0 +1,132 @@
+"""Recognizes with a packed recognizer's exported files: whose words are right?
+
+  python -m experiments.export_wer --model=FILE --data=SPEC --utterances=100
+
+The streaming step of our integer program, of its .tflite in LiteRT and of its
+ONNX file in ONNX Runtime take the same features and decode greedily, each on
+its own states. Writes experiments/results/export_wer.json. Needs the export
+extra.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from experiments import export, results, trainer
+from experiments import recognizer as recognizer_lib
+from s8bqat_jax import data
+from s8bqat_jax.export import onnxfile, tflite
+from s8bqat_jax.export.onnxfile import runtime as onnx_runtime
+from s8bqat_jax.export.tflite import runtime as tflite_runtime
+from s8bqat_jax.speech import wer
+
+_DATA = flags.DEFINE_string('data', 'espeak:digits?split=eval', 'A data spec.')
+_UTTERANCES = flags.DEFINE_integer('utterances', 100, 'The first so many.')
+_MAX_SYMBOLS = 4
+
+Runner = Callable[..., Any]
+
+
+def runners(functions: Mapping[str, Any]) -> dict[str, dict[str, Runner]]:
+  """Returns {runtime: {function: codes in, codes out}}."""
+  made: dict[str, dict[str, Runner]] = {
+    'ours': {},
+    'litert': {},
+    'onnxruntime': {},
+  }
+  for name, fn in functions.items():
+    made['ours'][name] = fn.integers
+    made['litert'][name] = tflite_runtime.Session(tflite.export(fn))
+    exported = onnxfile.export(fn)
+    made['onnxruntime'][name] = onnx_runtime.Session(exported, threads=1)
+  return made
+
+
+def recognize(
+  functions: Mapping[str, Any], run: Mapping[str, Runner], feats_KxF: Any
+) -> list[int]:
+  """Greedy labels of one utterance, one encoder frame at a time.
+
+  Args:
+    functions: the integer programs, for what codes stand for.
+    run: what computes them.
+    feats_KxF: features, K a multiple of an encoder frame's.
+  """
+  encoder, predictor = functions['encoder'], functions['predictor']
+  state, pred_state = _zeros(encoder)[:-1], _zeros(predictor)[:-1]
+  frames = encoder.jaxpr.in_avals[-1].shape[1]
+  quantize = encoder.in_specs[-1].quantize_np
+
+  def advance(label):
+    *new, pred = run['predictor'](*pred_state, np.array([label], np.int32))
+    return new, pred
+
+  pred_state, pred = advance(0)
+  labels: list[int] = []
+  for t in range(0, len(feats_KxF) - frames + 1, frames):
+    codes = quantize(feats_KxF[None, t : t + frames])
+    *state, enc = run['encoder'](*state, codes)
+    for _ in range(_MAX_SYMBOLS):
+      (logits,) = run['joint'](np.asarray(enc)[:, 0], pred)
+      label = int(np.argmax(logits))
+      if not label:
+        break
+      labels.append(label)
+      pred_state, pred = advance(label)
+  return labels
+
+
+def _zeros(fn: Any) -> list[np.ndarray]:
+  """The codes of zero for every input."""
+  return [
+    np.full(a.shape, 0 if s is None else s.zero, a.dtype)
+    for a, s in zip(fn.jaxpr.in_avals, fn.in_specs)
+  ]
+
+
+def main(_) -> None:
+  trainer.set_up()
+  path = recognizer_lib.find_model(flags.FLAGS.model, flags.FLAGS.workdir)
+  recognizer, _, _ = recognizer_lib.load(path)
+  functions = export.functions(path)
+  corpus = data.load(_DATA.value)
+  count = min(_UTTERANCES.value, len(corpus))
+  texts, labels = list(corpus.texts_N[:count]), {}
+  features = []
+  extract = jax.jit(recognizer.features)
+  for i in range(count):
+    audio = np.asarray(corpus[i].audio_S)[None]
+    feats, lengths = extract(audio, np.array([audio.shape[1]]))
+    features.append(np.asarray(feats)[0, : int(lengths[0])])
+  rows = []
+  for name, run in runners(functions).items():
+    recognize(functions, run, features[0])
+    start = time.perf_counter()
+    labels[name] = [recognize(functions, run, f) for f in features]
+    seconds = time.perf_counter() - start
+    said = [recognizer.tokenizer.decode(x) for x in labels[name]]
+    errors = wer.count_errors(texts, said)
+    same = np.mean([a == b for a, b in zip(labels[name], labels['ours'])])
+    metrics = {
+      'wer': float(errors.wer),
+      'words': int(errors.words_N.sum()),
+      'same_transcripts': float(same),
+      'utterances': count,
+    }
+    rows.append({'system': path.name, 'method': name, 'metrics': metrics})
+    print(
+      f'{name:12} WER {100 * errors.wer:.2f}%, {100 * same:.1f}% of the '
+      f'transcripts equal ours ({seconds:.1f} s)'
+    )
+  corpus_info = {'spec': corpus.spec, 'fingerprint': corpus.fingerprint}
+  results.write('export_wer', rows, corpus=corpus_info)
+
+
+if __name__ == '__main__':
+  app.run(main)

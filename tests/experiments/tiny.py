@@ -31,11 +31,5 @@ def experiment():
   config.float.module = 'tests.experiments.tiny'
   config.float.arguments = 'seed={seed}'
   config.finetune.share = 1.0
-  config.matrices.curve = s8bqat.matrix(
-    'tiny/float',
-    'tiny/float continued',
-    'tiny/ptq lloyd-max:2',
-    'tiny/uniform qat:8',
-    'tiny/s8bqat:2?snaps=2',
-  )
+  config.matrices.quick = s8bqat.matrix('tiny/float', 'tiny/s8bqat:2?snaps=2')
   return config

@@ -1,6 +1,8 @@
 """The recognizer, from config to packed file to text, on a tiny problem."""
 
+import functools
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -11,7 +13,9 @@ pytest.importorskip('espeakng_loader')
 from experiments import recognizer as recognizer_lib
 from experiments import scoring, streaming, trainer
 from experiments.configs.demo import digits
-from s8bqat_jax import data
+from s8bqat_jax import data, quantizers, training
+from s8bqat_jax.artifacts import packed_file
+from s8bqat_jax.quantizers import tree as trees
 
 
 @pytest.fixture(scope='module')
@@ -58,6 +62,47 @@ def test_the_file_scores_as_the_weights_in_training_did(trained, config):
       jax.tree.leaves(params), jax.tree.leaves(outcome.state.average)
     ):
       np.testing.assert_array_equal(a, b)
+
+
+def test_a_method_goes_on_after_an_interruption(trained, config, tmp_path):
+  """From the same floats; what ships is the same, stopped or not."""
+  other = config.copy_and_resolve_references()
+  other.train.learning_rate = 1e-3
+  _, params, _ = recognizer_lib.load(trained[0] / recognizer_lib.MODEL_FILE)
+  rate = other.train.learning_rate
+  method = quantizers.with_final_phase(
+    quantizers.s8bqat(3, total_steps=5, learning_rate=rate, snap_every=2), 6
+  )
+  run = functools.partial(
+    trainer.run, other, tmp_path, False, quantizer=method, params=params
+  )
+  outcome = run()
+  path = tmp_path / recognizer_lib.MODEL_FILE
+  whole = path.read_bytes()
+  encoded = trees.quantized(packed_file.load(path).tree)
+  assert {q.bits for q in encoded.values()} == {3}
+  logged = [
+    r['quantizer/distance']
+    for r in training.read_metrics(tmp_path / 'metrics.jsonl')
+    if 'quantizer/distance' in r
+  ]
+  assert len(logged) == 3 and logged[-1] < 1e-6 < logged[0]
+
+  for name in ('checkpoints/latest/6', 'checkpoints/best', 'model.safetensors'):
+    target = tmp_path / name
+    shutil.rmtree(target) if target.is_dir() else target.unlink()
+  again = run()
+  assert int(again.state.step) == 6
+  for a, b in zip(jax.tree.leaves(outcome.state), jax.tree.leaves(again.state)):
+    np.testing.assert_array_equal(a, b)
+  if packed_file.load(path).config['dev']['step'] == 6:
+    assert path.read_bytes() == whole
+
+
+def test_starting_from_another_model_is_an_error(config, tmp_path):
+  params = {'encoder_0': {'kernel': np.zeros((3, 4), np.float32)}}
+  with pytest.raises(ValueError, match=r'do not fit.*encoder_0/bias.*absent'):
+    trainer.run(config, tmp_path / 'run', progress=False, params=params)
 
 
 def test_a_stream_gives_the_batch_transcript(trained, config):

@@ -1,0 +1,278 @@
+"""The pipeline on a tiny problem: what is cached, equal, counted, listed."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+pytest.importorskip('espeakng_loader')
+
+from experiments import (
+  cells,
+  integer_recognizer,
+  matrix,
+  methods,
+  s8bqat,
+  scoring,
+  trainer,
+)
+from experiments.configs.s8bqat import asc_strings, digits, espeak_grammar
+from experiments.stages import HYPOTHESES, RESULT, TRAINED, Stages
+from s8bqat_jax.artifacts import packed_file
+from s8bqat_jax.quantizers import Ctx
+from s8bqat_jax.quantizers import tree as trees
+from tests.experiments import tiny
+
+_RUN = methods.Run(20, lambda step: 1e-2, 1e-2)
+
+
+@pytest.fixture(scope='module')
+def done(tmp_path_factory):
+  """The stages of two cells, and their metrics."""
+  config = tiny.experiment()
+  config.activation_bits = 8
+  folder = tmp_path_factory.mktemp('runs')
+  compilation_cache.reset_cache()
+  trainer.keep_compiled(folder / 'compiled')
+  kept = Stages(config, folder, progress=False)
+  jobs = cells.jobs(config, 'quick')
+  found, not_run = matrix.run(kept, jobs)
+  assert not not_run
+  yield config, kept, jobs, found
+  jax.config.update('jax_compilation_cache_dir', None)
+  compilation_cache.reset_cache()
+
+
+@pytest.mark.parametrize(
+  'text',
+  [
+    '90k/float',
+    '200k/s8bqat:4?pull=8&snaps=0',
+    '90k/ptq lloyd-max:2',
+    '90k/s8bqat:3?centroids=uniform&power=0',
+  ],
+)
+def test_a_cell_is_its_name(text):
+  assert str(cells.parse(text)) == text
+
+
+@pytest.mark.parametrize(
+  'text, message',
+  [
+    ('float', 'expected SIZE/METHOD:BITS'),
+    ('90k/s8bqat:four', 'expected SIZE/METHOD:BITS'),
+    ('90k/s9bqat:4', 'no method .s9bqat.; methods: float,'),
+    ('90k/s8bqat:4?pul=8', 'no option .pul.; options: pull, snaps'),
+    ('90k/s8bqat:4?pull', 'option .pull. has no value'),
+  ],
+)
+def test_names_that_mean_nothing(text, message):
+  with pytest.raises(ValueError, match=message):
+    cells.parse(text)
+
+
+@pytest.mark.parametrize(
+  'module', [asc_strings, digits, espeak_grammar], ids=lambda m: m.__name__
+)
+def test_every_matrix_can_be_read_and_made(module):
+  config = module.get_config()
+  for name in config.matrices:
+    for job in cells.jobs(config, name):
+      made = cells.train_config(config, job)
+      assert 0 < made.train.steps <= 0.3 * made.float_steps
+  assert all(map(cells.parse, config.headline))
+  with pytest.raises(ValueError, match='no matrix .curv.; matrices'):
+    cells.jobs(config, 'curv')
+
+
+def test_configs_differ_by_their_method_only():
+  config = tiny.experiment()
+  ours, control = (
+    cells.train_config(config, cells.Job(cells.parse(text), 'all', 0)).to_dict()
+    for text in ('tiny/s8bqat:2', 'tiny/uniform qat:8')
+  )
+  assert ours.pop('method') != control.pop('method')
+  assert ours == control
+
+
+@pytest.mark.parametrize(
+  'name',
+  [n for n, m in methods.METHODS.items() if not n.startswith('float')],
+)
+def test_methods_encode_what_they_say(name):
+  w = np.random.default_rng(0).normal(size=(12, 8)).astype(np.float32)
+  params = {'a': {'kernel': w, 'bias': np.ones(8)}, 'ctc_out': {'kernel': w}}
+  quantizer = methods.make(name, 2, methods.rules_for(2, ctc=True), _RUN)
+  encoded = quantizer.encode(params, quantizer.init(params))
+  (q,) = trees.quantized(encoded).values()
+  assert q.bits == (8 if name == 'coarse int8' else 2)
+  np.testing.assert_array_equal(encoded['ctc_out']['kernel'], w)
+
+
+def test_a_coarse_step_has_the_entropy_of_centroids():
+  w = np.random.default_rng(0).normal(size=(300, 300)).astype(np.float32)
+  rules = methods.rules_for(4, ctc=False)
+  entropies = []
+  for name in ('coarse int8', 'ptq lloyd-max'):
+    quantizer = methods.make(name, 4, rules, _RUN)
+    q = quantizer.encode({'w': w}, quantizer.init({'w': w}))['w']
+    _, counts = np.unique(np.asarray(q.codes), return_counts=True)
+    p = counts / counts.sum()
+    entropies.append(-np.sum(p * np.log2(p)))
+  assert abs(entropies[0] - entropies[1]) < 0.02
+
+
+def test_ablations_differ():
+  """Every variant of S8BQAT moves weights another way."""
+  w = np.random.default_rng(1).normal(size=(16, 16)).astype(np.float32)
+  params = {'w': jnp.asarray(w)}
+  moved = {}
+  for text in (
+    'snaps=4',
+    'snaps=0',
+    'snaps=4&pull=0',
+    'snaps=4&power=0',
+    'snaps=4&centroids=uniform',
+    'snaps=4&coupling=loss',
+    'snaps=4&reading=loss',
+  ):
+    options = dict(cells.parse(f'x/s8bqat:2?{text}').options)
+    quantizer = methods.make(
+      's8bqat', 2, methods.rules_for(2, ctc=False), _RUN, options
+    )
+    state = quantizer.init(params)
+    found = params
+    for i in (2, 3):  # an ordinary step, then one with a snap
+      ctx = Ctx(jnp.int32(i), jax.random.key(0), jnp.float32(1e-2))
+      seen = quantizer.views(found, state, ctx)['main']['w']
+      penalty = quantizer.penalty(found, state, ctx)
+      found, state, _ = quantizer.after_update(found, state, ctx)
+      moved.setdefault(text, []).append((found['w'], seen, penalty))
+  base = moved.pop('snaps=4')
+  for text, other in moved.items():
+    same = all(
+      np.array_equal(a, b) for x, y in zip(base, other) for a, b in zip(x, y)
+    )
+    assert not same, f'{text} changes nothing'
+
+
+def test_the_file_is_what_was_trained(done):
+  _, kept, jobs, found = done
+  for job in jobs:
+    assert found[job]['equal_to_training'] == 16
+    packed = packed_file.load(kept.train(job)['file'])
+    encoded = trees.quantized(packed.tree)
+    assert {q.bits for q in encoded.values()} <= {job.cell.bits}
+    assert 'ctc_out' not in packed.tree
+    assert ('activations' in packed.config) == (job.cell.bits <= 8)
+  trained = jobs[-1]
+  recognizer, params, _ = integer_recognizer.load(kept.train(trained)['file'])
+  assert recognizer.transformed is not None
+  scores = kept.evaluate(trained)
+  float_bytes = found[jobs[0]]['bytes']
+  assert scores['encoded_bytes'] <= scores['bytes'] < float_bytes / 3
+  assert scores['index_traffic_1'] > 3 * scores['index_traffic_8'] > 0
+  assert scores['index_traffic_8'] < scores['int8_traffic_8'] / 3
+
+
+def test_a_difference_from_training_is_an_error(done, tmp_path):
+  _, kept, jobs, _ = done
+  copy = dataclasses.replace(kept, root=tmp_path)
+  source, target = kept.train_folder(jobs[0]), copy.train_folder(jobs[0])
+  target.mkdir(parents=True)
+  for path in source.glob('*'):
+    if path.is_file():
+      (target / path.name).write_bytes(path.read_bytes())
+  hypotheses = scoring.read_hypotheses(target / TRAINED)
+  hypotheses[3] = hypotheses[3]._replace(hypothesis='seven')
+  scoring.write_hypotheses(target / TRAINED, hypotheses)
+  with pytest.raises(RuntimeError, match='1 of 16 hypotheses differ'):
+    copy.evaluate(jobs[0])
+
+
+def test_a_rerun_does_nothing_and_a_limit_leaves_the_rest(
+  done, monkeypatch, tmp_path
+):
+  config, kept, jobs, found = done
+  monkeypatch.setattr('experiments.trainer.run', None)
+  assert matrix.estimated_hours(kept, jobs) == 0
+  again, not_run = matrix.run(kept, jobs, max_hours=0.0)
+  assert not not_run
+  for job in jobs:
+    assert again[job]['wer'] == found[job]['wer']
+  empty = dataclasses.replace(kept, root=tmp_path)
+  none, not_run = matrix.run(empty, jobs, max_hours=-1.0)
+  assert not none and not_run == [str(job) for job in jobs]
+
+
+def test_a_float_model_is_taken_from_a_finished_run(done, tmp_path):
+  config, kept, jobs, _ = done
+  run = tmp_path / 'floats' / 'tiny-0'
+  run.mkdir(parents=True)
+  wanted = cells.float_config(config, jobs[0])
+  (run / 'config.json').write_text(wanted.to_json(indent=1, sort_keys=True))
+  other = dataclasses.replace(
+    kept, root=tmp_path / 'none', float_runs=(tmp_path / 'floats',)
+  )
+  assert not other.float_done(jobs[0])  # not evaluated: not finished
+  (run / 'eval.json').write_text('{}')
+  assert other.float_done(jobs[0])
+  assert other.float_model(jobs[0]).parent == run
+  wanted.train.learning_rate = 1.0
+  (run / 'config.json').write_text(wanted.to_json())
+  assert not other.float_done(jobs[0])
+
+
+def test_rows_and_comparisons(done, tmp_path):
+  config, kept, jobs, found = done
+  rows = s8bqat.report(
+    config, kept, 'tiny', found, ['something'], tmp_path / 'results'
+  )
+  assert [row['cell'] for row in rows] == [str(job.cell) for job in jobs]
+  stored = json.loads((tmp_path / 'results' / 'tiny.json').read_text())
+  assert stored['rows'] == rows and stored['not_run'] == ['something']
+  compared = {(c['a'], c['b']): c for c in stored['comparisons']}
+  ours = compared['tiny/float', 'tiny/s8bqat:2?snaps=2']
+  a, b = (found[job]['wer'] for job in jobs)
+  assert ours['relative'] == pytest.approx(100 * (b - a) / a)
+  assert ours['bytes_ratio'] < 0.5 and not ours['headline']
+  pictures = {p.name for p in (tmp_path / 'results').glob('*.png')}
+  assert pictures == {'tiny.png', 'tiny_distance.png', 'tiny_weights.png'}
+
+
+def test_folds_are_pooled_and_seeds_are_not(done, tmp_path):
+  """Two folds are more speakers, two seeds the same ones twice."""
+  config, kept, jobs, found = done
+  job, metrics = jobs[0], found[jobs[0]]
+  words = metrics['words']
+  for name, others, expected in (
+    ('folds', [job._replace(part='1')], 2 * words),
+    ('seeds', [job._replace(seed=1)], words),
+  ):
+    more = {job: metrics}
+    for other in others:
+      folder = tmp_path / name
+      hypotheses = scoring.read_hypotheses(f'{metrics["folder"]}/{HYPOTHESES}')
+      if name == 'folds':
+        hypotheses = [
+          h._replace(utt_id=f'x{h.utt_id}', speaker=f'x{h.speaker}')
+          for h in hypotheses
+        ]
+      scoring.write_hypotheses(folder / HYPOTHESES, hypotheses)
+      more[other] = {**metrics, 'folder': str(folder)}
+    rows = matrix.rows(config, more)
+    assert rows[-1]['metrics']['words'] == expected
+    assert rows[-1]['seed'] == ('all' if name == 'seeds' else 0)
+    assert rows[-1]['metrics']['wer'] == pytest.approx(metrics['wer'])
+
+
+def test_what_is_cached_is_whole(done):
+  _, kept, jobs, _ = done
+  for job in jobs:
+    folder = kept.train_folder(job)
+    assert json.loads((folder / RESULT).read_text())['seconds'] > 0
+    assert not list(folder.glob('*.partial'))

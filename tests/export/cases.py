@@ -136,6 +136,19 @@ def embed():
   return lambda p, i: p['e'][i], params, (np.array([[0, 3, 10], [1, 1, 2]]),)
 
 
+class _Ranges(dict):
+  """One range for every value: calibrating a recurrence takes long."""
+
+  def __contains__(self, key):
+    return True
+
+  def __getitem__(self, key):
+    return (-4.0, 4.0)
+
+  def get(self, key, default=None):
+    return (-4.0, 4.0)
+
+
 @functools.cache
 def rnnt_parts():
   """The streaming step of the repository's recognizer, with centroids."""
@@ -149,22 +162,16 @@ def rnnt_parts():
   lengths = jnp.full(2, 12)
   params = jax.jit(model.init)(key, x, lengths, labels)['params']
   params = jax.tree_util.tree_map_with_path(_encode, params)
-  floats = qtensor.decode(params)
 
   def apply(p, *args, method):
     return model.apply({'params': p}, *args, method=method)
 
-  encode = lambda p, x, n: apply(p, x, n, method='encode')
   step = lambda p, c, x: apply(p, c, x, method='encode_chunk')
-  predict = lambda p, u: apply(p, u, method='predict')
   predict_step = lambda p, c, u: apply(p, c, u, method='predict_step')
   joint = lambda p, a, b: apply(p, a, b, method='joint')
   zero = lambda method: apply({}, 1, method=method)
-  encoder_ranges = integer.calibrate(encode, floats, [(x, lengths)])
-  predictor_ranges = integer.calibrate(predict, floats, [(labels,)])
-  enc, _ = encode(floats, x, lengths)
-  pred = predict(floats, labels)[:, :1]
-  joint_ranges = integer.calibrate(joint, floats, [(enc, pred)])
+  encoder_ranges = predictor_ranges = joint_ranges = _Ranges()
+  enc, pred = normal(1, 1, 6, 16), normal(2, 1, 1, 16)
   start, begin = zero('initial_carry'), zero('initial_prediction')
   return {
     'encoder step': (

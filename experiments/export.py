@@ -81,7 +81,8 @@ def write(
     from s8bqat_jax.export.tflite import runtime
 
     exported: Any = tflite.export(fn)
-    judged, session = exported, runtime.Session(exported, keep_all=True)
+    judged: Any = exported
+    session: Any = runtime.Session(exported, keep_all=True)
   else:
     from s8bqat_jax.export import onnxfile
     from s8bqat_jax.export.onnxfile import runtime as onnx_runtime

@@ -7,6 +7,6 @@
   witness   share of outputs equal to ours, per operation
 
 A room of its own, above `integer`: the exporters read integer programs, while
-`integer` itself reads the quantized tensors of `artifacts`. Everything here
-needs the export extra.
+`integer` itself reads the quantized tensors of `artifacts`. Writing and
+running files needs the export extra.
 """

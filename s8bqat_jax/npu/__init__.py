@@ -4,8 +4,11 @@ int8_matmul     its matrix product, bit for bit
 matmul_report   what saturated or overflowed in one
 latency         cycles, bytes and milliseconds of an integer function
 NpuSpec         a machine as data; INDEX_NPU reads n-bit codes, INT8_NPU bytes
+ethos.latency   the same for Arm's Ethos-U55, U65 and U85, fitted to Vela
+vela.report     what Vela itself says of a .tflite (export extra)
 """
 
+from s8bqat_jax.npu import ethos, vela
 from s8bqat_jax.npu.cost import (
   INDEX_NPU,
   INT8_NPU,
@@ -23,7 +26,9 @@ __all__ = [
   'NpuSpec',
   'OpCost',
   'Report',
+  'ethos',
   'int8_matmul',
   'latency',
   'matmul_report',
+  'vela',
 ]

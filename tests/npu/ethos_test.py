@@ -6,8 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-pytest.importorskip('ai_edge_litert', reason='needs the export extra')
-
 from s8bqat_jax.npu import ethos, fit, vela
 from tests.export import cases
 

@@ -27,8 +27,8 @@ $(VENV)/.base: $(PY) setup.cfg pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.base
-	@echo "installing the test extra"
-	@$(PIP) -e '.[demo,subword,test]'
+	@echo "installing the test extra, and what exported files run on"
+	@$(PIP) -e '.[demo,subword,export,test]'
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.base
@@ -37,7 +37,7 @@ $(VENV)/.lint: $(VENV)/.base
 
 $(VENV)/.bench: $(VENV)/.base
 	@echo "installing the bench extra (PyTorch among it)"
-	@$(PIP) -e '.[demo,subword,bench]'
+	@$(PIP) -e '.[demo,subword,export,bench]'
 	@touch $@
 
 demo: $(VENV)/.base

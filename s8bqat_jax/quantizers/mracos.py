@@ -11,10 +11,17 @@ slowly and then locks. Along its gradient flow tan(pi u / 2 d) grows as e^t,
 where t is the time times (d / pi)^(p - 2), until it is +-1 at the centroid,
 which happens in finite time. `flow` takes that step exactly.
 
+Beyond the outermost centroids, at a distance x, the value is x D / pi + x^2 / 2
+with D the mean width: the slope of a region at its centroid, and from there a
+pull that grows linearly, so that x + D / pi shrinks as e^-t and C = 4 brings
+home whatever lies within 17 widths. Under a constant slope the same C moves
+weights by 1.3 widths, and the outliers, which a network needs most, jump when
+codes are frozen.
+
 Published: a multi-regional absolute-cosine regularizer in the loss pulls each
 weight to its nearest Lloyd-Max centroid. Our reconstruction: the formula about
 the midpoint, its weight (d / pi)^p with p = 2 (every region locks at the same
-rate; p = 0 is the bare cosine and locks narrow regions first), the linear pull
+rate; p = 0 is the bare cosine and locks narrow regions first), the pull
 outside the outermost centroids, the zero gradient at a centroid, the coupling
 by flow, and the schedule.
 
@@ -157,7 +164,8 @@ def value(
   distance = jnp.maximum(jnp.minimum(w - left, right - w), 0.0)
   bump = (d / jnp.pi) ** 2 * _relative(d, width, power - 2.0)
   bump = bump * jnp.sin(jnp.pi * distance / d)
-  return jnp.where(inside, bump, width / jnp.pi * outside)
+  beyond = (width / jnp.pi + outside / 2) * outside
+  return jnp.where(inside, bump, jnp.where(width > 0, beyond, 0.0))
 
 
 @value.defjvp
@@ -188,10 +196,10 @@ def slope(
   Returns:
     Slopes, the shape of `w`.
   """
-  inside, d, u, _ = _locate(w, left, right)
+  inside, d, u, outside = _locate(w, left, right)
   bump = -d / jnp.pi * _relative(d, width, power - 2.0)
   bump = bump * jnp.sin(jnp.pi * u / d)
-  pull = width / jnp.pi * jnp.sign(w - left)
+  pull = (width / jnp.pi + outside) * jnp.sign(w - left) * (width > 0)
   at_centroid = (w == left) | (w == right)
   return jnp.where(at_centroid, 0.0, jnp.where(inside, bump, pull))
 
@@ -207,7 +215,7 @@ def flow(
   """Returns the weights after following -`slope` for `time`, exactly.
 
   tan(pi u' / 2 d) = clip(e^c tan(pi u / 2 d), -1, 1) between two centroids,
-  c = time (d / width)^(p - 2); outside of them a walk at constant speed.
+  c = time (d / width)^(p - 2); outside x' + D / pi = e^-time (x + D / pi).
 
   Args:
     w: weights, any shape.
@@ -232,7 +240,7 @@ def flow(
   nearest = jnp.where(u < 0, left, right)
   arrived = jnp.abs(tangent) * jnp.exp(c) >= 1.0
   inner = jnp.where(arrived, nearest, w + 2.0 / jnp.pi * d * turn)
-  walk = time * width / jnp.pi
+  walk = -jnp.expm1(-time) * (outside + width / jnp.pi) * (width > 0)
   outer = jnp.where(outside <= walk, left, w - jnp.sign(w - left) * walk)
   return jnp.where(inside, inner, outer).astype(w.dtype)
 

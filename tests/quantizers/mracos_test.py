@@ -30,7 +30,8 @@ def value_by_definition(w, power):
   inner = (WIDTH / np.pi) ** (2 - power) * (d / np.pi) ** power
   inner = inner * np.sin(np.pi * distance / np.where(d > 0, d, 1))
   outside = (w < CENTROIDS[0]) | (w > CENTROIDS[-1])
-  return np.where(outside, WIDTH / np.pi * distance, inner)
+  beyond = WIDTH / np.pi * distance + distance**2 / 2
+  return np.where(outside, beyond, inner)
 
 
 def run(function, w, *args, **kwargs):
@@ -104,7 +105,7 @@ def ode_end(w0, time, power):
   else:
 
     def fall(_, w):
-      return -WIDTH / np.pi * np.sign(w - q)
+      return -(WIDTH / np.pi + np.abs(w - q)) * np.sign(w - q)
 
   def arrival(_, w):
     return (w - q)[0] * np.sign(w0 - q)
@@ -124,6 +125,12 @@ def test_flow_is_the_gradient_flow(power):
     got = run(flow, w, jnp.asarray(time), power)
     want = np.array([ode_end(w0, time, power) for w0 in w])
     np.testing.assert_allclose(got, want, atol=1e-8)
+
+
+def test_outliers_come_home_within_the_usual_total():
+  w = np.array([-1.3 - 16 * WIDTH, 1.1 + 16 * WIDTH])
+  np.testing.assert_array_equal(run(flow, w, jnp.asarray(4.0)), nearest(w))
+  assert np.all(run(flow, w, jnp.asarray(3.0)) != nearest(w))
 
 
 def test_flow_in_float32_and_in_many_small_steps():

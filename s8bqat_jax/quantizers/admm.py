@@ -151,7 +151,8 @@ def admm(
   def project(weights, carried, specs, new_rho):
     before = projection(carried, specs)
     lifted = {
-      n: w + (before[n] - carried.target[n]) for n, w in weights.items()
+      n: w.astype(jnp.float32) + (before[n] - carried.target[n])
+      for n, w in weights.items()
     }
     fitted = {
       group: kind.improve([lifted[n] for n in names], carried.books[group])

@@ -112,11 +112,14 @@ def _refine(sums: Sums, cuts: jax.Array, fraction: jax.Array) -> jax.Array:
   """Returns the best path through windows of cuts around the present ones."""
   k = len(cuts) - 1
   runs = jnp.diff(cuts, prepend=cuts[:1], append=cuts[-1:]) * fraction
-  out_T = jnp.arange(1, _REACH + 1)
+  out_T = jnp.arange(1, _REACH + 1, dtype=jnp.int32)
   # Neighbouring cuts at the least, so that the last passes see every point.
-  away_KxT = jnp.maximum(out_T, (runs[:, None] * out_T / _REACH).astype(int))
+  away_KxT = jnp.maximum(
+    out_T, (runs[:, None] * out_T / _REACH).astype(jnp.int32)
+  )
   cuts_KxT = cuts[:, None] + jnp.concatenate(
-    [-away_KxT[:-1, ::-1], jnp.zeros((k + 1, 1), int), away_KxT[1:]], axis=1
+    [-away_KxT[:-1, ::-1], jnp.zeros((k + 1, 1), jnp.int32), away_KxT[1:]],
+    axis=1,
   )
   cuts_KxT = jnp.clip(cuts_KxT, cuts[0], cuts[-1])
   # The two ends stay where they are.
@@ -185,7 +188,7 @@ def _running(x_M: Pair) -> Pair:
   def step(total, x):
     return _add(total, x), total  # the sum before x
 
-  zero = jnp.zeros(256), jnp.zeros(256)
+  zero = jnp.zeros(256, jnp.float32), jnp.zeros(256, jnp.float32)
   block_sums, within = jax.lax.scan(step, zero, blocks)
   total, before = jax.lax.scan(step, (zero[0][0], zero[1][0]), block_sums)
   sums = _add(before, within)

@@ -158,3 +158,12 @@ def test_a_group_of_two_dtypes_ships_each_in_its_own():
   shipped = qtensor.decode(quantizer.encode(params, quantizer.init(params)))
   assert shipped['a'].dtype == jnp.float32
   assert shipped['b'].dtype == jnp.bfloat16
+
+
+def test_a_projection_of_float64_weights_keeps_its_state_in_float32():
+  with jax.enable_x64(True):
+    w = {'w': jnp.asarray(np.random.default_rng(0).normal(size=(6, 4)))}
+    assert w['w'].dtype == np.float64
+    method = quantizers.admm(2, rho=1.0, table='uniform', every=1)
+    _, state, _ = method.after_update(w, method.init(w), ctx(0))
+  assert state.carried.target['w'].dtype == np.float32

@@ -180,3 +180,12 @@ def test_distortion_is_the_mean_squared_error():
   book = lloyd_max.fit(w, 16)
   expected = exact_dp.distortion(w, codebook.centroids(book))
   assert float(lloyd_max.distortion(w, book)) == pytest.approx(expected)
+
+
+def test_with_64_bit_numbers_enabled_the_centroids_are_the_same():
+  w = jnp.asarray(np.random.default_rng(0).normal(size=500), jnp.float32)
+  expected = lloyd_max.fit(w, 4)
+  with jax.enable_x64(True):
+    found = lloyd_max.fit(w.astype(jnp.float64), 4)
+  np.testing.assert_array_equal(found.values, expected.values)
+  assert found.scale.dtype == np.float64

@@ -21,6 +21,7 @@ from s8bqat_jax.quantizers.lloyd_max import fit as fit_lloyd_max
 
 _CANDIDATES = 48
 _TURNS = 4  # of alternation
+_LANES = 256  # partial sums: a single one of many weights loses its digits
 
 
 class Table(NamedTuple):
@@ -132,13 +133,17 @@ def improve_centroids(
     old ones, rounded to the grid. The grid's step grows if they leave it.
   """
   k = len(book.values)
-  total, count = jnp.zeros(k), jnp.zeros(k)
+  totals = jnp.zeros(k * _LANES, jnp.float32)
+  count = jnp.zeros(k, jnp.int32)
   for w in weights:
-    codes = books.nearest(w, book).ravel()
-    total = total.at[codes].add(w.astype(jnp.float32).ravel())
-    count = count.at[codes].add(1.0)
+    codes = books.nearest(w, book).ravel().astype(jnp.int32)
+    lanes = jnp.arange(w.size, dtype=jnp.int32) % _LANES
+    at = codes * _LANES + lanes
+    totals = totals.at[at].add(w.astype(jnp.float32).ravel())
+    count = count.at[codes].add(1)
+  total = jnp.sum(totals.reshape(k, _LANES), axis=1)
   old = books.centroids(book).astype(jnp.float32)
-  means = jnp.where(count > 0, total / jnp.maximum(count, 1.0), old)
+  means = jnp.where(count > 0, total / jnp.maximum(count, 1), old)
   needed = jnp.max(jnp.abs(means)) / books.INT8_MAX
   scale = jnp.maximum(book.scale, needed.astype(book.scale.dtype))
   return books.on_grid(means, scale)

@@ -183,8 +183,10 @@ def _entropy_scale(w, levels, wanted):
 
   def entropy(scale):
     codes = quantize(x, scale, levels).codes.astype(jnp.int32)
-    count = jnp.zeros(high - low + 1).at[(codes - low).ravel()].add(1.0)
-    share = count / x.size
+    # Whole numbers: in float32 a count would stop at 2^24.
+    count = jnp.zeros(high - low + 1, jnp.int32)
+    count = count.at[(codes - low).ravel()].add(1)
+    share = count.astype(jnp.float32) / float(x.size)
     return -jnp.sum(jax.scipy.special.xlogy(share, share)) / jnp.log(2.0)
 
   # Bisection of the logarithm of the step: entropy falls as the step grows. It

@@ -98,3 +98,11 @@ def test_uniform_tables_ship_without_a_codebook():
 def test_refuses_unknown_tables():
   with pytest.raises(ValueError, match='octal'):
     tables.table('octal')
+
+
+def test_the_means_of_many_equal_weights_are_those_weights():
+  # One running sum in float32 is a tenth off by then.
+  w = jnp.full(4_000_000, 0.1, jnp.float32)
+  start = books.Codebook(jnp.array([-127, 90], jnp.int8), jnp.float32(0.001))
+  better = tables.improve_centroids([w], start)
+  assert np.asarray(better.values).tolist() == [-127, 100]

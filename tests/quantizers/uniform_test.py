@@ -172,3 +172,14 @@ def test_the_step_follows_the_weights_as_often_as_asked(every, refits):
     assert (state.carried['w'] != before) == (i in refits)
     if i in refits:
       assert state.carried['w'] == max_scale(params['w'], 256)
+
+
+def test_entropy_is_that_of_the_codes_when_one_code_has_many_weights():
+  # More zeros than float32 can count one by one.
+  w = np.zeros(18_000_000, np.float32)
+  w[:1_000_000] = np.random.default_rng(0).normal(size=1_000_000)
+  w = jnp.asarray(w)
+  codes = np.asarray(quantize(w, entropy_scale(0.3)(w, 256), 256).codes)
+  share = np.bincount(codes.view(np.uint8)) / codes.size
+  share = share[share > 0]
+  assert abs(-np.sum(share * np.log2(share)) - 0.3) < 0.005

@@ -51,10 +51,14 @@ def quantized(w: jax.Array, scale: jax.Array, levels: int) -> jax.Array:
 def _quantized_jvp(levels, primals, tangents):
   w, scale = primals
   q = quantize(w, scale, levels)
-  codes = qtensor.grid_values(q).astype(w.dtype)
+  # In float32: in bfloat16 w / scale is off by half a code and the sum over
+  # the weights, which is what a step's gradient is, by a fifth and more.
+  wide = jnp.promote_types(w.dtype, jnp.float32)
+  x, s, by_w, by_s = (a.astype(wide) for a in (w, scale, *tangents))
+  codes = qtensor.grid_values(q).astype(wide)
   low, high = (-1, 1) if levels == 2 else qtensor.uniform_range(levels)
-  inside = (low * scale <= w) & (w <= high * scale)
-  by_scale = jnp.where(inside, codes - w / scale, codes)
+  inside = (low * s <= x) & (x <= high * s)
+  by_scale = jnp.where(inside, codes - x / s, codes)
   # LSQ's normalization: the step's gradient, a sum over the weights that share
   # it, should be of the order of a weight's.
   sharing = w.size / scale.size
@@ -62,7 +66,7 @@ def _quantized_jvp(levels, primals, tangents):
   # The value again by the function itself, so that it can be differentiated
   # once more.
   value = quantized(w, scale, levels)
-  return value, tangents[0] + by_scale * tangents[1]
+  return value, (by_w + by_scale * by_s).astype(value.dtype)
 
 
 def learnable(

@@ -183,9 +183,9 @@ def make_step(
     )
     extra, extra_grads = jax.value_and_grad(penalty, (0, 1))(*trained)
     finite = jnp.isfinite(value + extra)
-    finite &= jnp.isfinite(optax.tree.norm((grads, extra_grads)))
+    finite &= jnp.isfinite(_norm((grads, extra_grads)))
     grads, learned_grads = grads
-    norm = optax.tree.norm(grads)
+    norm = _norm(grads)
     if clip_norm is not None:
       factor = jnp.minimum(1.0, clip_norm / jnp.maximum(norm, 1e-12))
       grads = jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
@@ -244,6 +244,12 @@ def make_step(
     return new, metrics
 
   return Step(init, update)
+
+
+def _norm(grads: Any) -> jax.Array:
+  """Global norm in float32 at least: squares overflow float16 above 255."""
+  wide = lambda g: g.astype(jnp.promote_types(g.dtype, jnp.float32))
+  return optax.tree.norm(jax.tree.map(wide, grads))
 
 
 def _clear_first_moments(opt_state: Any, moved: Any) -> Any:

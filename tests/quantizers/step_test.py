@@ -449,3 +449,14 @@ def test_a_mesh_changes_layouts_and_not_results():
   adam = spread.opt_state[0].mu['dense']['kernel']
   for other in (adam, spread.average['dense']['kernel']):
     assert other.sharding.is_equivalent_to(kernel.sharding, 2)
+
+
+def test_a_float16_gradient_whose_square_overflows_is_no_reason_to_skip():
+  params = jax.tree.map(lambda x: x.astype(jnp.float16), PARAMS)
+  step = make_step(
+    on_main(_linear), optax.sgd(0.01), learning_rate=0.01, clip_norm=500.0
+  )
+  grads = jax.tree.map(lambda g: (g * 200).astype(jnp.float16), GRADS)
+  state, metrics = step.update(step.init(params), grads)
+  assert metrics['grad_norm'] == 1000.0 and not metrics['skipped']
+  np.testing.assert_allclose(state.params['a'], [[-2.0, 2.0]], atol=0.01)

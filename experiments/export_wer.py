@@ -114,7 +114,7 @@ def main(_) -> None:
     errors = wer.count_errors(texts, said)
     same = np.mean([a == b for a, b in zip(labels[name], labels['ours'])])
     metrics = {
-      'wer': float(errors.wer),
+      'wer': 100 * float(errors.wer),
       'words': int(errors.words_N.sum()),
       'same_transcripts': float(same),
       'utterances': count,

@@ -29,6 +29,12 @@ def test_render():
   assert tables.render(once, lambda name: _ROWS) == once
 
 
+def test_comparisons_are_rows_too():
+  text = '<!-- table x.comparisons: a; relative(.1f) -->\n<!-- end -->'
+  content = {**_ROWS, 'comparisons': [{'a': 'float', 'relative': 0.25}]}
+  assert '| float | 0.2' in tables.render(text, lambda name: content)
+
+
 def test_where_and_unknown_columns():
   text = '<!-- table x where method=int8: method; wer -->\n<!-- end -->'
   rendered = tables.render(text, lambda name: _ROWS)

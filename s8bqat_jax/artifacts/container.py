@@ -113,7 +113,7 @@ def parse(data: bytes, where: str) -> tuple[dict[str, np.ndarray], dict]:
     )
   text = data[8 : 8 + length]
   try:
-    header = json.loads(text)
+    header = json.loads(text, object_pairs_hook=_no_key_twice)
   except (ValueError, RecursionError) as error:
     raise refuse(f'its header is not JSON ({error})') from None
   metadata = header.pop(_METADATA, None) if isinstance(header, dict) else None
@@ -135,13 +135,18 @@ def parse(data: bytes, where: str) -> tuple[dict[str, np.ndarray], dict]:
       f'{len(data)} bytes whose checksum is {digest.hexdigest()[:12]}..., not '
       f'{stated[:12]}... as written: the file was cut short or changed'
     )
+  arrays, spans = {}, []
   try:
-    arrays, used = {}, 0
     for name, about in header.items():
       arrays[name] = _array(data, 8 + length, about)
-      used += arrays[name].nbytes
+      spans.append(tuple(about['data_offsets']))
   except (ArithmeticError, LookupError, TypeError, ValueError) as error:
     raise refuse(f'tensor {name!r} is described wrongly ({error})') from None
+  used = 0
+  for start, end in sorted(spans):
+    if start != used:
+      raise refuse(f'its tensors overlap or leave a hole at byte {used}')
+    used = end
   if used != len(data) - 8 - length:
     raise refuse(
       f'its tensors take {used} bytes, it holds {len(data) - 8 - length}'
@@ -153,10 +158,19 @@ def _entry(checksum: str) -> bytes:
   return f'"{_CHECKSUM}":"{checksum}"'.encode(errors='replace')
 
 
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    raise ValueError('a key occurs twice')
+  return found
+
+
 def _array(data: bytes, base: int, about: Any) -> np.ndarray:
   dtype = np.dtype(_DTYPES[about['dtype']])
-  shape = tuple(int(n) for n in about['shape'])
+  shape = tuple(about['shape'])
   start, end = about['data_offsets']
+  if not all(type(n) is int for n in (*shape, start, end)):
+    raise ValueError(f'shape {shape} at bytes {start} to {end}')
   if min(shape, default=0) < 0 or not 0 <= start <= end <= len(data) - base:
     raise ValueError(f'shape {shape} at bytes {start} to {end}')
   if math.prod(shape) * dtype.itemsize != end - start:

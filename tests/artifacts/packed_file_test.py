@@ -372,6 +372,30 @@ def test_a_valid_checksum_does_not_excuse_nonsense():
   assert loaded and refused > 500
 
 
+@pytest.mark.parametrize(
+  'old, new, reason',
+  [
+    (b'"shape":[3]', b'"shape":[3.]', 'not JSON'),
+    (b'"shape":[3]', b'"shape":[3.5]', 'described wrongly'),
+    (b'"shape":[3]', b'"shape":["3"]', 'described wrongly'),
+    (b'"shape":[3]', b'"shape":[true,3]', 'described wrongly'),
+    (b'"shape":[3]', b'"shape":[-1,-3]', 'described wrongly'),
+    (b'[0,12]', b'[-12,0]', 'described wrongly'),
+    (b'[12,24]', b'[0,12]', 'overlap'),
+    (b'"b":{', b'"a":{', 'twice'),
+  ],
+)
+def test_a_header_is_read_as_the_format_says(old, new, reason):
+  ab = {name: np.arange(3, dtype=np.float32) + ord(name) for name in 'ab'}
+  data = packed_file.serialize(ab)
+  at = 8 + int.from_bytes(data[:8], 'little')
+  text = data[8:at].replace(old, new, 1)
+  assert text != data[8:at]
+  resealed = _reseal(len(text).to_bytes(8, 'little') + text + data[at:])
+  with pytest.raises(packed_file.PackedFileError, match=reason):
+    packed_file.deserialize(resealed)
+
+
 def test_a_ternary_byte_above_242_is_refused():
   codes = np.array([[1, 0, -1, 1, 0]], np.int8)
   tree = {'a': qtensor.QTensor(codes, np.float32(1), None, 3)}

@@ -107,12 +107,26 @@ def load(path: os.PathLike | str) -> Packed:
 
 
 def packed_bytes(tree: Mapping) -> int:
-  """Returns the size in bytes of the packed file of a tree."""
+  """Returns the size in bytes of the packed file of a tree.
+
+  Args:
+    tree: as in `save`.
+
+  Returns:
+    Bytes of the file, header and all.
+  """
   return len(serialize(tree))
 
 
 def encoded_bytes(tree: Mapping) -> int:
-  """Returns the size in bytes of the entropy-coded file of a tree."""
+  """Returns the size in bytes of the entropy-coded file of a tree.
+
+  Args:
+    tree: as in `save`.
+
+  Returns:
+    Bytes of the file, header and all.
+  """
   return len(serialize(tree, entropy_code=True))
 
 
@@ -123,7 +137,20 @@ def serialize(
   tokenizer: Mapping[str, Any] | None = None,
   entropy_code: bool = False,
 ) -> bytes:
-  """Returns the bytes that `save` writes; see there for the arguments."""
+  """Returns the bytes that `save` writes.
+
+  Args:
+    tree: as in `save`.
+    config: as in `save`.
+    tokenizer: as in `save`.
+    entropy_code: as in `save`.
+
+  Returns:
+    The whole file.
+
+  Raises:
+    ValueError: as in `save`.
+  """
   arrays: dict[str, np.ndarray] = {}
   records: dict[str, dict[str, _Record]] = {}
   tied: dict[str, str] = {}
@@ -165,7 +192,18 @@ def serialize(
 
 
 def deserialize(data: bytes, where: str = 'packed file') -> Packed:
-  """Inverts `serialize`; `where` is how errors name the file."""
+  """Inverts `serialize`.
+
+  Args:
+    data: the whole file.
+    where: how errors name the file.
+
+  Returns:
+    A Packed, as from `load`.
+
+  Raises:
+    PackedFileError: as in `load`.
+  """
   arrays, metadata = container.parse(data, where)
   if metadata.get('format') != _FORMAT:
     raise PackedFileError(

@@ -23,7 +23,15 @@ _CODES = (np.arange(3**_TRITS)[:, None] // _POWERS % 3).astype(np.uint8)
 
 
 def packed_size(size: int, levels: int) -> int:
-  """Returns how many bytes `size` codes of `levels` levels pack into."""
+  """Returns how many bytes `size` codes of `levels` levels pack into.
+
+  Args:
+    size: how many codes.
+    levels: 2..256.
+
+  Returns:
+    Bytes, rounded up.
+  """
   if levels == 3:
     return -(-size // _TRITS)
   return -(-size * (levels - 1).bit_length() // 8)

@@ -75,17 +75,38 @@ class QTensor:
 
 
 def uniform_range(levels: int) -> tuple[int, int]:
-  """Returns (lowest, highest) code of a uniform QTensor with `levels`."""
+  """Returns (lowest, highest) code of a uniform QTensor with `levels`.
+
+  Args:
+    levels: 2..256.
+
+  Returns:
+    Two integers of int8.
+  """
   return -(levels // 2), (levels - 1) // 2
 
 
 def is_qtensor(x: Any) -> bool:
-  """True for a QTensor: pass as `is_leaf` to jax.tree functions."""
+  """True for a QTensor: pass as `is_leaf` to jax.tree functions.
+
+  Args:
+    x: anything.
+
+  Returns:
+    Whether it is a QTensor.
+  """
   return isinstance(x, QTensor)
 
 
 def grid_values(q: QTensor) -> jax.Array:
-  """Returns the values before the scale: int8 unless the codebook is float."""
+  """Returns the values before the scale: int8 unless the codebook is float.
+
+  Args:
+    q: a QTensor.
+
+  Returns:
+    An array of its shape.
+  """
   if q.codebook is None:
     return q.codes
   return jnp.take(q.codebook, q.codes.astype(jnp.int32), axis=0)
@@ -96,12 +117,25 @@ def dequantize(q: QTensor) -> jax.Array:
 
   This product *defines* the value of a quantized weight: training-time views
   compute it with the same two operands, so that they agree to the last bit.
+
+  Args:
+    q: a QTensor.
+
+  Returns:
+    A float array of its shape.
   """
   return grid_values(q).astype(q.scale.dtype) * q.scale
 
 
 def decode(tree: Any) -> Any:
-  """Returns `tree` with every QTensor replaced by its dequantized array."""
+  """Returns `tree` with every QTensor replaced by its dequantized array.
+
+  Args:
+    tree: a pytree, of which any leaf may be a QTensor.
+
+  Returns:
+    The tree with plain arrays only.
+  """
   return jax.tree.map(
     lambda x: dequantize(x) if is_qtensor(x) else x, tree, is_leaf=is_qtensor
   )

@@ -44,6 +44,10 @@ def acosr(
 
   Returns:
     The Quantizer, with the metrics of `mracos`.
+
+  References:
+    Nguyen et al., Interspeech 2020; see the head of this file for what of it is
+    published.
   """
   return mracos(
     rules, pressure=pressure, coupling=coupling, fit=_fit, quantize=_quantize

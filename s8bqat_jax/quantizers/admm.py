@@ -85,6 +85,10 @@ def admm(
   Raises:
     ValueError: if an argument is none of those listed; on `init`, if the
       weights of a group have different levels.
+
+  References:
+    Xu et al., arXiv:2112.11438 and arXiv:2112.11540; see the head of this file
+    for what of them is published.
   """
   if coupling not in (FLOW, LOSS):
     raise ValueError(f"coupling must be 'flow' or 'loss', got {coupling!r}")
@@ -188,7 +192,17 @@ def admm(
 
 
 def groups(specs: lift.Specs) -> dict[str, tuple[list[str], int]]:
-  """Returns {group: (names of its weights, levels)}."""
+  """Returns {group: (names of its weights, levels)}.
+
+  Args:
+    specs: {name: Spec} of the weights.
+
+  Returns:
+    The groups in the order of their first weights.
+
+  Raises:
+    ValueError: if the weights of a group have different levels.
+  """
   found: dict[str, tuple[list[str], int]] = {}
   for name, spec in specs.items():
     names, levels = found.setdefault(spec.group, ([], spec.levels))

@@ -62,7 +62,14 @@ def table(kind: str) -> Table:
 
 
 def uniform_levels(levels: int) -> list[int]:
-  """Returns -1, 1 (binary), -1, 0, 1 (ternary), or n-bit integers."""
+  """Returns -1, 1 (binary), -1, 0, 1 (ternary), or n-bit integers.
+
+  Args:
+    levels: 2..256.
+
+  Returns:
+    The levels in ascending order.
+  """
   if levels == 2:
     return [-1, 1]
   low, high = qtensor.uniform_range(levels)

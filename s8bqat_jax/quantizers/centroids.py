@@ -27,6 +27,9 @@ def centroids(
 
   Returns:
     The Quantizer.
+
+  References:
+    Zhen et al., arXiv:2206.15408: Lloyd-Max centroids of the float baseline.
   """
   return lift.lift_tensor(
     rules,

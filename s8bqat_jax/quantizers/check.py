@@ -58,6 +58,9 @@ def check_quantizer(
       what `encode` ships, to the last bit.
     steps: training steps at which it is tried, in order.
 
+  Returns:
+    None: what holds is silent.
+
   Raises:
     AssertionError: naming the promise that is broken, and where.
   """

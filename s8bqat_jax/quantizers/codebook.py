@@ -152,7 +152,15 @@ def quantize(w: jax.Array, codebook: Codebook) -> qtensor.QTensor:
 
 
 def snap(w: jax.Array, codebook: Codebook) -> jax.Array:
-  """Returns each weight's nearest centroid: dequantize(quantize(w))."""
+  """Returns each weight's nearest centroid: dequantize(quantize(w)).
+
+  Args:
+    w: weights of any shape and floating dtype.
+    codebook: a Codebook.
+
+  Returns:
+    Centroids, the shape of `w`.
+  """
   return qtensor.dequantize(quantize(w, codebook))
 
 

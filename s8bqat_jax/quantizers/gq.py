@@ -38,6 +38,12 @@ def compand(x: jax.Array, mu: float) -> jax.Array:
   Args:
     x: values, mostly in [-1, 1], which F maps to itself.
     mu: curvature; small weights are told apart better if it is larger.
+
+  Returns:
+    Values of the same sign, the shape of `x`.
+
+  References:
+    Zhen et al., arXiv:2210.09188: the space its centroids lie in.
   """
   return jnp.sign(x) * jnp.log1p(mu * jnp.abs(x)) / np.log1p(mu)
 
@@ -57,6 +63,9 @@ def expand(y: jax.Array, mu: float) -> jax.Array:
   Args:
     y: companded values.
     mu: curvature.
+
+  Returns:
+    Values of the same sign, the shape of `y`.
   """
   return jnp.sign(y) * jnp.expm1(np.log1p(mu) * jnp.abs(y)) / mu
 
@@ -95,6 +104,10 @@ def gq(
 
   Raises:
     ValueError: if there are no steps or hardness is not positive.
+
+  References:
+    Zhen et al., arXiv:2210.09188; see the head of this file for what of it is
+    published.
   """
   if total_steps < 1:
     raise ValueError(f'total_steps must be at least 1, got {total_steps}')

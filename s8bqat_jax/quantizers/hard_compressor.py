@@ -49,6 +49,10 @@ def hard_compressor(
 
   Raises:
     ValueError: if `every` is less than 1.
+
+  References:
+    Zhen et al., arXiv:2206.15408; see the head of this file for what of it is
+    published.
   """
   _check_every(every)
 
@@ -92,6 +96,10 @@ def loss_at_codes(quantizer: types.Quantizer, every: int) -> types.Quantizer:
 
   Raises:
     ValueError: if `every` is less than 1.
+
+  References:
+    Zhen et al., arXiv:2206.15408; see the head of this file for what of it is
+    published.
   """
   _check_every(every)
   emulated = straight_through(quantizer)
@@ -110,7 +118,15 @@ def loss_at_codes(quantizer: types.Quantizer, every: int) -> types.Quantizer:
 
 
 def mark_moved(moved: Any, names: Iterable[str]) -> Any:
-  """Returns the `moved` tree with the named tensors marked too."""
+  """Returns the `moved` tree with the named tensors marked too.
+
+  Args:
+    moved: {..: bool}, the shape of the params tree.
+    names: of the tensors to mark.
+
+  Returns:
+    The tree with a boolean array in every leaf.
+  """
   names = set(names)
   return jax.tree_util.tree_map_with_path(
     lambda path, x: jnp.logical_or(x, trees.name_of(path) in names), moved

@@ -43,6 +43,9 @@ def quantized(w: jax.Array, scale: jax.Array, levels: int) -> jax.Array:
 
   Returns:
     `dequantize(quantize(w, scale, levels))`, with LSQ's derivatives.
+
+  References:
+    Esser et al., arXiv:1902.08153.
   """
   return qtensor.dequantize(quantize(w, scale, levels))
 
@@ -86,6 +89,10 @@ def learnable(
 
   Returns:
     The Quantizer; `learned` holds one factor per step, 1 at the start.
+
+  References:
+    Esser et al., arXiv:1902.08153; Li et al., arXiv:2505.21245; see the head of
+    this file for what of them is published.
   """
 
   def step_size(state: types.State) -> jax.Array:

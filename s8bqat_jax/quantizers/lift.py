@@ -233,7 +233,15 @@ def lift_tensor(
 
 
 def key_of(key: jax.Array, name: str) -> jax.Array:
-  """Returns the stream of `key` that belongs to a weight or a group."""
+  """Returns the stream of `key` that belongs to a weight or a group.
+
+  Args:
+    key: of the step.
+    name: of the weight or the group.
+
+  Returns:
+    `key` with a hash of the name folded in.
+  """
   return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 

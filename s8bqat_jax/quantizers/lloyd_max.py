@@ -71,7 +71,15 @@ def fit(
 
 
 def distortion(w: jax.Array, codebook: codebook_lib.Codebook) -> jax.Array:
-  """Returns the mean squared error of snapping `w`, a float32 scalar."""
+  """Returns the mean squared error of snapping `w`, a float32 scalar.
+
+  Args:
+    w: weights of any shape and floating dtype.
+    codebook: a Codebook.
+
+  Returns:
+    The mean of (w - snap(w))^2.
+  """
   snapped = codebook_lib.snap(w, codebook).astype(jnp.float32)
   return jnp.mean(jnp.square(jnp.asarray(w).astype(jnp.float32) - snapped))
 

@@ -287,6 +287,10 @@ def pressure_schedule(
 
   Raises:
     ValueError: if there are no steps or the learning rate is never positive.
+
+  References:
+    Decoupled weight decay: Loshchilov and Hutter, arXiv:1711.05101. The ramp
+    and its normalization are ours.
   """
   if total_steps < 1:
     raise ValueError(f'total_steps must be at least 1, got {total_steps}')

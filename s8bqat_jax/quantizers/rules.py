@@ -60,7 +60,17 @@ Rules = Bits | Sequence[Rule]
 
 
 def levels_of(bits: Bits) -> int:
-  """Returns the number of levels of `bits`: 2 ** bits, or 3 for 'ternary'."""
+  """Returns the number of levels of `bits`: 2 ** bits, or 3 for 'ternary'.
+
+  Args:
+    bits: 1..8 or 'ternary'.
+
+  Returns:
+    2..256.
+
+  Raises:
+    ValueError: naming `bits`, if they are neither.
+  """
   if bits == TERNARY:
     return 3
   if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8:
@@ -69,7 +79,17 @@ def levels_of(bits: Bits) -> int:
 
 
 def as_rules(rules: Rules) -> tuple[Rule, ...]:
-  """Returns a tuple of checked rules; plain bits mean every weight."""
+  """Returns a tuple of checked rules; plain bits mean every weight.
+
+  Args:
+    rules: bits for every weight, or a sequence of rules.
+
+  Returns:
+    The rules.
+
+  Raises:
+    ValueError: naming the rule and what is wrong with it.
+  """
   if isinstance(rules, int | str):
     rules = (Rule('.*', rules),)
   rules = tuple(Rule(*rule) for rule in rules)
@@ -84,7 +104,14 @@ def as_rules(rules: Rules) -> tuple[Rule, ...]:
 
 
 def from_bits(bits: Mapping[str, Bits | None]) -> tuple[Rule, ...]:
-  """Returns rules that give each named weight its own bits."""
+  """Returns rules that give each named weight its own bits.
+
+  Args:
+    bits: {name: bits}; None leaves a weight in floating point.
+
+  Returns:
+    A rule for each name.
+  """
   return tuple(Rule(re.escape(name), n) for name, n in bits.items())
 
 

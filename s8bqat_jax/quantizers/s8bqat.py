@@ -47,6 +47,10 @@ def s8bqat(
   Returns:
     The Quantizer. `final_phase.with_final_phase` goes around it, as it does
     around every method.
+
+  References:
+    Zhen et al., arXiv:2206.15408; see the head of this file for what of it is
+    published.
   """
   steps = jnp.arange(total_steps)
   rate = learning_rate

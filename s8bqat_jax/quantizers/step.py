@@ -66,14 +66,29 @@ class Step(NamedTuple):
 def on_main(
   loss: Callable[[types.Params, Any, jax.Array], tuple[jax.Array, dict]],
 ) -> Loss:
-  """Returns a loss over branches from a loss over one set of params."""
+  """Returns a loss over branches from a loss over one set of params.
+
+  Args:
+    loss: (params, batch, key) -> (scalar, aux dict of scalars).
+
+  Returns:
+    (views, batch, key) -> the loss of the branch `main`.
+  """
   return lambda views, batch, key: loss(views[types.MAIN], batch, key)
 
 
 def context(
   state: TrainState, learning_rate: optax.ScalarOrSchedule
 ) -> types.Ctx:
-  """Returns the Ctx of the step that `state` is about to take."""
+  """Returns the Ctx of the step that `state` is about to take.
+
+  Args:
+    state: before the step.
+    learning_rate: number or schedule, as `make_step` gets.
+
+  Returns:
+    The Ctx; the same state gives the same random key.
+  """
   key = jax.random.fold_in(jax.random.key(state.seed), state.step)
   rate = learning_rate
   if callable(rate):

@@ -52,6 +52,9 @@ def straight_through(quantizer: types.Quantizer) -> types.Quantizer:
 
   Returns:
     The Quantizer with one branch, `main`.
+
+  References:
+    Bengio et al., arXiv:1308.3432.
   """
 
   def views(

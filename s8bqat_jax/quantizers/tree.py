@@ -17,7 +17,14 @@ from s8bqat_jax.artifacts import qtensor
 
 
 def name_of(path: tuple[Any, ...]) -> str:
-  """Returns the name of the leaf at a jax key path."""
+  """Returns the name of the leaf at a jax key path.
+
+  Args:
+    path: as from `jax.tree_util.tree_leaves_with_path`.
+
+  Returns:
+    Its keys joined by slashes.
+  """
   last = path[-1] if path else None
   if isinstance(last, jax.tree_util.GetAttrKey) and last.name == 'value':
     path = path[:-1]
@@ -52,7 +59,14 @@ def named(tree: Any) -> dict[str, Any]:
 
 
 def quantized(encoded: Any) -> dict[str, qtensor.QTensor]:
-  """Returns the QTensors of an encoded tree by name."""
+  """Returns the QTensors of an encoded tree by name.
+
+  Args:
+    encoded: what `Quantizer.encode` returns.
+
+  Returns:
+    {name: QTensor} in the tree's own order.
+  """
   leaves = named(encoded)
   return {n: x for n, x in leaves.items() if qtensor.is_qtensor(x)}
 
@@ -79,6 +93,13 @@ def keep(tree: Any, names: Any) -> Any:
 
   What is left keeps its full path, so that a rule sees the same names in a
   masked tree as in a whole one.
+
+  Args:
+    tree: a pytree.
+    names: a container of names.
+
+  Returns:
+    A tree whose other leaves are masked out.
   """
   return jax.tree_util.tree_map_with_path(
     lambda path, leaf: leaf if name_of(path) in names else None,
@@ -92,6 +113,12 @@ def is_quantizable(leaf: Any) -> bool:
 
   Biases and normalization gains have one axis; they are a thousandth of the
   bytes and stay in floating point.
+
+  Args:
+    leaf: any leaf of a params tree.
+
+  Returns:
+    Whether quantizers may take it for a weight.
   """
   return jnp.ndim(leaf) >= 2 and jnp.issubdtype(
     jnp.result_type(leaf), jnp.floating
@@ -99,7 +126,15 @@ def is_quantizable(leaf: Any) -> bool:
 
 
 def shard_like(x: jax.Array, w: jax.Array) -> jax.Array:
-  """Returns `x` laid out over devices as `w` is, inside `jit` or outside."""
+  """Returns `x` laid out over devices as `w` is, inside `jit` or outside.
+
+  Args:
+    x: an array of the shape of `w`.
+    w: the array whose layout is wanted.
+
+  Returns:
+    `x`, value for value.
+  """
   if not isinstance(w, jax.core.Tracer):
     committed = isinstance(w, jax.Array) and w.committed
     return jax.device_put(x, w.sharding) if committed else x

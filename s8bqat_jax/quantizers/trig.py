@@ -37,6 +37,9 @@ def tan(x: jax.Array) -> jax.Array:
 
   Args:
     x: angles; in float32 the result is within 2.5e-7 of the tangent, relative.
+
+  Returns:
+    The dtype and shape of `x`.
   """
   return _odd(x, _TAN) if x.dtype == jnp.float32 else jnp.tan(x)
 
@@ -46,6 +49,9 @@ def arctan(x: jax.Array) -> jax.Array:
 
   Args:
     x: in float32 the result is within 2.5e-7 of the arctangent, relative.
+
+  Returns:
+    The dtype and shape of `x`.
   """
   if x.dtype != jnp.float32:
     return jnp.arctan(x)

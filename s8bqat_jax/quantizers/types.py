@@ -94,12 +94,23 @@ class Quantizer:
 
 
 def nothing_moved(params: Params) -> Any:
-  """Returns the `moved` tree that says no weight jumped."""
+  """Returns the `moved` tree that says no weight jumped.
+
+  Args:
+    params: any params pytree.
+
+  Returns:
+    A tree of its structure, False in every leaf.
+  """
   return jax.tree.map(lambda _: jnp.zeros((), bool), params)
 
 
 def float_only() -> Quantizer:
-  """Returns the quantizer that does nothing: plain floating-point training."""
+  """Returns the quantizer that does nothing: plain floating-point training.
+
+  Returns:
+    The Quantizer: its view is the params, and so is what it ships.
+  """
   return Quantizer(
     init=lambda params: State(),
     views=lambda params, state, ctx: {MAIN: params},

@@ -4,6 +4,8 @@
   packing      codes as bytes: n bits each, five ternary codes to a byte
   entropy      lossless entropy coding of codes (rANS)
   container    the safetensors container with a checksum
+  names        nested dicts as a flat dict and back
+  records      QTensors as the tensors of a file and back
   packed_file  a whole model in one file: save, load, sizes
 
 Exporters (.tflite, ONNX) read integer functions, not these files.

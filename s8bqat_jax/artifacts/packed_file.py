@@ -1,12 +1,10 @@
 """One file that holds a packed model: what ships, and what a size claim counts.
 
 The file is a safetensors container. A float leaf at path `encoder/w` is the
-tensor `encoder/w`; a QTensor there has its packed codes in `encoder/w#codes`.
-All scales of one dtype lie end to end in one tensor (`#scale:float32`), and so
-do the codebooks (`#codebook:int8`): a header entry for each would cost more
-than a 1-bit matrix may waste. The metadata holds the config, the tokenizer and
-what the tensors cannot say: shapes and levels of codes, in the order of their
-scales and codebooks, which paths are tied, which dicts are empty.
+tensor `encoder/w`; a QTensor there is stored as `records` says. The metadata
+holds the config, the tokenizer and what the tensors cannot say: shapes and
+levels of codes, in the order of their scales and codebooks, which paths are
+tied, which dicts are empty.
 """
 
 from __future__ import annotations
@@ -15,22 +13,18 @@ import contextlib
 import errno
 import hashlib
 import json
-import math
 import os
 import pathlib
-import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from s8bqat_jax.artifacts import container, entropy, packing, qtensor
+from s8bqat_jax.artifacts import container, names, qtensor, records
 
 PackedFileError = container.PackedFileError
 
 _FORMAT = 's8bqat_jax packed model 1'
-_EMPTY = object()
 # What inconsistent metadata under a valid checksum can raise.
 _DISAGREEMENTS = (
   ArithmeticError,
@@ -41,8 +35,6 @@ _DISAGREEMENTS = (
   TypeError,
   ValueError,
 )
-_PLAIN, _RANS = 'bits', 'rans'
-_ROLES = '#scale', '#codebook'
 
 
 class Packed(NamedTuple):
@@ -152,16 +144,16 @@ def serialize(
     ValueError: as in `save`.
   """
   arrays: dict[str, np.ndarray] = {}
-  records: dict[str, dict[str, _Record]] = {}
+  stored: dict[str, dict[str, records.Record]] = {}
   tied: dict[str, str] = {}
   empty: list[str] = []
   first_with: dict[bytes, str] = {}
-  for name, leaf in _flatten(tree):
-    if leaf is _EMPTY:
+  for name, leaf in names.flatten(tree):
+    if leaf is names.EMPTY:
       empty.append(name)
       continue
     if qtensor.is_qtensor(leaf):
-      record = _record(name, leaf, entropy_code)
+      record = records.record(name, leaf, entropy_code)
       fingerprint = _fingerprint(record.kind, leaf.shape, *record.arrays)
     elif hasattr(leaf, 'dtype') and hasattr(leaf, 'shape'):
       record, array = None, np.asarray(leaf)
@@ -177,10 +169,10 @@ def serialize(
     elif record is None:
       arrays[name] = array
     else:
-      records.setdefault(record.kind, {})[name] = record
+      stored.setdefault(record.kind, {})[name] = record
   metadata = {
     'format': _FORMAT,
-    'codes': _json(_pool(records, arrays), 'codes'),
+    'codes': _json(records.pool(stored, arrays), 'codes'),
     'tied': _json(tied, 'tied'),
     'empty': _json(empty, 'empty'),
     'config': _faithful_json(dict(config or {}), 'config'),
@@ -215,11 +207,11 @@ def deserialize(data: bytes, where: str = 'packed file') -> Packed:
       for key in ('codes', 'tied', 'empty', 'config', 'tokenizer')
     }
     leaves: dict[str, Any] = {name: {} for name in about['empty']}
-    leaves.update(_unpool(about['codes'], arrays))
+    leaves.update(records.unpool(about['codes'], arrays))
     leaves.update(arrays)
     for name, same in about['tied'].items():
       leaves[name] = leaves[same]
-    tree = _unflatten(leaves)
+    tree = names.unflatten(leaves)
   except _DISAGREEMENTS as error:
     raise PackedFileError(
       f'{where}: its tensors and its metadata disagree ({error})'
@@ -261,106 +253,6 @@ def _sync_folder(folder: pathlib.Path) -> None:
       os.close(descriptor)
 
 
-class _Record(NamedTuple):
-  """A QTensor as it is stored; `kind` is all but its shapes, in words."""
-
-  kind: str
-  shape: tuple[int, ...]
-  arrays: tuple[np.ndarray, ...]  # codes' bytes, scale and perhaps codebook
-
-
-def _record(name: str, leaf: qtensor.QTensor, entropy_code: bool) -> _Record:
-  qtensor.check(leaf, f'tensor {name!r}')
-  codes, levels = np.asarray(leaf.codes), leaf.levels
-  parts = [np.asarray(leaf.scale)]
-  if leaf.codebook is None:
-    low, _ = qtensor.uniform_range(levels)
-    codes = codes.view(np.uint8) + np.uint8(-low)  # modulo 256
-  else:
-    parts.append(np.asarray(leaf.codebook))
-  stream, coding = packing.pack(codes, levels), _PLAIN
-  if entropy_code:
-    encoded = entropy.encode(codes, levels)
-    if encoded.size < stream.size:
-      stream, coding = encoded, _RANS
-  kind = ' '.join([str(levels), coding, *(str(p.dtype) for p in parts)])
-  return _Record(kind, leaf.shape, (stream, *parts))
-
-
-def _pool(
-  records: dict[str, dict[str, _Record]], arrays: dict[str, np.ndarray]
-) -> dict[str, dict[str, list]]:
-  """Adds the records' tensors to `arrays`.
-
-  Returns:
-    {kind: {name: [shape] or [shape, scale's shape]}}, in the order in which
-    scales and codebooks lie in their pools.
-  """
-  pools: dict[str, list[np.ndarray]] = {}
-  shapes: dict[str, dict[str, list]] = {}
-  for kind, of_kind in records.items():
-    shapes[kind] = {}
-    for name, record in of_kind.items():
-      stream, *parts = record.arrays
-      arrays[f'{name}#codes'] = stream
-      for role, part in zip(_ROLES, parts):
-        pools.setdefault(f'{role}:{part.dtype}', []).append(part.reshape(-1))
-      per_channel = [list(parts[0].shape)] if parts[0].shape else []
-      shapes[kind][name] = [list(record.shape), *per_channel]
-  arrays.update({name: np.concatenate(pool) for name, pool in pools.items()})
-  return shapes
-
-
-def _unpool(
-  shapes: dict[str, dict[str, list]], arrays: dict[str, np.ndarray]
-) -> dict[str, qtensor.QTensor]:
-  """Takes QTensors' tensors out of `arrays` and inverts `_pool`."""
-  leaves: dict[str, qtensor.QTensor] = {}
-  used: dict[str, int] = {}
-
-  def take(role, dtype, shape):
-    pool = f'{role}:{dtype}'
-    start = used.get(pool, 0)
-    used[pool] = start + math.prod(shape)
-    return arrays[pool][start : used[pool]].reshape(shape)
-
-  for kind, of_kind in shapes.items():
-    count, coding, *dtypes = kind.split(' ')
-    levels = int(count)
-    if not 2 <= levels <= qtensor.MAX_LEVELS:
-      raise ValueError(f'{levels} levels')
-    if coding not in (_PLAIN, _RANS):
-      raise ValueError(f'unknown coding {coding!r}')
-    for name, (shape, *per_channel) in of_kind.items():
-      stream, size = arrays.pop(f'{name}#codes'), math.prod(shape)
-      if coding == _RANS:
-        codes = entropy.decode(stream, levels, size)
-      else:
-        codes = packing.unpack(stream, levels, size)
-      codes = codes.reshape(shape)
-      parts = [
-        take(role, dtype, of_part)
-        for role, dtype, of_part in zip(
-          _ROLES, dtypes, [(per_channel or [()])[0], (levels,)]
-        )
-      ]
-      codebook = parts[1] if len(parts) == 2 else None
-      if codebook is None:
-        low, _ = qtensor.uniform_range(levels)
-        codes = (codes - np.uint8(-low)).view(np.int8)  # modulo 256
-      codes = np.asarray(codes)
-      codes.flags.writeable = False
-      leaf = qtensor.QTensor(codes, parts[0], codebook, levels)
-      leaves[name] = qtensor.check(leaf, f'tensor {name!r}')
-  for pool, end in used.items():
-    if arrays.pop(pool).size != end:
-      raise ValueError(f'{pool!r} holds more than its {end} values')
-  orphans = [name for name in arrays if '#' in name]
-  if orphans:
-    raise ValueError(f'{orphans[0]!r} belongs to no tensor')
-  return leaves
-
-
 def _fingerprint(
   kind: str, shape: tuple[int, ...], *arrays: np.ndarray
 ) -> bytes:
@@ -370,66 +262,6 @@ def _fingerprint(
     digest.update(f' {array.dtype} {array.shape} '.encode())
     digest.update(array.tobytes())
   return digest.digest()
-
-
-def _flatten(tree: Any, path: tuple = ()) -> Iterator[tuple[str, Any]]:
-  """Yields (name, leaf); an empty dict yields _EMPTY."""
-  if not isinstance(tree, Mapping):
-    if not path:
-      raise ValueError(
-        f'a packed file holds nested dicts, got {type(tree).__name__}'
-      )
-    yield _name(path), _unbox(tree)
-    return
-  if not tree and path:
-    yield _name(path), _EMPTY
-  for key, value in tree.items():
-    yield from _flatten(value, (*path, key))
-
-
-def _unbox(leaf: Any) -> Any:
-  """Returns the one leaf of a box, such as an nnx Variable around a weight."""
-  if isinstance(leaf, np.ndarray | jax.Array | list | tuple):
-    return leaf
-  inside = jax.tree.leaves(leaf, is_leaf=qtensor.is_qtensor)
-  return inside[0] if len(inside) == 1 else leaf
-
-
-def _unflatten(leaves: dict[str, Any]) -> dict:
-  tree: dict = {}
-  for name, leaf in leaves.items():
-    *parents, last = _path(name)
-    node = tree
-    for key in parents:
-      node = node.setdefault(key, {})
-    node[last] = leaf
-  return tree
-
-
-def _name(path: tuple) -> str:
-  """Returns keys joined by '/', all else but letters, digits and _.-~ escaped.
-
-  Integer keys get a colon, which no escaped string holds.
-  """
-  parts = []
-  for key in path:
-    if isinstance(key, str):
-      parts.append(urllib.parse.quote(key, safe=''))
-    elif isinstance(key, int) and not isinstance(key, bool):
-      parts.append(f':{key}')
-    else:
-      raise ValueError(
-        f'keys must be strings or integers, got {key!r} in {path}'
-      )
-  # The one name that safetensors keeps for itself.
-  return '/'.join(parts).replace('__metadata__', '%5F_metadata__')
-
-
-def _path(name: str) -> tuple:
-  return tuple(
-    int(part[1:]) if part.startswith(':') else urllib.parse.unquote(part)
-    for part in name.split('/')
-  )
 
 
 def _json(value: Any, what: str) -> str:

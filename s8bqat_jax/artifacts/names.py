@@ -1,0 +1,96 @@
+"""Nested dicts as one flat dict: a file knows tensors by name only.
+
+A name is its keys joined by slashes, escaped such that every key comes back.
+"""
+
+from __future__ import annotations
+
+import urllib.parse
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from s8bqat_jax.artifacts import qtensor
+
+EMPTY = object()  # stands for a dict without entries
+
+
+def flatten(tree: Any, path: tuple = ()) -> Iterator[tuple[str, Any]]:
+  """Yields the leaves of nested dicts and their names.
+
+  Args:
+    tree: nested dicts (string or integer keys) of leaves.
+    path: keys that lead to `tree`.
+
+  Yields:
+    (name, leaf); for an empty dict (name, EMPTY).
+
+  Raises:
+    ValueError: if `tree` is no dict, or a key neither string nor integer.
+  """
+  if not isinstance(tree, Mapping):
+    if not path:
+      raise ValueError(
+        f'a packed file holds nested dicts, got {type(tree).__name__}'
+      )
+    yield _name(path), _unbox(tree)
+    return
+  if not tree and path:
+    yield _name(path), EMPTY
+  for key, value in tree.items():
+    yield from flatten(value, (*path, key))
+
+
+def unflatten(leaves: dict[str, Any]) -> dict:
+  """Inverts `flatten`.
+
+  Args:
+    leaves: {name: leaf}; an empty dict is a leaf of its own.
+
+  Returns:
+    Nested dicts.
+  """
+  tree: dict = {}
+  for name, leaf in leaves.items():
+    *parents, last = _path(name)
+    node = tree
+    for key in parents:
+      node = node.setdefault(key, {})
+    node[last] = leaf
+  return tree
+
+
+def _unbox(leaf: Any) -> Any:
+  """Returns the one leaf of a box, such as an nnx Variable around a weight."""
+  if isinstance(leaf, np.ndarray | jax.Array | list | tuple):
+    return leaf
+  inside = jax.tree.leaves(leaf, is_leaf=qtensor.is_qtensor)
+  return inside[0] if len(inside) == 1 else leaf
+
+
+def _name(path: tuple) -> str:
+  """Returns keys joined by '/', all else but letters, digits and _.-~ escaped.
+
+  Integer keys get a colon, which no escaped string holds.
+  """
+  parts = []
+  for key in path:
+    if isinstance(key, str):
+      parts.append(urllib.parse.quote(key, safe=''))
+    elif isinstance(key, int) and not isinstance(key, bool):
+      parts.append(f':{key}')
+    else:
+      raise ValueError(
+        f'keys must be strings or integers, got {key!r} in {path}'
+      )
+  # The one name that safetensors keeps for itself.
+  return '/'.join(parts).replace('__metadata__', '%5F_metadata__')
+
+
+def _path(name: str) -> tuple:
+  return tuple(
+    int(part[1:]) if part.startswith(':') else urllib.parse.unquote(part)
+    for part in name.split('/')
+  )

@@ -16,8 +16,6 @@ experiments/results/NAME.json, and prints them.
 
 from __future__ import annotations
 
-import collections
-import math
 import pathlib
 from collections.abc import Sequence
 
@@ -47,47 +45,6 @@ _NAME = flags.DEFINE_string('name', 'decode_lm', 'Of the results file.')
 # Share of a word's unigram log-probability that the search sees; the ordering
 # of the N-best takes it out again.
 _SEARCH_WEIGHT = 0.3
-_SHARES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
-
-
-def best_mixture(
-  task: ngram.NGram, general: ngram.NGram | None, texts: Sequence[str]
-) -> tuple[ngram.LanguageModel, float]:
-  """Returns the mixture that gives texts the highest probability."""
-  if general is None:
-    return task, 1.0
-  mixtures = {s: ngram.Mixture((task, general), (s, 1 - s)) for s in _SHARES}
-  fits = {s: sum(map(m.log_prob, texts)) for s, m in mixtures.items()}
-  share = max(fits, key=lambda s: fits[s])
-  return mixtures[share], share
-
-
-def unigrams(
-  texts: Sequence[str], sentences: Sequence[str], most: int
-) -> dict[str, float]:
-  """Returns the lexicon's words and their log-probabilities."""
-  own = collections.Counter(w for t in texts for w in t.split())
-  other = collections.Counter(w for t in sentences for w in t.split())
-  words = [*own, *(w for w, _ in other.most_common(most) if w not in own)]
-  # Half of the probability is the task's own, half the text file's.
-  sizes = max(1, own.total()), max(1, other.total())
-  prob = {
-    w: 0.5 * (own[w] + 0.1) / sizes[0] + 0.5 * other[w] / sizes[1]
-    for w in words
-  }
-  total = sum(prob.values())
-  return {w: math.log(p / total) for w, p in prob.items()}
-
-
-def unweighted(nbests: nbest.NBests, lexicon: dict[str, float]) -> nbest.NBests:
-  """Takes the lexicon's weights out of the scores."""
-  return [
-    [
-      ngram.Candidate(text, score - sum(lexicon[w] for w in text.split()))
-      for text, score in nbest
-    ]
-    for nbest in nbests
-  ]
 
 
 def summary(corpus: data.Corpus, texts: Sequence[str]) -> dict:
@@ -113,14 +70,14 @@ def main(argv):
     sentences = espeak_texts.read_sentences(pathlib.Path(_SENTENCES.value))
   task = ngram.NGram(texts, _ORDER.value)
   general = ngram.NGram(sentences, _ORDER.value) if sentences else None
-  language, share = best_mixture(task, general, dev.texts_N)
-  words = unigrams(texts, sentences, _WORDS.value)
+  language, share = nbest.best_mixture(task, general, dev.texts_N)
+  words = nbest.unigrams(texts, sentences, _WORDS.value)
   weights = {w: _SEARCH_WEIGHT * p for w, p in words.items()}
   automaton = ngram.lexicon(weights, model.tokenizer)
 
   search = nbest.Search(model, params, _BEAM.value, _BATCH.value)
   tuned = nbest.tune(
-    unweighted(search(dev, automaton), weights), language, dev.texts_N
+    nbest.unweighted(search(dev, automaton), weights), language, dev.texts_N
   )
   greedy = scoring.Scorer(model, scored, _BATCH.value)
   found = {h.utt_id: h.hypothesis for h in greedy.hypotheses(params, True)}
@@ -130,7 +87,7 @@ def main(argv):
     f'beam {_BEAM.value}': nbest.choose(search(scored)),
     'lexicon': nbest.choose(spelled),
     'lexicon, n-gram': nbest.choose(
-      unweighted(spelled, weights), language, *tuned
+      nbest.unweighted(spelled, weights), language, *tuned
     ),
   }
   rows = [

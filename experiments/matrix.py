@@ -11,7 +11,15 @@ import jax
 import ml_collections
 import numpy as np
 
-from experiments import cells, fitting, methods, scoring, trainer
+from experiments import (
+  cells,
+  fitting,
+  methods,
+  plots,
+  results,
+  scoring,
+  trainer,
+)
 from experiments.stages import HYPOTHESES, Stages, eight_bit_activations
 from s8bqat_jax import data
 from s8bqat_jax.speech import significance
@@ -119,6 +127,42 @@ def seconds_per_step(config: ml_collections.ConfigDict, steps: int = 12):
     spent.setdefault(shape, []).append(time.perf_counter() - start)
   warm = [t for times in spent.values() for t in times[1:]]
   return float(np.mean(warm))
+
+
+def report(
+  config: ml_collections.ConfigDict,
+  stages: Stages,
+  name: str,
+  found: Mapping[cells.Job, dict[str, Any]],
+  not_run: Sequence[str],
+  folder: pathlib.Path,
+) -> list[dict[str, Any]]:
+  """Writes results and pictures of a matrix into `folder`.
+
+  Args:
+    config: of the experiment.
+    stages: where its stages are kept.
+    name: of the results file.
+    found: metrics by job.
+    not_run: planned jobs that are not there.
+    folder: where to.
+
+  Returns:
+    The rows.
+  """
+  made = rows(config, found)
+  corpora = {m['spec']: m['fingerprint'] for m in found.values()}
+  path = results.write(
+    name,
+    made,
+    comparisons=comparisons(config, found),
+    corpus=[{'spec': k, 'fingerprint': v} for k, v in corpora.items()],
+    not_run=not_run,
+    config_hash=results.config_hash(config.to_dict()),
+    folder=folder,
+  )
+  plots.write(stages, made, found, path.with_suffix(''))
+  return made
 
 
 def rows(

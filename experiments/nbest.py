@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import json
 import math
@@ -17,6 +18,7 @@ from experiments import recognizer as recognizer_lib
 from s8bqat_jax import data
 from s8bqat_jax.speech import beam, ngram, wer
 
+_SHARES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 _WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0)
 _BONUSES = (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 NBests = Sequence[Sequence[ngram.Candidate]]
@@ -122,3 +124,43 @@ def oracle(lists: NBests, references: Sequence[str]) -> list[str]:
   errors = iter(wer.count_errors(*map(list, zip(*flat))).word_errors_N.tolist())
   counts = [[next(errors) for _ in n] for n in lists]
   return [n[int(np.argmin(c))].text if n else '' for n, c in zip(lists, counts)]
+
+
+def best_mixture(
+  task: ngram.NGram, general: ngram.NGram | None, texts: Sequence[str]
+) -> tuple[ngram.LanguageModel, float]:
+  """Returns the mixture that gives texts the highest probability."""
+  if general is None:
+    return task, 1.0
+  mixtures = {s: ngram.Mixture((task, general), (s, 1 - s)) for s in _SHARES}
+  fits = {s: sum(map(m.log_prob, texts)) for s, m in mixtures.items()}
+  share = max(fits, key=lambda s: fits[s])
+  return mixtures[share], share
+
+
+def unigrams(
+  texts: Sequence[str], sentences: Sequence[str], most: int
+) -> dict[str, float]:
+  """Returns the lexicon's words and their log-probabilities."""
+  own = collections.Counter(w for t in texts for w in t.split())
+  other = collections.Counter(w for t in sentences for w in t.split())
+  words = [*own, *(w for w, _ in other.most_common(most) if w not in own)]
+  # Half of the probability is the task's own, half the text file's.
+  sizes = max(1, own.total()), max(1, other.total())
+  prob = {
+    w: 0.5 * (own[w] + 0.1) / sizes[0] + 0.5 * other[w] / sizes[1]
+    for w in words
+  }
+  total = sum(prob.values())
+  return {w: math.log(p / total) for w, p in prob.items()}
+
+
+def unweighted(nbests: NBests, lexicon: dict[str, float]) -> NBests:
+  """Takes the lexicon's weights out of the scores."""
+  return [
+    [
+      ngram.Candidate(text, score - sum(lexicon[w] for w in text.split()))
+      for text, score in nbest
+    ]
+    for nbest in nbests
+  ]

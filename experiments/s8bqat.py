@@ -13,14 +13,11 @@ command goes on where it stopped. Writes experiments/results/<name>_<matrix>
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping
-from typing import Any
 
-import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
-from experiments import cells, matrix, plots, results, trainer
+from experiments import cells, matrix, results, trainer
 from experiments.stages import Interrupted, Stages
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -38,30 +35,6 @@ _HOURS = flags.DEFINE_float(
   'max_hours', float('inf'), 'Start nothing after that; it is listed.'
 )
 _ESTIMATE = flags.DEFINE_bool('estimate_only', False, 'Print hours and stop.')
-
-
-def report(
-  config: ml_collections.ConfigDict,
-  stages: Stages,
-  name: str,
-  found: Mapping[cells.Job, dict[str, Any]],
-  not_run: list[str],
-  folder: pathlib.Path,
-) -> list[dict[str, Any]]:
-  """Writes results and pictures of a matrix into `folder`; returns its rows."""
-  rows = matrix.rows(config, found)
-  corpora = {m['spec']: m['fingerprint'] for m in found.values()}
-  path = results.write(
-    name,
-    rows,
-    comparisons=matrix.comparisons(config, found),
-    corpus=[{'spec': k, 'fingerprint': v} for k, v in corpora.items()],
-    not_run=not_run,
-    config_hash=results.config_hash(config.to_dict()),
-    folder=folder,
-  )
-  plots.write(stages, rows, found, path.with_suffix(''))
-  return rows
 
 
 def main(argv):
@@ -97,7 +70,7 @@ def main(argv):
     return
   not_run = [str(job) for job in planned if job not in found]
   name = f'{config.name}_{_MATRIX.value}'
-  rows = report(config, stages, name, found, not_run, results.FOLDER)
+  rows = matrix.report(config, stages, name, found, not_run, results.FOLDER)
   print(results.table(rows, matrix.COLUMNS))
   if not_run:
     print(f'not run: {"; ".join(not_run)}')

@@ -10,8 +10,8 @@ from and which columns it shows, each with an optional format:
   <!-- end -->
 
 `where key=value` before the colon keeps the rows with that value;
-`demo.comparisons` makes rows of a file's comparisons. A test holds the documents
-equal to what this command would write.
+`demo.comparisons` makes rows of a file's comparisons. A test holds the
+documents equal to what this command would write.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from experiments import results
 _ROOT = pathlib.Path(__file__).parents[1]
 DOCUMENTS = (_ROOT / 'README.md', _ROOT / 'BUILD_NOTES.md')
 _BLOCK = re.compile(
-  r'(?P<open><!-- table (?P<name>\w+)(?:\.(?P<part>\w+))?(?: where (?P<where>[^:]+))?: '
+  r'(?P<open><!-- table (?P<name>\w+)(?:\.(?P<part>\w+))?'
+  r'(?: where (?P<where>[^:]+))?: '
   r'(?P<columns>.+?) -->\n).*?(?P<close><!-- end -->)',
   re.DOTALL,
 )

@@ -19,3 +19,14 @@ def real_data() -> pathlib.Path:
   if not folder.is_dir():
     pytest.skip('no real corpora: set S8BQAT_DATA to the folder that has them')
   return folder
+
+
+@pytest.fixture(scope='module')
+def quick_compilation():
+  """For modules that compile large programs and run them a few times."""
+  import jax  # After the flags above.
+
+  before = jax.config.read('jax_disable_most_optimizations')
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', before)

@@ -31,6 +31,11 @@ def sentences(seed, count):
   return '\n'.join(lines) + '\n'
 
 
+@pytest.fixture(scope='module', autouse=True)
+def _quick(quick_compilation):
+  """Everything here compiles more than it runs."""
+
+
 @pytest.fixture(scope='module')
 def config(tmp_path_factory):
   folder = tmp_path_factory.mktemp('text')
@@ -46,7 +51,7 @@ def config(tmp_path_factory):
     {'batch_size': 8, 'length': 16, 'score_length': 16, 'score_context': 8}
   )
   config.model.update({'width': 16, 'layers': 1, 'heads': 2, 'ffn_width': 32})
-  config.train.update({'steps': 200, 'warmup_steps': 20, 'learning_rate': 1e-2})
+  config.train.update({'steps': 150, 'warmup_steps': 20, 'learning_rate': 1e-2})
   config.finetune.train.learning_rate = 2e-3
   config.sensitivity.update({'max_probes': 64, 'rtol': 0.5, 'allocations': 20})
   config.points = (3,)

@@ -16,7 +16,6 @@ from experiments import (
   integer_recognizer,
   matrix,
   methods,
-  s8bqat,
   scoring,
   trainer,
 )
@@ -28,6 +27,11 @@ from s8bqat_jax.quantizers import tree as trees
 from tests.experiments import tiny
 
 _RUN = methods.Run(20, lambda step: 1e-2, 1e-2)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _quick(quick_compilation):
+  """Everything here compiles more than it runs."""
 
 
 @pytest.fixture(scope='module')
@@ -229,7 +233,7 @@ def test_a_float_model_is_taken_from_a_finished_run(done, tmp_path):
 
 def test_rows_and_comparisons(done, tmp_path):
   config, kept, jobs, found = done
-  rows = s8bqat.report(
+  rows = matrix.report(
     config, kept, 'tiny', found, ['something'], tmp_path / 'results'
   )
   assert [row['cell'] for row in rows] == [str(job.cell) for job in jobs]

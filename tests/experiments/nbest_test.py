@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import decode_lm, nbest, recognizer
+from experiments import nbest, recognizer
 from s8bqat_jax import data, speech
 from s8bqat_jax.models import rnnt
 from s8bqat_jax.speech import ngram
@@ -15,7 +15,7 @@ def _candidates(*pairs):
 
 
 def test_unigrams_favor_the_task_and_add_up():
-  found = decode_lm.unigrams(['a b', 'a'], ['c c d', 'c e'], most=2)
+  found = nbest.unigrams(['a b', 'a'], ['c c d', 'c e'], most=2)
   assert found.keys() == {'a', 'b', 'c', 'd'}
   assert sum(map(math.exp, found.values())) == pytest.approx(1)
   assert found['a'] > found['b'] and found['c'] > found['d']
@@ -23,11 +23,11 @@ def test_unigrams_favor_the_task_and_add_up():
 
 def test_the_mixture_leans_to_what_fits():
   task, general = ngram.NGram(['a b'] * 5), ngram.NGram(['c d'] * 5)
-  _, share = decode_lm.best_mixture(task, general, ['a b'])
+  _, share = nbest.best_mixture(task, general, ['a b'])
   assert share > 0.5
-  _, share = decode_lm.best_mixture(task, general, ['c d'])
+  _, share = nbest.best_mixture(task, general, ['c d'])
   assert share < 0.5
-  assert decode_lm.best_mixture(task, None, ['c d']) == (task, 1.0)
+  assert nbest.best_mixture(task, None, ['c d']) == (task, 1.0)
 
 
 def test_tuning_finds_the_weight_that_mends_the_errors():
@@ -76,7 +76,7 @@ def test_the_search_spells_words_of_the_lexicon_only():
   texts = [c.text for nbest in nbests for c in nbest]
   assert {w for t in texts for w in t.split()} <= {'ab', 'c'}
   assert any(texts)
-  for before, after in zip(nbests, decode_lm.unweighted(nbests, weights)):
+  for before, after in zip(nbests, nbest.unweighted(nbests, weights)):
     for b, a in zip(before, after):
       added = sum(weights[w] for w in b.text.split())
       assert b == (a.text, pytest.approx(a.score + added))

@@ -88,7 +88,7 @@ def as_rules(rules: Rules) -> tuple[Rule, ...]:
     The rules.
 
   Raises:
-    ValueError: naming the rule and what is wrong with it.
+    ValueError: naming bits or a pattern that make no sense.
   """
   if isinstance(rules, int | str):
     rules = (Rule('.*', rules),)

@@ -23,12 +23,8 @@ from s8bqat_jax.quantizers import segments, summary
 Grid = Literal['int8'] | None
 
 # Grid steps tried, in units of the one whose 127 steps reach the outermost free
-# centroid: over a wide range first, then around the best few of them. The error
-# of well separated clusters has minima a few percent apart and narrower still.
-_BEST = 3
-_WIDE = np.geomspace(0.25, 1.7, 36).reshape(_BEST, -1)
-_NARROW = np.tile(np.geomspace(0.972, 1.029, 12), (_BEST, 1))
-_SCALES = np.stack([_WIDE, _NARROW])
+# centroid: over a wide range first, then around the best.
+_SCALES = np.stack([np.geomspace(0.25, 1.5, 14), np.geomspace(0.87, 1.15, 14)])
 
 _GRID = np.arange(codebook_lib.INT8_MIN, codebook_lib.INT8_MAX + 1)
 _HALVES = np.arange(2 * _GRID[0], 2 * _GRID[-1] + 2)
@@ -117,35 +113,23 @@ def _fit_on_grid(
   reach = jnp.max(jnp.abs(free_K)) / codebook_lib.INT8_MAX
   reach = jnp.where(reach > 0, reach, 1.0)
 
-  def rounded(factors):
-    """As the artefact will hold it, before anything is fitted to it."""
-    scales = (reach * factors).astype(dtype)
-    return jnp.maximum(scales, jnp.finfo(dtype).tiny).astype(jnp.float32)
-
   def one(scale):
     cost, values_K = _values_on_grid(points, scale, len(free_K))
-    cost = cost * jnp.square(scale / reach)
-    return cost.astype(jnp.float32), values_K
+    return cost * jnp.square(scale / reach), values_K
 
-  def search(best, around):
-    factors_B, costs_B, values_BxK = best
-    factors = (factors_B[:, None] * around).ravel()
-    costs, values = jax.lax.map(one, rounded(factors))
-    factors = jnp.concatenate([factors_B, factors])
-    costs, values = (
-      jnp.concatenate(both) for both in ((costs_B, costs), (values_BxK, values))
-    )
-    _, least = jax.lax.top_k(-costs, _BEST)
-    return (factors[least], costs[least], values[least]), None
+  def search(around, factors):
+    factors = around * factors
+    # Rounded as the artefact will hold it, before anything is fitted to it.
+    scales = (reach * factors).astype(dtype)
+    scales = jnp.maximum(scales, jnp.finfo(dtype).tiny).astype(jnp.float32)
+    costs, values = jax.lax.map(one, scales)
+    best = jnp.argmin(costs)
+    return factors[best], (values[best], scales[best])
 
-  start = (
-    jnp.ones(_BEST, jnp.float32),
-    jnp.full(_BEST, jnp.inf, jnp.float32),
-    jnp.zeros((_BEST, len(free_K)), jnp.int8),
+  _, (values, scales) = jax.lax.scan(
+    search, jnp.ones(()), jnp.asarray(_SCALES, jnp.float32)
   )
-  best, _ = jax.lax.scan(search, start, jnp.asarray(_SCALES, jnp.float32))
-  factors_B, _, values_BxK = best
-  return values_BxK[0], rounded(factors_B[0]).astype(dtype)
+  return values[-1], scales[-1].astype(dtype)
 
 
 def _values_on_grid(

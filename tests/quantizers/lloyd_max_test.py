@@ -83,29 +83,6 @@ def test_the_grid_costs_little_at_four_bits(name):
   assert ours <= 1.05 * exact_dp.free(w, 16)
 
 
-@pytest.mark.parametrize('name', SAMPLES)
-def test_no_scale_of_a_sweep_is_better_than_the_one_chosen(name):
-  """Of well separated modes the error has many narrow minima."""
-  w = _sample(name)
-  book = lloyd_max.fit(w, 16)
-  ours = exact_dp.distortion(w, codebook.centroids(book))
-  scales = np.geomspace(0.05, 1.6, 160) * np.abs(w).max() / 127
-  best = np.min(_sweep(*lloyd_max._summarize(w), scales.astype(np.float32)))
-  assert ours <= 1.001 * best
-
-
-@jax.jit
-def _sweep(points, finite, scales):
-  """Least errors on grids of these steps; exact_dp.on_grid vouches for them."""
-  del finite
-  return jax.lax.map(
-    lambda scale: (
-      jnp.square(scale) * lloyd_max._values_on_grid(points, scale, 16)[0]
-    ),
-    scales,
-  )
-
-
 @pytest.mark.parametrize('name', ['heavy tails', 'sparse'])
 def test_a_histogram_of_a_large_tensor_is_as_good_as_its_weights(name):
   rng = np.random.default_rng(1)

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 import jax
 from absl import app, flags
 
-from experiments import results, trainer
+from experiments import fitting, results, trainer
 from experiments.configs.demo import digits
 from experiments.configs.float import asc_strings
 from s8bqat_jax import data, training
@@ -40,7 +40,7 @@ class Loop:
     self.corpus = data.load(config.data.train)
     recognizer = trainer.make_recognizer(config, self.corpus)
     self.loader = trainer.make_loader(config, self.corpus, recognizer)
-    step = trainer.make_step(config, recognizer)
+    step = fitting.make_step(config, recognizer)
     self._update = jax.jit(step.update, donate_argnums=0)
     params = recognizer.init(jax.random.key(0))
     state = jax.jit(step.init, static_argnums=1)(params, 0)

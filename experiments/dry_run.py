@@ -38,8 +38,8 @@ from absl import app, flags  # noqa: E402
 from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
+from experiments import fitting, results  # noqa: E402
 from experiments import recognizer as recognizer_lib  # noqa: E402
-from experiments import results, trainer  # noqa: E402
 from s8bqat_jax import data, training  # noqa: E402
 from s8bqat_jax.speech import features, normalize, tokenizers  # noqa: E402
 from s8bqat_jax.training import flops  # noqa: E402
@@ -105,7 +105,7 @@ def run(
     augment=data.SpecAugment(**config.augment),
     ctc_weight=config.train.ctc_weight,
   )
-  step = trainer.make_step(config, recognizer)
+  step = fitting.make_step(config, recognizer)
   params = jax.eval_shape(recognizer.init, jax.random.key(0))
   state = jax.eval_shape(step.init, params)
   batch = abstract_batch(

@@ -13,9 +13,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
+from experiments import fields
 from s8bqat_jax.artifacts import packed_file, qtensor
 from s8bqat_jax.data import text as text_lib
 from s8bqat_jax.models import transformer_lm
@@ -94,16 +94,11 @@ def from_config(
   Raises:
     ValueError: naming a field that the network does not have.
   """
-  fields = ml_collections.ConfigDict(config).to_dict()
-  known = {f.name for f in dataclasses.fields(transformer_lm.TransformerLm)}
-  unknown = sorted(set(fields) - known)
-  if unknown:
-    raise ValueError(
-      f'config.model has no field {unknown[0]!r}; fields: '
-      + ', '.join(sorted(known - {'parent', 'name', 'dtype', 'vocab_size'}))
-    )
-  fields['vocab_size'] = tokenizer.vocab_size
-  return LanguageModel(transformer_lm.TransformerLm(**fields), tokenizer)
+  network = transformer_lm.TransformerLm
+  given = frozenset({'dtype', 'vocab_size'})
+  made = fields.of_network(network, config, given)
+  made['vocab_size'] = tokenizer.vocab_size
+  return LanguageModel(network(**made), tokenizer)
 
 
 def load(

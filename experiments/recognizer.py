@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 
+from experiments import fields
 from s8bqat_jax import data, losses
 from s8bqat_jax.artifacts import packed_file, qtensor
 from s8bqat_jax.models import rnnt
@@ -251,21 +251,14 @@ def make_model(config: Mapping[str, Any], **overrides: Any) -> rnnt.RNNT:
   Raises:
     ValueError: naming a field that the model does not have.
   """
-  fields = ml_collections.ConfigDict(config).to_dict()
-  known = {f.name for f in dataclasses.fields(rnnt.RNNT)}
-  unknown = sorted(set(fields) - known)
-  if unknown:
-    raise ValueError(
-      f'config.model has no field {unknown[0]!r}; fields: '
-      + ', '.join(sorted(known - {'parent', 'name'}))
-    )
-  dtype = fields.pop('dtype', 'float32')
+  made = fields.of_network(rnnt.RNNT, config)
+  dtype = made.pop('dtype', 'float32')
   if dtype not in _DTYPES:
     raise ValueError(
       f'config.model.dtype is {dtype!r}, expected one of {list(_DTYPES)}'
     )
-  fields['reduce_after'] = tuple(fields.get('reduce_after', ()))
-  return rnnt.RNNT(**{**fields, 'dtype': _DTYPES[dtype], **overrides})
+  made['reduce_after'] = tuple(made.get('reduce_after', ()))
+  return rnnt.RNNT(**{**made, 'dtype': _DTYPES[dtype], **overrides})
 
 
 def load(

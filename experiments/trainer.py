@@ -16,12 +16,9 @@ from absl import flags, logging
 
 from experiments import fitting, scoring
 from experiments import recognizer as recognizer_lib
-from experiments.fitting import make_optimizer, make_step, shipped
 from s8bqat_jax import data, quantizers, training
 from s8bqat_jax.speech import features, normalize, tokenizers
 from s8bqat_jax.training import mesh as mesh_lib
-
-__all__ = ['make_optimizer', 'make_step', 'shipped']
 
 
 def make_tokenizer(name: str, texts: Sequence[str]) -> tokenizers.Tokenizer:

@@ -161,7 +161,7 @@ def serialize(
     else:
       raise ValueError(
         f'tensor {name!r}: expected an array, a QTensor or a dict of them, got '
-        f'{type(leaf).__name__}'
+        f'{type(leaf).__name__}; a list is kept as dict(enumerate(it))'
       )
     same = first_with.setdefault(fingerprint, name)
     if same != name:

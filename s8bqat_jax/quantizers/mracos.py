@@ -65,6 +65,8 @@ def mracos(
   """Gathers weights at the centroids that are fitted to the initial weights.
 
   The forward pass sees the float weights, so evaluate what `encode` returns.
+  The weights should be float32: the pull of one step is a small part of a
+  region, and bfloat16 rounds it away.
 
   Args:
     rules: bits for every weight, or a sequence of `Rule`.

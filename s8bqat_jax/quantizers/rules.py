@@ -12,6 +12,7 @@ weight's whole name decides, as in:
 
 from __future__ import annotations
 
+import numbers
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -56,7 +57,7 @@ class Spec(NamedTuple):
     return (self.levels - 1).bit_length()
 
 
-Rules = Bits | Sequence[Rule]
+Rules = Bits | Rule | Sequence[Rule]
 
 
 def levels_of(bits: Bits) -> int:
@@ -73,16 +74,17 @@ def levels_of(bits: Bits) -> int:
   """
   if bits == TERNARY:
     return 3
-  if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8:
+  whole = isinstance(bits, numbers.Integral) and not isinstance(bits, bool)
+  if not whole or not 1 <= int(bits) <= 8:
     raise ValueError(f"bits must be 1..8 or 'ternary', got {bits!r}")
-  return 2**bits
+  return 2 ** int(bits)
 
 
 def as_rules(rules: Rules) -> tuple[Rule, ...]:
   """Returns a tuple of checked rules; plain bits mean every weight.
 
   Args:
-    rules: bits for every weight, or a sequence of rules.
+    rules: bits for every weight, one rule, or a sequence of rules.
 
   Returns:
     The rules.
@@ -90,17 +92,26 @@ def as_rules(rules: Rules) -> tuple[Rule, ...]:
   Raises:
     ValueError: naming bits or a pattern that make no sense.
   """
-  if isinstance(rules, int | str):
+  if isinstance(rules, Rule):
+    rules = (rules,)
+  if isinstance(rules, str) or not isinstance(rules, Sequence):
+    levels_of(rules)
     rules = (Rule('.*', rules),)
-  rules = tuple(Rule(*rule) for rule in rules)
-  for rule in rules:
+  return tuple(map(_checked, rules))
+
+
+def _checked(rule: Any) -> Rule:
+  """Returns a Rule, or a plain tuple as one."""
+  try:
+    rule = Rule(*rule)
     if rule.bits is not None:
       levels_of(rule.bits)
-    try:
-      re.compile(rule.pattern)
-    except re.error as error:
-      raise ValueError(f'{rule}: not a regular expression: {error}') from error
-  return rules
+    re.compile(rule.pattern)
+  except (TypeError, ValueError, re.error) as error:
+    raise ValueError(
+      f'{rule!r} is no rule: expected Rule(pattern, bits, group): {error}'
+    ) from error
+  return rule
 
 
 def from_bits(bits: Mapping[str, Bits | None]) -> tuple[Rule, ...]:
@@ -167,8 +178,18 @@ def resolve(rules: Rules, params: Any) -> dict[str, Spec]:
   names = [name for name, x in leaves.items() if trees.is_quantizable(x)]
   specs = {}
   for name, (i, match) in first_match([r[0] for r in rules], names).items():
-    bits, group = rules[i].bits, rules[i].group
+    bits = rules[i].bits
     if bits is not None:
-      group = name if group is None else match.expand(group)
-      specs[name] = Spec(name, levels_of(bits), group)
+      specs[name] = Spec(name, levels_of(bits), _group(rules[i], match))
   return specs
+
+
+def _group(rule: Rule, match: re.Match[str]) -> str:
+  if rule.group is None:
+    return match.string
+  try:
+    return match.expand(rule.group)
+  except (re.error, IndexError) as error:
+    raise ValueError(
+      f'{rule}: the group refers to what the pattern does not capture ({error})'
+    ) from error

@@ -52,9 +52,8 @@ def s8bqat(
     Zhen et al., arXiv:2206.15408; see the head of this file for what of it is
     published.
   """
-  steps = jnp.arange(total_steps)
-  rate = learning_rate
-  peak = float(jnp.max(jax.vmap(rate)(steps)) if callable(rate) else rate)
   pressure = pressure_schedule(total_pull, total_steps, learning_rate)
+  rate, steps = learning_rate, jnp.arange(total_steps)
+  peak = float(jnp.max(jax.vmap(rate)(steps)) if callable(rate) else rate)
   penalty = mracos(rules, pressure=pressure, coupling=coupling)
   return hard_compressor(penalty, snap_every, peak)

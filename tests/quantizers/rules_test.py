@@ -1,6 +1,7 @@
 """Rules as data: order, groups, and errors that help."""
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from s8bqat_jax.quantizers import rules
@@ -27,6 +28,16 @@ def test_plain_bits_mean_every_weight(kind, bits, levels):
   assert list(specs) == kinds.WEIGHTS
   assert {spec.levels for spec in specs.values()} == {levels}
   assert all(spec.group == name for name, spec in specs.items())
+
+
+@pytest.mark.parametrize(
+  'same', [np.int64(4), np.uint8(4), Rule('.*', 4), [('.*', np.int32(4))]]
+)
+def test_numpy_bits_and_a_bare_rule_are_rules_too(same):
+  params = kinds.make(kinds.KINDS[0])
+  specs = rules.resolve(same, params)
+  assert specs == rules.resolve(4, params)
+  assert {type(spec.levels) for spec in specs.values()} == {int}
 
 
 def test_bits_of_a_spec():
@@ -110,6 +121,20 @@ def test_bits_out_of_range_are_an_error(bits):
 def test_a_pattern_that_is_no_regular_expression_is_an_error():
   with pytest.raises(ValueError, match='regular expression'):
     rules.as_rules([Rule('*', 4)])
+
+
+@pytest.mark.parametrize(
+  'wrong', [['abc'], [4], [('.*',)], [('.*', 4, 'a', 1)]]
+)
+def test_what_is_no_rule_is_an_error_that_says_what_one_is(wrong):
+  with pytest.raises(ValueError, match=r'expected Rule\(pattern, bits'):
+    rules.as_rules(wrong)
+
+
+@pytest.mark.parametrize('group', [r'\1', r'\g<layer>'])
+def test_a_group_that_the_pattern_does_not_capture_is_an_error(group):
+  with pytest.raises(ValueError, match='does not capture'):
+    rules.resolve([Rule('.*', 4, group)], _stack())
 
 
 def test_bits_by_name_become_rules():

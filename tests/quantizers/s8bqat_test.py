@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from s8bqat_jax import quantizers
 from s8bqat_jax.artifacts import qtensor
@@ -40,3 +41,8 @@ def test_reads_the_peak_of_the_schedule_for_its_warning(recwarn):
   rate = optax.warmup_cosine_decay_schedule(0.0, 1e-5, 4, 12)
   quantizers.s8bqat(3, total_steps=12, learning_rate=rate, snap_every=5).init(W)
   assert any('learning rate 1e-05' in str(w.message) for w in recwarn)
+
+
+def test_a_training_without_steps_is_an_error():
+  with pytest.raises(ValueError, match='total_steps must be at least 1'):
+    quantizers.s8bqat(4, total_steps=0, learning_rate=1e-3)

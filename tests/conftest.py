@@ -1,4 +1,9 @@
-"""Every test sees eight CPU devices, set before jax is imported."""
+"""Settings that must stand before jax is imported.
+
+Every test sees eight CPU devices. XLA skips its costly optimizations, because
+tests compile much and run it once; JAX_DISABLE_MOST_OPTIMIZATIONS=0 make test
+compiles as users do.
+"""
 
 import os
 import pathlib
@@ -6,6 +11,7 @@ import pathlib
 import pytest
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 _FLAG = '--xla_force_host_platform_device_count=8'
 if _FLAG not in os.environ.get('XLA_FLAGS', ''):
   os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_FLAG}'.strip()
@@ -19,14 +25,3 @@ def real_data() -> pathlib.Path:
   if not folder.is_dir():
     pytest.skip('no real corpora: set S8BQAT_DATA to the folder that has them')
   return folder
-
-
-@pytest.fixture(scope='module')
-def quick_compilation():
-  """For modules that compile large programs and run them a few times."""
-  import jax  # After the flags above.
-
-  before = jax.config.read('jax_disable_most_optimizations')
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', before)

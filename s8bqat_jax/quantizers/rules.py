@@ -109,7 +109,8 @@ def _checked(rule: Any) -> Rule:
     re.compile(rule.pattern)
   except (TypeError, ValueError, re.error) as error:
     raise ValueError(
-      f'{rule!r} is no rule: expected Rule(pattern, bits, group): {error}'
+      f'{rule!r}: expected Rule(pattern, bits, group) with a regular '
+      f'expression: {error}'
     ) from error
   return rule
 

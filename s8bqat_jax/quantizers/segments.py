@@ -28,19 +28,47 @@ _FRACTIONS = (1.0, 0.5, 1.0, 0.5, 0.25, 1.0, 0.5, 0.25, 0.1, 0.04, 0.0, 0.0)
 Pair = tuple[jax.Array, jax.Array]  # a value as an unevaluated sum, high + low
 
 
-class Sums(NamedTuple):
-  """Sums over the points before each of M + 1 cuts."""
+class Line(NamedTuple):
+  """Weighted points and their sums before each of M + 1 cuts.
 
+  Positions are scaled by a power of two, which is exact, to within [-1, 1].
+  """
+
+  x_M: jax.Array
+  exponent: jax.Array
   counts: jax.Array  # int32
   first: Pair  # of x
   second: Pair  # of x^2
 
 
-def segment(points: summary.Points, k: int) -> tuple[jax.Array, jax.Array]:
-  """Cuts a weighted line into k runs of least squared error.
+def line(points: summary.Points) -> Line:
+  """Prepares weighted points for `segment` and `runs`.
 
   Args:
     points: weighted points in ascending order.
+
+  Returns:
+    The Line.
+  """
+  extreme = jnp.max(jnp.abs(points.means_M))
+  _, exponent = jnp.frexp(extreme)
+  x_M = jnp.ldexp(points.means_M, -exponent)
+  counts = jnp.cumsum(points.counts_M)
+  first = _times(_pair_of_int(points.counts_M), x_M)
+  return Line(
+    x_M,
+    exponent,
+    jnp.concatenate([jnp.zeros(1, jnp.int32), counts]),
+    _running(first),
+    _running(_times(first, x_M)),
+  )
+
+
+def segment(points: Line, k: int) -> tuple[jax.Array, jax.Array]:
+  """Cuts a weighted line into k runs of least squared error.
+
+  Args:
+    points: from `line`.
     k: how many runs.
 
   Returns:
@@ -50,41 +78,56 @@ def segment(points: summary.Points, k: int) -> tuple[jax.Array, jax.Array]:
   References:
     Wu, "Optimal quantization by matrix searching", 1991.
   """
-  # A power of two: scaling and unscaling are exact.
-  extreme = jnp.max(jnp.abs(points.means_M))
-  _, exponent = jnp.frexp(extreme)
-  x_M = jnp.ldexp(points.means_M, -exponent)
-  sums = _running_sums(x_M, points.counts_M)
-  cuts = _coarse_path(sums, _candidates(x_M, sums), k)
+  cuts = _coarse_path(points, _candidates(points), k)
   cuts, _ = jax.lax.scan(
-    lambda cuts, fraction: (_refine(sums, cuts, fraction), None),
+    lambda cuts, fraction: (_refine(points, cuts, fraction), None),
     cuts,
     jnp.asarray(_FRACTIONS, jnp.float32),
   )
-  means, count = _means(sums, cuts[:-1], cuts[1:])
-  means = jnp.ldexp(means, exponent)
+  means, count = _means(points, cuts[:-1], cuts[1:])
+  means = jnp.ldexp(means, points.exponent)
   lowest = jnp.min(jnp.where(count > 0, means, jnp.inf))
   return jax.lax.cummax(jnp.where(count > 0, means, lowest)), cuts
 
 
-def _candidates(x_M: jax.Array, sums: Sums) -> jax.Array:
+def runs(
+  points: Line, cuts: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Describes the runs between neighbouring cuts.
+
+  Args:
+    points: from `line`.
+    cuts: int32 [K + 1], ascending.
+
+  Returns:
+    (share_K of all weights, mean_K, squared_error_K about it summed over the
+    run and divided by the number of all weights); the latter two in the units
+    of `points.x_M`.
+  """
+  left, right = cuts[:-1], cuts[1:]
+  means, counts = _means(points, left, right)
+  total = points.counts[-1].astype(jnp.float32)
+  return counts / total, means, _cost(points, left, right) / total
+
+
+def _candidates(points: Line) -> jax.Array:
   """Returns cuts at the density of optimal centroids, both ends included.
 
   That density is the cube root of the weights' (Panter and Dite 1951), so a
   block of share p and width d holds p^(1/3) d^(2/3) of them. Blocks are bounded
   by rank and by value: neither alone sees both the bulk and the tails.
   """
-  half = _COARSE_CUTS // 2
-  ranks = (jnp.linspace(0.0, 1.0, half) * sums.counts[-1]).astype(jnp.int32)
+  x_M, half = points.x_M, _COARSE_CUTS // 2
+  ranks = (jnp.linspace(0.0, 1.0, half) * points.counts[-1]).astype(jnp.int32)
   blocks = jnp.sort(
     jnp.concatenate(
       [
-        jnp.searchsorted(sums.counts, ranks),
+        jnp.searchsorted(points.counts, ranks),
         jnp.searchsorted(x_M, jnp.linspace(x_M[0], x_M[-1], half)),
       ]
     )
   )
-  share = jnp.diff(sums.counts[blocks]) / sums.counts[-1]
+  share = jnp.diff(points.counts[blocks]) / points.counts[-1]
   width = jnp.diff(x_M[jnp.minimum(blocks, len(x_M) - 1)])
   held = jnp.cbrt(share * jnp.square(width))
   held = jnp.concatenate([jnp.zeros(1), jnp.cumsum(held)])
@@ -94,9 +137,9 @@ def _candidates(x_M: jax.Array, sums: Sums) -> jax.Array:
   return cuts.at[0].set(0).at[-1].set(len(x_M))
 
 
-def _coarse_path(sums: Sums, cuts_G: jax.Array, k: int) -> jax.Array:
+def _coarse_path(points: Line, cuts_G: jax.Array, k: int) -> jax.Array:
   """Returns the best path over candidate cuts, the same ones for every run."""
-  cost_GxG = _cost(sums, cuts_G[:, None], cuts_G[None, :])
+  cost_GxG = _cost(points, cuts_G[:, None], cuts_G[None, :])
   at = jnp.arange(len(cuts_G))
   cost_GxG = jnp.where(at[:, None] <= at[None, :], cost_GxG, jnp.inf)
   _, path = shortest_path(
@@ -108,7 +151,7 @@ def _coarse_path(sums: Sums, cuts_G: jax.Array, k: int) -> jax.Array:
   return cuts_G[path]
 
 
-def _refine(sums: Sums, cuts: jax.Array, fraction: jax.Array) -> jax.Array:
+def _refine(points: Line, cuts: jax.Array, fraction: jax.Array) -> jax.Array:
   """Returns the best path through windows of cuts around the present ones."""
   k = len(cuts) - 1
   runs = jnp.diff(cuts, prepend=cuts[:1], append=cuts[-1:]) * fraction
@@ -126,7 +169,7 @@ def _refine(sums: Sums, cuts: jax.Array, fraction: jax.Array) -> jax.Array:
   cuts_KxT = cuts_KxT.at[jnp.array([0, k])].set(cuts[jnp.array([0, k]), None])
   left, right = cuts_KxT[:-1, :, None], cuts_KxT[1:, None, :]
   cost_KxTxT = jnp.where(
-    left <= right, _cost(sums, left, jnp.maximum(left, right)), jnp.inf
+    left <= right, _cost(points, left, jnp.maximum(left, right)), jnp.inf
   )
   _, path = shortest_path(
     start_G=jnp.zeros(cuts_KxT.shape[1]),
@@ -175,12 +218,6 @@ def shortest_path(
   return end_cost_G[last], path.astype(jnp.int32)
 
 
-def _running_sums(x_M: jax.Array, counts_M: jax.Array) -> Sums:
-  count = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(counts_M)])
-  first = _times(_pair_of_int(counts_M), x_M)
-  return Sums(count, _running(first), _running(_times(first, x_M)))
-
-
 def _running(x_M: Pair) -> Pair:
   """Returns the M + 1 running sums of pairs, in blocks of 256."""
   blocks = jax.tree.map(lambda a: a.reshape(256, -1).T, x_M)
@@ -197,11 +234,11 @@ def _running(x_M: Pair) -> Pair:
   )
 
 
-def _cost(sums: Sums, left: jax.Array, right: jax.Array) -> jax.Array:
+def _cost(points: Line, left: jax.Array, right: jax.Array) -> jax.Array:
   """Returns the squared error about their mean of the points between cuts."""
-  mean, count = _means(sums, left, right)
-  first = _between(sums.first, left, right)
-  second = _between(sums.second, left, right)
+  mean, count = _means(points, left, right)
+  first = _between(points.first, left, right)
+  second = _between(points.second, left, right)
   # second - 2 mean first + mean^2 count
   product = _times(_pair_of_int(count), mean)
   product = _add(_add(first, first), (-product[0], -product[1]))
@@ -211,10 +248,10 @@ def _cost(sums: Sums, left: jax.Array, right: jax.Array) -> jax.Array:
 
 
 def _means(
-  sums: Sums, left: jax.Array, right: jax.Array
+  points: Line, left: jax.Array, right: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  count = sums.counts[right] - sums.counts[left]
-  first = _between(sums.first, left, right)
+  count = points.counts[right] - points.counts[left]
+  first = _between(points.first, left, right)
   pair = _pair_of_int(jnp.maximum(count, 1))
   mean = first[0] / pair[0]
   product = _times(pair, mean)

@@ -31,11 +31,6 @@ def sentences(seed, count):
   return '\n'.join(lines) + '\n'
 
 
-@pytest.fixture(scope='module', autouse=True)
-def _quick(quick_compilation):
-  """Everything here compiles more than it runs."""
-
-
 @pytest.fixture(scope='module')
 def config(tmp_path_factory):
   folder = tmp_path_factory.mktemp('text')

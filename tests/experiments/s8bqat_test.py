@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 pytest.importorskip('espeakng_loader')
 
@@ -17,7 +16,6 @@ from experiments import (
   matrix,
   methods,
   scoring,
-  trainer,
 )
 from experiments.configs.s8bqat import asc_strings, digits, espeak_grammar
 from experiments.stages import HYPOTHESES, RESULT, TRAINED, Stages
@@ -29,26 +27,17 @@ from tests.experiments import tiny
 _RUN = methods.Run(20, lambda step: 1e-2, 1e-2)
 
 
-@pytest.fixture(scope='module', autouse=True)
-def _quick(quick_compilation):
-  """Everything here compiles more than it runs."""
-
-
 @pytest.fixture(scope='module')
 def done(tmp_path_factory):
   """The stages of two cells, and their metrics."""
   config = tiny.experiment()
   config.activation_bits = 8
   folder = tmp_path_factory.mktemp('runs')
-  compilation_cache.reset_cache()
-  trainer.keep_compiled(folder / 'compiled')
   kept = Stages(config, folder, progress=False)
   jobs = cells.jobs(config, 'quick')
   found, not_run = matrix.run(kept, jobs)
   assert not not_run
-  yield config, kept, jobs, found
-  jax.config.update('jax_compilation_cache_dir', None)
-  compilation_cache.reset_cache()
+  return config, kept, jobs, found
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,14 @@ def test_grid_centroids_are_the_best_values_of_their_grid(name, levels):
   assert ours <= 1.001 * exact_dp.on_grid(w, levels, book.scale)
 
 
+def test_no_other_scale_is_much_better():
+  w = _sample('bimodal')
+  book = lloyd_max.fit(w, 16)
+  ours = exact_dp.distortion(w, codebook.centroids(book))
+  others = float(book.scale) * np.random.default_rng(1).uniform(0.5, 1.6, 10)
+  assert ours <= 1.002 * min(exact_dp.on_grid(w, 16, s) for s in others)
+
+
 @pytest.mark.parametrize('name', [s for s in SAMPLES if s != 'heavy tails'])
 def test_the_grid_costs_little_at_four_bits(name):
   """The scale is chosen well: 256 values at hand, 16 wanted.

@@ -1,13 +1,11 @@
 """Every member keeps the contract on a tree of all three kinds at once.
 
-One tree, because a check is mostly compilation, done here with hardly any of
-XLA's optimizations. That the kinds also work as
+One tree, because a check is mostly compilation. That the kinds also work as
 the whole tree is tested with the member of check_test and in step_test.
 """
 
 import importlib
 
-import jax
 import jax.numpy as jnp
 import pytest
 
@@ -15,16 +13,6 @@ from s8bqat_jax import quantizers
 from s8bqat_jax.quantizers import Rule
 from s8bqat_jax.quantizers.codebook import on_grid
 from tests.quantizers import kinds
-
-
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  """Each check compiles large programs and runs them a few times on little."""
-  before = jax.config.read('jax_disable_most_optimizations')
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', before)
-
 
 PULL = quantizers.pressure_schedule(4.0, 10, 0.01)
 RUN = {'total_steps': 10, 'learning_rate': 0.01}

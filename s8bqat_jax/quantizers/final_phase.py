@@ -98,13 +98,17 @@ def with_final_phase(
 
     def training():
       new, own, moved = quantizer.after_update(params, inner(state), ctx)
-      return new, outer(own, names, frozen), mark_moved(moved, ())
+      moved = mark_moved(moved, ())
 
-    def freezing():
-      new, own, moved = quantizer.after_update(params, inner(state), ctx)
-      shipped = trees.quantized(quantizer.encode(new, own))
-      own = outer(own, shipped, jnp.ones((), bool))
-      return with_shipped(new, own), own, mark_moved(moved, names)
+      def freeze():
+        shipped = trees.quantized(quantizer.encode(new, own))
+        frozen = outer(own, shipped, jnp.ones((), bool))
+        return with_shipped(new, frozen), frozen, mark_moved(moved, names)
+
+      def go_on():
+        return new, outer(own, names, jnp.zeros((), bool)), moved
+
+      return jax.lax.cond(ctx.step + 1 >= first_frozen, freeze, go_on)
 
     def resting():
       moved = mark_moved(types.nothing_moved(params), names)
@@ -112,10 +116,7 @@ def with_final_phase(
       rested = types.State(state.carried['learned'], state.carried)
       return with_shipped(params, state), rested, moved
 
-    frozen = state.carried['frozen']
-    due = ctx.step + 1 >= first_frozen
-    phase = jnp.where(frozen, 2, jnp.where(due, 1, 0))
-    return jax.lax.switch(phase, (training, freezing, resting))
+    return jax.lax.cond(state.carried['frozen'], resting, training)
 
   def encode(params: types.Params, state: types.State) -> Any:
     encoded = quantizer.encode(params, inner(state))

@@ -15,7 +15,7 @@ def get_config(text=None):
   config = common.default()
   config.seed = int(args['seed'])
   config.tokenizer = 'word'
-  config.data.train = 'espeak:digits?split=train&utterances=9000&snr=15-35'
+  config.data.train = 'espeak:digits?split=train&utterances=12000&snr=15-35'
   config.data.dev = 'espeak:digits?split=dev&utterances=150&snr=15-35'
   config.data.eval = 'espeak:digits?split=eval&utterances=500&snr=15-35'
   config.data.num_buckets = 2
@@ -24,11 +24,11 @@ def get_config(text=None):
   config.model.predictor_width = 32
   config.model.joint_width = 64
   config.model.reduce_after = (0,)
-  config.train.steps = 4500
-  config.train.learning_rate = 6e-3
+  config.train.steps = 5000
+  config.train.learning_rate = 5e-3
   config.train.warmup_steps = 50
   config.train.weight_decay = 1e-2
   config.train.ctc_weight = 0.4
   config.train.average_decay = 0.995
-  config.train.eval_every = 1500
+  config.train.eval_every = 2500
   return config

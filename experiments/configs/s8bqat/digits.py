@@ -13,12 +13,11 @@ def get_config():
   config.float.module = 'experiments.configs.demo.digits'
   config.float.arguments = 'seed={seed}'
   config.activation_bits = 8
-  config.finetune.share = 0.14
+  config.finetune.share = 0.1
   config.finetune.train.learning_rate = 1.5e-3
   config.matrices.demo = s8bqat.matrix(
     'demo/float',
     'demo/float continued',
-    'demo/ptq lloyd-max:4',
     'demo/ptq lloyd-max:2',
     'demo/uniform qat:8',
     'demo/s8bqat:4',

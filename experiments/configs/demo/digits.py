@@ -24,11 +24,10 @@ def get_config(text=None):
   config.model.predictor_width = 32
   config.model.joint_width = 64
   config.model.reduce_after = (0,)
-  config.train.steps = 5000
+  config.train.steps = 4500
   config.train.learning_rate = 5e-3
   config.train.warmup_steps = 50
   config.train.weight_decay = 1e-2
   config.train.ctc_weight = 0.4
   config.train.average_decay = 0.995
-  config.train.eval_every = 2500
   return config

@@ -17,6 +17,16 @@ def get_config(words='all'):
   )
   config.parts = ('0', '1', '2', '3')
   config.activation_bits = 8
+  # What tells the story on its own, to run before all of the curve.
+  config.matrices.core = s8bqat.matrix(
+    '90k/float',
+    '90k/float continued',
+    '90k/uniform qat:8',
+    '90k/s8bqat:2',
+    '90k/straight-through:2',
+    '90k/s8bqat:4',
+    *s8bqat.every('90k', 'ptq lloyd-max', (4, 2)),
+  )
   config.matrices.curve = s8bqat.matrix(*s8bqat.curve('90k'))
   config.matrices.ablation = s8bqat.matrix(*s8bqat.ablation('90k', 2))
   # Raw: 200k weights of 3 bits are 75 kB, 90k of 8 bits 90 kB. Entropy-coded:

@@ -308,8 +308,9 @@ def main(argv: list[str]) -> None:
       for s in seeds:
         report(name, bits, s, run(tasks[s], floats[s], s))
 
-  path = results.write('toy_methods', rows, steps=STEPS)
-  print(results.table(means(rows)))
+  averages = means(rows)
+  path = results.write('toy_methods', rows, steps=STEPS, means=averages)
+  print(results.table(averages))
   print(f'wrote {path.name}')
 
 

@@ -197,6 +197,11 @@ def check(q: QTensor, name: str = 'tensor') -> QTensor:
       f'codebook must be int8 or floating point, got {book.dtype}',
     )
     require(np.all(book[1:] >= book[:-1]), 'codebook must be sorted')
+    ends = np.abs(book[[0, -1]].astype(np.float64)).max(initial=0)
+    require(
+      np.all(ends * scale.astype(np.float64) <= float(jnp.finfo(scale).max)),
+      f'codebook times scale overflows {scale.dtype}',
+    )
   if codes.size:
     require(
       low <= codes.min() and codes.max() <= high,

@@ -104,10 +104,18 @@ def by_path(
     The Quantizer; its state is the tuple of theirs.
 
   Raises:
-    ValueError: on use, if a pattern decides about no weight, or if two members
-      have different branches.
+    ValueError: for what is no (pattern, quantizer); on use, if a pattern
+      decides about no weight, or if two members have different branches.
   """
   routes = tuple(routes)
+  for route in routes:
+    if not (
+      isinstance(route, tuple | list)
+      and len(route) == 2
+      and isinstance(route[1], types.Quantizer)
+    ):
+      raise ValueError(f'expected (pattern, quantizer), got {route!r}')
+    rule_lib.check_pattern(route[0])
   quantizers = [q for _, q in routes]
 
   def split(params: types.Params) -> list[types.Params]:

@@ -87,7 +87,9 @@ def with_final_phase(
     return jax.lax.cond(
       state.carried['frozen'],
       lambda params: jnp.zeros((), jnp.float32),
-      lambda params: quantizer.penalty(params, inner(state), ctx),
+      lambda params: jnp.asarray(
+        quantizer.penalty(params, inner(state), ctx), jnp.float32
+      ),
       params,
     )
 
@@ -111,7 +113,10 @@ def with_final_phase(
       return jax.lax.cond(ctx.step + 1 >= first_frozen, freeze, go_on)
 
     def resting():
-      moved = mark_moved(types.nothing_moved(params), names)
+      # Scalars or arrays, as the quantizer has them.
+      form = jax.eval_shape(lambda: training()[2])
+      still = jax.tree.map(lambda x: jnp.zeros(x.shape, bool), form)
+      moved = mark_moved(still, names)
       # The optimizer of the learned state may still have momentum.
       rested = types.State(state.carried['learned'], state.carried)
       return with_shipped(params, state), rested, moved

@@ -25,8 +25,12 @@ Grid = Literal['int8'] | None
 # Grid steps tried, in units of the one whose 127 steps reach the outermost free
 # centroid: over a wide range first, then between the best and its neighbours.
 # The error is a jagged function of the step where weights come in tight groups.
+# Both hold 1: weights that are on a grid keep it, and nothing found is lost.
 _SCALES = np.stack(
-  [np.geomspace(0.25, 1.5, 24), np.geomspace(0.925, 1.081, 24)]
+  [
+    np.sort(np.append(np.geomspace(0.25, 1.5, 23), 1.0)),
+    np.sort(np.append(np.geomspace(0.922, 1.085, 23), 1.0)),
+  ]
 )
 
 _GRID = np.arange(codebook_lib.INT8_MIN, codebook_lib.INT8_MAX + 1)
@@ -39,7 +43,8 @@ def fit(
   """Returns the centroids of least squared error.
 
   Jitted; can be called under jit and vmap. Under them a tensor that holds a
-  NaN or an infinity gets a NaN scale; outside it is an error.
+  NaN or an infinity gets a NaN scale; outside it is an error. A scale is no
+  subnormal number: in float16, weights below 0.01 have few grid steps.
 
   Args:
     w: at least one weight, any shape and floating dtype.
@@ -114,17 +119,21 @@ def _fit_on_grid(
   line: segments.Line, free_K: jax.Array, dtype: Any
 ) -> tuple[jax.Array, jax.Array]:
   """Returns the best int8 values of the best of the scales tried."""
-  reach = jnp.max(jnp.abs(free_K)) / codebook_lib.INT8_MAX
-  reach = jnp.where(reach > 0, reach, 1.0)
+  # In units of the line, which neither overflow nor vanish.
+  extreme = jnp.max(jnp.abs(jnp.ldexp(free_K, -line.exponent)))
+  reach = jnp.where(extreme > 0, extreme, 1.0) / codebook_lib.INT8_MAX
 
   def one(scale):
     cost, values_K = _values_on_grid(line, scale, len(free_K))
-    return cost * jnp.square(scale / reach), values_K
+    relative = jnp.ldexp(scale, -line.exponent) / reach
+    highest = jnp.max(jnp.abs(values_K.astype(jnp.float32))) * scale
+    fits = jnp.isfinite(highest.astype(dtype))
+    return jnp.where(fits, cost * jnp.square(relative), jnp.inf), values_K
 
   def search(around, factors):
     factors = around * factors
     # Rounded as the artefact will hold it, before anything is fitted to it.
-    scales = (reach * factors).astype(dtype)
+    scales = jnp.ldexp(reach * factors, line.exponent).astype(dtype)
     scales = jnp.maximum(scales, jnp.finfo(dtype).tiny).astype(jnp.float32)
     costs, values = jax.lax.map(one, scales)
     best = jnp.argmin(costs)

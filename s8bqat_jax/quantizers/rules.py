@@ -92,12 +92,13 @@ def as_rules(rules: Rules) -> tuple[Rule, ...]:
   Raises:
     ValueError: naming bits or a pattern that make no sense.
   """
-  if isinstance(rules, Rule):
-    rules = (rules,)
-  if isinstance(rules, str) or not isinstance(rules, Sequence):
-    levels_of(rules)
-    rules = (Rule('.*', rules),)
-  return tuple(map(_checked, rules))
+  given: Any = rules
+  if isinstance(given, str) or not isinstance(given, Sequence):
+    levels_of(given)
+    given = (Rule('.*', given),)
+  elif given and isinstance(given[0], str):
+    given = (given,)  # one rule, not a sequence of them
+  return tuple(map(_checked, given))
 
 
 def _checked(rule: Any) -> Rule:
@@ -106,13 +107,25 @@ def _checked(rule: Any) -> Rule:
     rule = Rule(*rule)
     if rule.bits is not None:
       levels_of(rule.bits)
-    re.compile(rule.pattern)
-  except (TypeError, ValueError, re.error) as error:
+    check_pattern(rule.pattern)
+    if not isinstance(rule.group, str | None):
+      raise TypeError(f'group must be a string or None, got {rule.group!r}')
+  except (TypeError, ValueError) as error:
     raise ValueError(
-      f'{rule!r}: expected Rule(pattern, bits, group) with a regular '
-      f'expression: {error}'
+      f'{rule!r}: expected Rule(pattern, bits, group): {error}'
     ) from error
   return rule
+
+
+def check_pattern(pattern: Any) -> None:
+  """Raises ValueError for what is no regular expression of strings."""
+  try:
+    if isinstance(re.compile(pattern).pattern, str):
+      return
+    reason = 'it must be a string'
+  except (TypeError, re.error) as error:
+    reason = str(error)
+  raise ValueError(f'{pattern!r} is no regular expression: {reason}')
 
 
 def from_bits(bits: Mapping[str, Bits | None]) -> tuple[Rule, ...]:
@@ -124,7 +137,7 @@ def from_bits(bits: Mapping[str, Bits | None]) -> tuple[Rule, ...]:
   Returns:
     A rule for each name.
   """
-  return tuple(Rule(re.escape(name), n) for name, n in bits.items())
+  return as_rules([Rule(re.escape(name), n) for name, n in bits.items()])
 
 
 def first_match(
@@ -145,7 +158,7 @@ def first_match(
   found = {}
   for name in names:
     for i, pattern in enumerate(patterns):
-      match = re.fullmatch(pattern, name)
+      match = re.fullmatch(pattern, name, re.DOTALL)
       if match:
         found[name] = i, match
         break

@@ -57,6 +57,9 @@ def _histogram(x_N: jax.Array) -> Points:
   by the cube root of the counts, the density of optimal centroids (Panter and
   Dite 1951), so that outliers cost the bulk no resolution.
   """
+  # Scaled by a power of two, which is exact, so that no range overflows.
+  _, exponent = jnp.frexp(jnp.max(jnp.abs(x_N)))
+  x_N = jnp.ldexp(x_N, -exponent)
   even = SIZE // 2
   low, high = jnp.min(x_N), jnp.max(x_N)
   width = (high - low) / even
@@ -83,4 +86,4 @@ def _histogram(x_N: jax.Array) -> Points:
   )
   means = first + sums / jnp.maximum(counts, 1)
   means = jax.lax.cummax(jnp.where(counts > 0, means, low))
-  return Points(jnp.minimum(means, high), counts)
+  return Points(jnp.ldexp(jnp.minimum(means, high), exponent), counts)

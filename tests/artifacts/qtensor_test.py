@@ -93,3 +93,11 @@ def test_a_qtensor_rides_through_jit_and_tree_functions():
 def test_check_names_the_tensor_and_what_is_wrong(bad, message):
   with pytest.raises(ValueError, match='encoder/w: .*' + message):
     qtensor.check(bad, 'encoder/w')
+
+
+def test_a_codebook_that_overflows_is_an_error():
+  q = _centroids(scale=np.float16(546))
+  with pytest.raises(
+    ValueError, match='codebook times scale overflows float16'
+  ):
+    qtensor.check(q)

@@ -203,3 +203,16 @@ def test_ptq_keeps_the_fit_and_nothing_else():
   for field in dataclasses.fields(fitted):
     same = getattr(fitted, field.name) is getattr(inner, field.name)
     assert same == (field.name in unchanged)
+
+
+@pytest.mark.parametrize(
+  'routes, message',
+  [
+    ([quantizers.uniform(4)], 'expected .pattern, quantizer.'),
+    ([('.*', 4)], 'expected .pattern, quantizer.'),
+    ([('*', quantizers.uniform(4))], "'[*]' is no regular expression"),
+  ],
+)
+def test_routes_are_checked_at_once(routes, message):
+  with pytest.raises(ValueError, match=message):
+    quantizers.by_path(routes)

@@ -8,6 +8,7 @@ import pytest
 
 from s8bqat_jax import quantizers
 from s8bqat_jax.artifacts import qtensor
+from s8bqat_jax.quantizers import codebook
 from tests.quantizers.quick import even
 
 METHODS = {
@@ -105,3 +106,27 @@ def test_learned_state_rests_though_its_optimizer_has_momentum():
   np.testing.assert_array_equal(learned[11], learned[13])
   metrics = quantizer.metrics(state.params, state.quantizer)
   assert metrics['frozen'] == 1 and metrics['distance'] < 1e-6
+
+
+def test_moved_by_element_and_a_penalty_of_another_dtype():
+  """Both keep the contract, so they must keep it in here too."""
+
+  def after_update(w, state, spec, ctx):
+    del spec, ctx
+    snapped = codebook.snap(w, state.carried)
+    near = jnp.abs(w - snapped) < 0.02
+    return jnp.where(near, snapped, w), state, near
+
+  def penalty(w, state, spec, ctx):
+    del state, spec, ctx
+    return jnp.sum(w * w)
+
+  member = quantizers.lift_tensor(
+    2,
+    init=lambda w, spec: quantizers.State(carried=even(w, spec.levels)),
+    quantize=lambda w, state, spec: codebook.quantize(w, state.carried),
+    penalty=penalty,
+    after_update=after_update,
+  )
+  w = jax.random.normal(jax.random.key(0), (8, 4), jnp.bfloat16)
+  quantizers.check_quantizer(quantizers.with_final_phase(member, 2), {'w': w})

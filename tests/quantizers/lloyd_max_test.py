@@ -197,3 +197,28 @@ def test_with_64_bit_numbers_enabled_the_centroids_are_the_same():
     found = lloyd_max.fit(w.astype(jnp.float64), 4)
   np.testing.assert_array_equal(found.values, expected.values)
   assert found.scale.dtype == np.float64
+
+
+@pytest.mark.parametrize('levels', [2, 4, 16])
+@pytest.mark.parametrize('values', [[0.3], [-0.05, 0.05], [-0.05, 0, 0.05]])
+def test_weights_on_a_grid_stay_as_they_are(values, levels):
+  w = np.resize(np.array(values, np.float32), 99)
+  book = lloyd_max.fit(w, levels)
+  worst = 1e-6 if levels >= len(values) else 1.0
+  assert np.max(np.abs(codebook.snap(w, book) - w)) <= worst * np.max(w)
+
+
+@pytest.mark.parametrize('grid', ['int8', None])
+@pytest.mark.parametrize('scale', [2e38, 1e30, 1e-33])
+@pytest.mark.parametrize('size', [4000, 70_000])
+def test_the_scale_of_the_weights_does_not_matter(size, scale, grid):
+  w = np.random.default_rng(0).normal(size=size).clip(-1.6, 1.6)
+  base = codebook.centroids(lloyd_max.fit(w.astype(np.float32), 4, grid=grid))
+  w = (w * scale).astype(np.float32)
+  found = codebook.centroids(lloyd_max.fit(w, 4, grid=grid))
+  np.testing.assert_allclose(np.asarray(found, float) / scale, base, rtol=2e-3)
+
+
+def test_float16_centroids_never_overflow():
+  w = np.array([65504, -65504, 1, 2, 3], np.float16)
+  assert np.all(np.isfinite(codebook.snap(w, lloyd_max.fit(w, 2))))

@@ -31,7 +31,14 @@ def test_plain_bits_mean_every_weight(kind, bits, levels):
 
 
 @pytest.mark.parametrize(
-  'same', [np.int64(4), np.uint8(4), Rule('.*', 4), [('.*', np.int32(4))]]
+  'same',
+  [
+    np.int64(4),
+    np.uint8(4),
+    Rule('.*', 4),
+    ('.*', 4),
+    [('.*', np.int32(4))],
+  ],
 )
 def test_numpy_bits_and_a_bare_rule_are_rules_too(same):
   params = kinds.make(kinds.KINDS[0])
@@ -124,7 +131,15 @@ def test_a_pattern_that_is_no_regular_expression_is_an_error():
 
 
 @pytest.mark.parametrize(
-  'wrong', [['abc'], [4], [('.*',)], [('.*', 4, 'a', 1)]]
+  'wrong',
+  [
+    ['abc'],
+    [4],
+    [('.*',)],
+    [('.*', 4, 'a', 1)],
+    Rule('.*', 4, 7),
+    Rule(b'.*', 4),
+  ],
 )
 def test_what_is_no_rule_is_an_error_that_says_what_one_is(wrong):
   with pytest.raises(ValueError, match=r'expected Rule\(pattern, bits'):
@@ -141,3 +156,12 @@ def test_bits_by_name_become_rules():
   by_name = {'decoder/kernel': 3, 'encoder/layer_0/attention/kernel': None}
   specs = rules.resolve(rules.from_bits(by_name), _stack())
   assert {n: s.bits for n, s in specs.items()} == {'decoder/kernel': 3}
+
+
+def test_bits_by_name_are_checked_at_once():
+  with pytest.raises(ValueError, match='bits must be'):
+    rules.from_bits({'decoder/kernel': 33})
+
+
+def test_a_name_may_hold_a_line_break():
+  assert list(rules.resolve(4, {'a\nb': jnp.ones((2, 2))}))

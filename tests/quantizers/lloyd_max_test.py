@@ -199,7 +199,7 @@ def test_with_64_bit_numbers_enabled_the_centroids_are_the_same():
   assert found.scale.dtype == np.float64
 
 
-@pytest.mark.parametrize('levels', [2, 4, 16])
+@pytest.mark.parametrize('levels', [2, 16])
 @pytest.mark.parametrize('values', [[0.3], [-0.05, 0.05], [-0.05, 0, 0.05]])
 def test_weights_on_a_grid_stay_as_they_are(values, levels):
   w = np.resize(np.array(values, np.float32), 99)
@@ -208,9 +208,15 @@ def test_weights_on_a_grid_stay_as_they_are(values, levels):
   assert np.max(np.abs(codebook.snap(w, book) - w)) <= worst * np.max(w)
 
 
-@pytest.mark.parametrize('grid', ['int8', None])
-@pytest.mark.parametrize('scale', [2e38, 1e30, 1e-33])
-@pytest.mark.parametrize('size', [4000, 70_000])
+@pytest.mark.parametrize(
+  'size, scale, grid',
+  [
+    (4000, 2e38, None),
+    (4000, 1e-33, 'int8'),
+    (70_000, 2e38, 'int8'),
+    (70_000, 1e-33, None),
+  ],
+)
 def test_the_scale_of_the_weights_does_not_matter(size, scale, grid):
   w = np.random.default_rng(0).normal(size=size).clip(-1.6, 1.6)
   base = codebook.centroids(lloyd_max.fit(w.astype(np.float32), 4, grid=grid))

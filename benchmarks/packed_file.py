@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from absl import app, logging
 
 from experiments import results
-from s8bqat_jax.artifacts import packed_file, qtensor
+from s8bqat_jax.artifacts import names, packed_file, qtensor
 from s8bqat_jax.quantizers import codebook, lloyd_max
 
 _REPEATS = 5
@@ -37,17 +37,6 @@ def _weights():
     name: (rng.standard_normal(shape) / np.sqrt(shape[0])).astype(np.float32)
     for name, shape in _SHAPES.items()
   }
-
-
-def _nested(flat):
-  tree: dict = {}
-  for name, leaf in flat.items():
-    *parents, last = name.split('/')
-    node = tree
-    for key in parents:
-      node = node.setdefault(key, {})
-    node[last] = leaf
-  return tree
 
 
 def _quantize(w, levels):
@@ -92,10 +81,12 @@ def main(argv):
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
     checkpointer = ocp.StandardCheckpointer()
-    checkpointer.save(folder / 'float', _nested(weights))
+    checkpointer.save(folder / 'float', names.unflatten(weights))
     checkpointer.wait_until_finished()
     for levels in (2, 3, 4, 8, 16, 32, 64, 128, 256):
-      tree = _nested({n: _quantize(w, levels) for n, w in weights.items()})
+      tree = names.unflatten(
+        {n: _quantize(w, levels) for n, w in weights.items()}
+      )
       plain, coded = folder / f'{levels}', folder / f'{levels}-coded'
       size = packed_file.save(plain, tree)
       coded_size = packed_file.save(coded, tree, entropy_code=True)

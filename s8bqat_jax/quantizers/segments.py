@@ -154,11 +154,11 @@ def _coarse_path(points: Line, cuts_G: jax.Array, k: int) -> jax.Array:
 def _refine(points: Line, cuts: jax.Array, fraction: jax.Array) -> jax.Array:
   """Returns the best path through windows of cuts around the present ones."""
   k = len(cuts) - 1
-  runs = jnp.diff(cuts, prepend=cuts[:1], append=cuts[-1:]) * fraction
+  widths = jnp.diff(cuts, prepend=cuts[:1], append=cuts[-1:]) * fraction
   out_T = jnp.arange(1, _REACH + 1, dtype=jnp.int32)
   # Neighbouring cuts at the least, so that the last passes see every point.
   away_KxT = jnp.maximum(
-    out_T, (runs[:, None] * out_T / _REACH).astype(jnp.int32)
+    out_T, (widths[:, None] * out_T / _REACH).astype(jnp.int32)
   )
   cuts_KxT = cuts[:, None] + jnp.concatenate(
     [-away_KxT[:-1, ::-1], jnp.zeros((k + 1, 1), jnp.int32), away_KxT[1:]],

@@ -17,6 +17,7 @@ def get_config(words='all'):
   )
   config.parts = ('0', '1', '2', '3')
   config.activation_bits = 8
+  config.finetune.share = 0.2
   # What tells the story on its own, to run before all of the curve.
   config.matrices.core = s8bqat.matrix(
     '90k/float',

@@ -172,8 +172,16 @@ def _values_on_grid(
   error_HxG = share_H[:, None] * jnp.square(away_HxG)
   error_HxG += (within_H / scale**2)[:, None]
   above = half_H[:, None] > 2 * grid_G
-  up_HxG = _running_sum(jnp.where(above, error_HxG, 0.0))
-  down_HxG = _running_sum(jnp.where(above, 0.0, error_HxG)[::-1])[::-1]
+  # From below, and from above.
+  ways_HxGx2 = jnp.stack(
+    [
+      jnp.where(above, error_HxG, 0.0),
+      jnp.where(above, 0.0, error_HxG)[::-1],
+    ],
+    axis=-1,
+  )
+  sums_HxGx2 = segments.running_sums(ways_HxGx2, 32)[1:]
+  up_HxG, down_HxG = sums_HxGx2[..., 0], sums_HxGx2[::-1, :, 1]
   # Between neighbours i < j the half steps up to i + j belong to i.
   split_GxG = grid_G[:, None] + grid_G - half_H[0]
   cost_GxG = jnp.take_along_axis(up_HxG, split_GxG, axis=0).T
@@ -188,18 +196,3 @@ def _values_on_grid(
     steps=levels - 1,
   )
   return cost, jnp.asarray(grid_G, jnp.int8)[path]
-
-
-def _running_sum(x_HxG: jax.Array) -> jax.Array:
-  """As `jnp.cumsum` along the first axis, several times quicker on a CPU."""
-  blocks = x_HxG.reshape(-1, 32, x_HxG.shape[1])
-
-  def step(total, x):
-    total = total + x
-    return total, total
-
-  zero = jnp.zeros_like(blocks[:, 0])
-  sums, within = jax.lax.scan(step, zero, blocks.swapaxes(0, 1))
-  _, upto = jax.lax.scan(step, zero[0], sums)
-  before = jnp.concatenate([zero[:1], upto[:-1]])
-  return (before[:, None] + within.swapaxes(0, 1)).reshape(x_HxG.shape)

@@ -13,10 +13,9 @@ import numpy as np
 from scipy import special
 
 from s8bqat_jax.export.program import Value
-from s8bqat_jax.integer import elementwise, softmax
+from s8bqat_jax.integer import softmax
 
-# A table is made of float32 values: one code near a rounding boundary, or one
-# unit of a knot's fraction, may differ.
+# A table is made of float32 values: codes near a rounding boundary may differ.
 _ODD_SHARE = 0.02
 
 
@@ -46,28 +45,20 @@ def identify(x: Value, y: Value, table: np.ndarray, out: Any) -> str | None:
   Args:
     x: what is looked up.
     y: what is found.
-    table: 256 codes, or 513 knots (elementwise.py).
+    table: a code for each code of x.
     out: the operation's Out.
 
   Returns:
     A key of FUNCTIONS, or None.
   """
-  fine = table.shape[0] != 256
-  if fine:
-    codes = np.arange(elementwise.KNOTS) * 2.0**elementwise.KNOT_BITS - 2**15
-    unit, least, most = 2.0**elementwise.FRACTION_BITS, -(2.0**23), 2.0**23
-  else:
-    codes, unit = np.arange(-128.0, 128.0), 1.0
-    least, most = out.low, out.high
+  codes = np.arange(len(table)) - len(table) / 2
   reals = (codes - x.zero) * x.scale
   for name, fn in FUNCTIONS.items():
     with np.errstate(over='ignore'):
       ideal = np.minimum(fn(reals), 1e30) / y.scale + y.zero
-    expected = np.clip(np.floor(ideal * unit + 0.5), least, most)
+    expected = np.clip(np.floor(ideal + 0.5), out.low, out.high)
     error = np.abs(expected - table)
-    # float32 holds 24 bits, so a large knot is only as exact as that.
-    small = error <= 1 + np.abs(expected) * 2.0**-20
-    if np.all(small) and (fine or np.mean(error > 0) <= _ODD_SHARE):
+    if np.all(error <= 1) and np.mean(error > 0) <= _ODD_SHARE:
       return name
   return None
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from s8bqat_jax.integer import _jax_internals as internals
-from s8bqat_jax.integer import elementwise, norm, primitives, softmax
+from s8bqat_jax.integer import norm, primitives, softmax
 
 INT32 = 2**31 - 1
 INT64 = 2**63 - 1
@@ -248,11 +248,10 @@ def _mul_bound(p, shapes, peaks, values):
 
 
 def _lut_bound(p, shapes, peaks, values):
-  if shapes[1][0] == 256:
-    return max(abs(p['out'].low), abs(p['out'].high)), INT32
-  knot = _abs_max(values[1], 2**23)
-  half = 2 ** (elementwise.KNOT_BITS + elementwise.FRACTION_BITS - 1)
-  return knot * 2**elementwise.KNOT_BITS + half, INT32
+  del peaks, values
+  # The index is as large as the table, what is found as its codes.
+  largest = max(abs(p['out'].low), abs(p['out'].high))
+  return max(largest, shapes[1][0] - 1), INT32
 
 
 def _embed_bound(p, shapes, peaks, values):

@@ -320,18 +320,6 @@ def table_values(fn: Callable[[Any], Any], reals: np.ndarray) -> np.ndarray:
 
 
 def _lookup(base: Operand, fn, target: Spec, site: str) -> Any:
-  reals = base.spec.values()
-  if base.spec.bits == 8:
-    values = np.nan_to_num(table_values(fn, reals).astype(np.float64))
-    table = target.quantize_np(values)
-    return elementwise.q_lut(base.codes, table, out=target.out, site=site)
-  # 513 knots, the last one just past the end of the 16-bit range.
-  knots = (
-    np.arange(elementwise.KNOTS) * 2.0**elementwise.KNOT_BITS - 2**15
-  ) * base.spec.scale
-  values = np.nan_to_num(table_values(fn, knots).astype(np.float64))
-  fine = 2.0**elementwise.FRACTION_BITS
-  scaled = np.rint((values / target.scale + target.zero) * fine)
-  bound = 2.0**23 - 1
-  table = np.clip(scaled, -bound, bound).astype(np.int32)
+  values = table_values(fn, base.spec.values()).astype(np.float64)
+  table = target.quantize_np(np.nan_to_num(values))
   return elementwise.q_lut(base.codes, table, out=target.out, site=site)

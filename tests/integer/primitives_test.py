@@ -83,7 +83,7 @@ CASES = [
   (elementwise.q_mul, (i16(4, 3), i8(4, 1), M),
    {'zeros': (0, 7), 'shift': 45, 'out': OUT, **SITE}, 2),
   (elementwise.q_lut, (i8(9), i8(256)), {'out': OUT, **SITE}, 1),
-  (elementwise.q_lut, (i16(9), i32(513)), {'out': OUT, **SITE}, 1),
+  (elementwise.q_lut, (i16(9), i8(2**16)), {'out': OUT, **SITE}, 1),
   (elementwise.q_embed, (np.int32([[0, 3], [-1, 9]]), i8(5, 2)), SITE, 1),
   (softmax.q_softmax, (i8(3, 6), EXP),
    {'masked': False, 'bits': 8, 'out': Out(-128), **SITE}, 1),

@@ -43,12 +43,10 @@ def _mul(w: Writer, op: Op) -> None:
 def _lut(w: Writer, op: Op) -> None:
   require_constants(op, 1)
   x, table = op.ins
-  (y,), half = op.outs, 2 ** (8 * x.dtype.itemsize - 1)
-  codes = np.arange(-half, half).astype(x.dtype)
-  (entries,) = op.evaluate(codes, table.const)
+  entries = table.const.astype(op.params['out'].dtype)
   index = w.cast(w.name(x), np.int32)
-  index = w.node('Add', index, w.constant(half, np.int32))
-  w.node('Gather', w.constant(entries), index, to=y.name)
+  index = w.node('Add', index, w.constant(len(entries) // 2, np.int32))
+  w.node('Gather', w.constant(entries), index, to=op.outs[0].name)
 
 
 @rule('q_embed')

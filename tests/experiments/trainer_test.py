@@ -1,6 +1,5 @@
 """The recognizer, from config to packed file to text, on a tiny problem."""
 
-import functools
 import json
 import shutil
 
@@ -53,18 +52,24 @@ def test_the_file_scores_as_the_weights_in_training_did(trained, config):
       np.testing.assert_array_equal(a, b)
 
 
-def test_a_method_goes_on_after_an_interruption(trained, config, tmp_path):
+def test_a_method_goes_on_after_an_interruption(
+  trained, config, tmp_path, tmp_path_factory
+):
   """From the same floats; what ships is the same, stopped or not."""
   other = config.copy_and_resolve_references()
   other.train.update(learning_rate=1e-3, eval_every=0, save_every=3)
   _, params, _ = recognizer_lib.load(trained[0] / recognizer_lib.MODEL_FILE)
-  rate = other.train.learning_rate
+  rate, compiled = other.train.learning_rate, tmp_path_factory.mktemp('xla')
   method = quantizers.with_final_phase(
     quantizers.s8bqat(3, total_steps=5, learning_rate=rate, snap_every=3), 6
   )
-  run = functools.partial(
-    trainer.run, other, tmp_path, False, quantizer=method, params=params
-  )
+
+  def run():
+    with tiny.compiled_once(compiled):
+      return trainer.run(
+        other, tmp_path, False, quantizer=method, params=params
+      )
+
   outcome = run()
   path = tmp_path / recognizer_lib.MODEL_FILE
   whole = path.read_bytes()

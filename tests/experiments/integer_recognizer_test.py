@@ -9,65 +9,9 @@ import numpy as np
 import pytest
 
 from experiments import integer_recognizer, streaming
-from experiments import recognizer as recognizer_lib
-from s8bqat_jax import data, integer, quantizers
-from s8bqat_jax.artifacts import packed_file, qtensor
-from s8bqat_jax.models import rnnt
-from s8bqat_jax.quantizers.ptq import quantize
-from s8bqat_jax.speech import features, normalize, tokenizers
-
-B, S, U = 3, 16000, 4
-
-
-@pytest.fixture(scope='module')
-def recognizer():
-  tokenizer = tokenizers.CharTokenizer.from_texts(['abcdefg'])
-  model = rnnt.RNNT(
-    tokenizer.vocab_size, encoder_layers=1, encoder_width=12,
-    predictor_width=10, joint_width=8, embed_width=6, reduce_after=(0,),
-    ctc=True, dropout=0.5,
-  )  # fmt: skip
-  return recognizer_lib.Recognizer(
-    model=model,
-    log_mel=features.LogMel(num_mels=20),
-    normalization=normalize.GlobalNorm(np.full(20, -4.0), np.full(20, 3.0)),
-    tokenizer=tokenizer,
-    augment=data.SpecAugment(freq_width=4, time_width=5),
-    ctc_weight=0.3,
-  )
-
-
-@pytest.fixture(scope='module')
-def params(recognizer):
-  """Random weights, the matrices larger, so that labels are emitted."""
-  params = jax.jit(recognizer.init)(jax.random.key(0))
-  return jax.tree.map(lambda x: 2 * x if x.ndim > 1 else x, params)
-
-
-@pytest.fixture(scope='module')
-def tree(params):
-  return jax.device_get(quantize(quantizers.uniform(8), params))
-
-
-@pytest.fixture(scope='module')
-def batch():
-  r = np.random.default_rng(0)
-  envelope = np.abs(np.sin(np.arange(S) / 900)) * 60
-  audio = (r.normal(size=(B, S)) * envelope).astype(np.int16)
-  lengths = np.array([S, 12000, 9000], np.int32)
-  audio[np.arange(S) >= lengths[:, None]] = 0
-  return {
-    'audio_BxS': audio,
-    'audio_lengths_B': lengths,
-    'labels_BxU': r.integers(1, 8, (B, U)).astype(np.int32),
-    'label_lengths_B': np.array([4, 2, 1], np.int32),
-    'weights_B': np.ones(B, np.float32),
-  }
-
-
-@pytest.fixture(scope='module')
-def ranges(recognizer, params, batch):
-  return integer_recognizer.calibrate(recognizer, params, [batch])
+from s8bqat_jax import integer
+from s8bqat_jax.artifacts import qtensor
+from tests.experiments.conftest import B, S
 
 
 @pytest.fixture(scope='module')
@@ -180,14 +124,9 @@ def test_an_integer_recognizer_does_not_train(shipped, batch):
 
 
 def test_files_say_which_arithmetic_they_are_for(
-  recognizer, tree, ranges, tmp_path, batch
+  recognizer, tree, ranges, batch, save
 ):
-  plain, ranged = tmp_path / 'plain', tmp_path / 'ranged'
-  config = {'recognizer': recognizer.to_config()}
-  tokenizer = recognizer.tokenizer.to_config()
-  packed_file.save(plain, tree, config=config, tokenizer=tokenizer)
-  config[integer_recognizer.CONFIG_KEY] = ranges
-  packed_file.save(ranged, tree, config=config, tokenizer=tokenizer)
+  plain, ranged = save('plain'), save('ranged', ranges)
   assert integer_recognizer.load(plain)[0].transformed is None
   with pytest.raises(ValueError, match='float activations'):
     integer_recognizer.load(plain, 'integer')

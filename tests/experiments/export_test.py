@@ -1,0 +1,78 @@
+"""What experiments.export writes, and what experiments.latency prints of it."""
+
+import json
+
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from experiments import export, integer_recognizer, latency
+
+
+@pytest.fixture
+def parsed():
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()
+
+
+@pytest.mark.parametrize('kind', ['tflite', 'onnx'])
+def test_three_files_and_what_their_codes_mean(
+  parsed, save, ranges, tmp_path, capsys, kind
+):
+  module = {'tflite': 'ai_edge_litert', 'onnx': 'onnxruntime'}[kind]
+  pytest.importorskip(module, reason='needs the export extra')
+  path, out = save('model', ranges), tmp_path / 'out'
+  with flagsaver.flagsaver(model=str(path), format=kind, out=str(out)):
+    export.main(None)
+  told = json.loads((out / 'functions.json').read_text())
+  assert set(told) == {'encoder', 'predictor', 'joint'}
+  assert {p.name for p in out.iterdir()} == {
+    'functions.json',
+    *(f'{name}.{kind}' for name in told),
+  }
+  # What one function gives, the next takes: the same codes of the same reals.
+  enc, pred = told['encoder']['outputs'][-1], told['predictor']['outputs'][-1]
+  joint = told['joint']['inputs']
+  for source, target in zip((enc, pred), joint, strict=True):
+    assert {k: source[k] for k in ('dtype', 'scale', 'zero')} == {
+      k: target[k] for k in ('dtype', 'scale', 'zero')
+    }
+  # States come first, and come back as they went in.
+  for name in ('encoder', 'predictor'):
+    *states, _ = told[name]['outputs']
+    assert told[name]['inputs'][: len(states)] == states
+  assert 'q_dot' in capsys.readouterr().out
+
+
+def test_codes_stand_for_reals(save, ranges, recognizer):
+  fn = export.functions(save('model', ranges))['encoder']
+  told = export.describe(fn)['inputs'][-1]
+  feats = np.linspace(-2, 2, np.prod(told['shape'])).reshape(told['shape'])
+  carry = recognizer.model.apply({}, 1, method='initial_carry')
+  *_, codes = fn.quantize(carry, feats.astype(np.float32))
+  real = (np.asarray(codes, float) - told['zero']) * told['scale']
+  low, high = ranges['encode'][integer_recognizer._short('in:0')]
+  # The range is widened to hold 0 and a whole number of codes.
+  inside = (feats > low) & (feats < high)
+  assert inside.sum() > 10
+  assert np.abs(real - feats)[inside].max() <= 1.01 * told['scale']
+
+
+def test_a_file_of_float_activations_is_refused(save):
+  with pytest.raises(ValueError, match='calibrate it'):
+    export.functions(save('plain'))
+
+
+def test_latency_prints_every_machine(parsed, save, ranges, capsys):
+  with flagsaver.flagsaver(model=str(save('model', ranges)), per_op=True):
+    latency.main(None)
+  printed = capsys.readouterr().out
+  names = {'encoder', 'predictor', 'joint'}
+  for machine in ('n-bit-index NPU', 'int8 NPU', 'ethos-u55-128'):
+    rows = [x for x in printed.splitlines() if x.startswith(f'{machine:16}')]
+    cells = [row[16:].split() for row in rows]
+    found = {name: float(us) for name, us, *_ in cells if name in names}
+    assert set(found) == names, machine
+    assert found['encoder'] > found['joint'] > 0
+  assert 'q_dot' in printed  # --per_op

@@ -90,6 +90,47 @@ class Program(NamedTuple):
   ops: tuple[Op, ...]
 
 
+Rule = Callable[[Any, Op], None]
+
+
+class Rules:
+  """How a file format expresses operations; `@rules(name, ...)` adds to it."""
+
+  def __init__(self, target: str):
+    """Starts without rules.
+
+    Args:
+      target: the format, for messages.
+    """
+    self._target = target
+    self._rules: dict[str, Rule] = {}
+
+  def __call__(self, *names: str) -> Callable[[Rule], Rule]:
+    """Registers (writer, op) -> None for operations of these names."""
+
+    def add(rule: Rule) -> Rule:
+      self._rules.update(dict.fromkeys(names, rule))
+      return rule
+
+    return add
+
+  def check(self, program: Program) -> None:
+    """Raises UnsupportedExport that names every operation without a rule."""
+    ops = [op for op in program.ops if op.name not in self._rules]
+    if ops:
+      sites = list(dict.fromkeys(op.site for op in ops if op.site))[:3]
+      raise UnsupportedExport(
+        f'{self._target} has no operator for '
+        f'{", ".join(sorted({op.name for op in ops}))}'
+        f'{" (at " + ", ".join(sites) + ")" if sites else ""}; export the part '
+        'of the function without it, or keep it in our own integer program'
+      )
+
+  def write(self, writer: Any, op: Op) -> None:
+    """Writes one operation."""
+    self._rules[op.name](writer, op)
+
+
 def read(integer_fn: Any) -> Program:
   """Reads an integer function.
 

@@ -20,8 +20,8 @@ from s8bqat_jax.export.onnxfile import (  # noqa: F401  rules
   normalize,
   products,
 )
-from s8bqat_jax.export.onnxfile.writer import RULES, Writer
-from s8bqat_jax.export.program import Program, UnsupportedExport
+from s8bqat_jax.export.onnxfile.writer import Writer, rule
+from s8bqat_jax.export.program import Program
 
 
 class Exported(NamedTuple):
@@ -53,15 +53,10 @@ def export(integer_fn: Any, *, keep_all: bool = False) -> Exported:
     ImportError: the export extra is not installed.
   """
   read = program.read(integer_fn)
-  missing = sorted({op.name for op in read.ops} - set(RULES))
-  if missing:
-    raise UnsupportedExport(
-      f'no ONNX operators for {", ".join(missing)}; export the part of the '
-      'function without it, or keep it in our own integer program'
-    )
+  rule.check(read)
   writer = Writer()
   for op in read.ops:
-    RULES[op.name](writer, op)
+    rule.write(writer, op)
   outputs = [
     (writer.renamed(v, f'out{i}'), v) for i, v in enumerate(read.outputs)
   ]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from s8bqat_jax.export.program import Op, Value
+from s8bqat_jax.export.program import Rules, Value
 
 try:
   import onnx
@@ -20,16 +20,7 @@ except ImportError as e:
 _OPSET = 18
 _IR_VERSION = 9
 
-Rule = Callable[['Writer', Op], None]
-RULES: dict[str, Rule] = {}
-
-
-def rule(*names: str) -> Callable[[Rule], Rule]:
-  def add(rule: Rule) -> Rule:
-    RULES.update(dict.fromkeys(names, rule))
-    return rule
-
-  return add
+rule = Rules('ONNX')
 
 
 class Writer:

@@ -20,14 +20,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from s8bqat_jax.export import program
-from s8bqat_jax.export.program import Program, UnsupportedExport, Value
+from s8bqat_jax.export.program import Program, Value
 from s8bqat_jax.export.tflite import (  # noqa: F401  rules
   elementwise,
   movement,
   products,
   windows,
 )
-from s8bqat_jax.export.tflite.writer import RULES, Writer
+from s8bqat_jax.export.tflite.writer import Writer, rule
 
 
 class Exported(NamedTuple):
@@ -60,19 +60,12 @@ def export(integer_fn: Any) -> Exported:
     ImportError: the export extra is not installed.
   """
   read = program.read(integer_fn)
-  missing = sorted({op.name for op in read.ops} - set(RULES))
-  if missing:
-    sites = [op.site for op in read.ops if op.name in missing and op.site]
-    raise UnsupportedExport(
-      f'.tflite has no operator for {", ".join(missing)}'
-      f'{" (at " + ", ".join(sites[:3]) + ")" if sites else ""}; export the '
-      'part of the function without it, or keep it in our own integer program'
-    )
+  rule.check(read)
   writer = Writer()
   inputs = [writer.index(v) for v in read.inputs]
   for op in read.ops:
     writer.begin(op)
-    RULES[op.name](writer, op)
+    rule.write(writer, op)
   # An output may be an input or a constant: the format wants its own tensor.
   outputs = [
     writer.copy(v) if v in read.inputs or v.const is not None

@@ -8,19 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from s8bqat_jax.export.program import Op, Value
+from s8bqat_jax.export.program import Op, Rules, Value
 from s8bqat_jax.export.tflite import flatbuffer
 
-Rule = Callable[['Writer', Op], None]
-RULES: dict[str, Rule] = {}
-
-
-def rule(*names: str) -> Callable[[Rule], Rule]:
-  def add(rule: Rule) -> Rule:
-    RULES.update(dict.fromkeys(names, rule))
-    return rule
-
-  return add
+rule = Rules('.tflite')
 
 
 class Writer:

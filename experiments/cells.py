@@ -88,6 +88,11 @@ def parse(text: str) -> Cell:
       raise ValueError(f'cell {text!r}: option {item!r} has no value')
     options.append((key, _value(value)))
   methods.check(method, {k: v for k, v in options if k != _RATE})
+  in_float = method.startswith('float')
+  if in_float and bits or not in_float and not 1 <= int(bits or 0) <= 8:
+    raise ValueError(
+      f'cell {text!r}: {method} takes {"no bits" if in_float else "1..8 bits"}'
+    )
   return Cell(size, method, int(bits) if bits else 32, tuple(options))
 
 

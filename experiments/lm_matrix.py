@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +10,7 @@ import numpy as np
 import scipy.stats
 
 from experiments import lm_sensitivity, lm_stages, methods
+from s8bqat_jax import sensitivity
 from s8bqat_jax.speech import significance
 
 MARGIN = 0.01  # relative, of perplexity; a loss surely below it is none
@@ -68,70 +68,112 @@ def mean_bits(bits: int | Mapping[str, int], params: Any) -> float:
   return sum(bits[n] * sizes[n] for n in bits) / sum(sizes.values())
 
 
+def pairs(config) -> Iterator[tuple[Cell, Cell]]:
+  """Yields what is compared, (base, other): the questions asked of a matrix."""
+  everything = list(cells(config))
+  for base in (Cell('float'), Cell('float continued')):
+    yield from ((base, other) for other in everything if other != base)
+  for point in config.points:
+    yield Cell('straight-through', point), Cell('admm', point)
+    for metric in lm_sensitivity.METRICS:
+      yield Cell('admm', point), Cell('admm', point, metric)
+      if metric != 'random':
+        yield Cell('admm', point, 'random'), Cell('admm', point, metric)
+
+
 def agreement(
-  stages: lm_stages.Stages, found: lm_sensitivity.Sensitivity
+  stages: lm_stages.Stages,
+  found: lm_sensitivity.Sensitivity,
+  metrics: Sequence[str] = lm_sensitivity.METRICS,
 ) -> list[dict[str, Any]]:
   """Holds predicted harm against measured harm, over random allocations.
+
+  The allocations of a point share its bytes, so that mean bits predict
+  nothing; nothing is trained, and the text is the development text.
 
   Args:
     stages: of the float model.
     found: its scores.
+    metrics: whose scores are asked.
 
   Returns:
-    A row for each metric: Spearman's correlation between the sum of its
-    scores and the measured rise of the loss on the sensitivity windows,
-    nothing trained.
+    A row for each metric and point: Spearman's correlation between the sum of
+    its scores and the measured rise of the loss.
   """
   params = stages.float_params()
-  windows = found.windows()
+  windows = found.windows(dev=True)
   loss = jax.jit(lambda p, x: stages.model.nll(p, x).mean())
   mean = lambda p: float(np.mean([loss(p, x) for x in windows]))
   base = mean(params)
   rng = np.random.default_rng(stages.config.seed)
-  names = list(found.sizes())
-  # Mean widths differ between allocations as between points of a front.
-  choices = [b for b in stages.config.choices if b <= 8]
-  drawn = []
-  for _ in range(stages.config.sensitivity.allocations):
-    low = rng.integers(0, len(choices) - 1)
-    some = choices[low : low + 3]
-    drawn.append({name: int(rng.choice(some)) for name in names})
-  measured = [mean(found.quantized(bits)) - base for bits in drawn]
   rows = []
-  for metric in lm_sensitivity.METRICS:
-    scores = found.scores(metric)
-    predicted = [sum(scores[n][b] for n, b in bits.items()) for bits in drawn]
-    rank = scipy.stats.spearmanr(predicted, measured)
-    rows.append(
-      {
-        'metric': metric,
-        'allocations': len(drawn),
-        'spearman': float(rank.statistic),
-        'p': float(rank.pvalue),
-      }
+  for point in stages.config.points:
+    drawn = _random_allocations(
+      found, point, stages.config.sensitivity.allocations, rng
     )
+    measured = [mean(found.quantized(bits)) - base for bits in drawn]
+    for metric in metrics:
+      scores = found.scores(metric)
+      predicted = [sum(scores[n][b] for n, b in bits.items()) for bits in drawn]
+      rank = scipy.stats.spearmanr(predicted, measured)
+      rows.append(
+        {
+          'metric': metric,
+          'point': point,
+          'allocations': len(drawn),
+          'spearman': float(rank.statistic),
+          'p': float(rank.pvalue),
+        }
+      )
   return rows
 
 
+def _random_allocations(found, point, count, rng) -> list[dict[str, int]]:
+  """Different allocations in the bytes of `point` bits, by random scores."""
+  drawn: list[dict[str, int]] = []
+  for _ in range(10 * count):
+    scores = {
+      name: {b: float(weight) * 4.0**-b for b in of}
+      for (name, of), weight in zip(
+        found.sizes().items(), np.exp(rng.normal(0, 2, len(found.sizes())))
+      )
+    }
+    bits = sensitivity.allocate(scores, found.sizes(), found.budget(point)).bits
+    if bits not in drawn:
+      drawn.append(bits)
+    if len(drawn) == count:
+      break
+  return drawn
+
+
 def comparisons(
-  folders: Mapping[tuple[Cell, int], pathlib.Path],
+  line_nats: Mapping[tuple[Cell, int], str],
   articles_L: Sequence[str],
   words_L: Sequence[int],
-  base: Cell,
+  asked: Iterable[tuple[Cell, Cell]],
 ) -> list[dict[str, Any]]:
-  """Compares every cell with `base` over the seeds that both have.
+  """Compares cells pairwise over the seeds that both have.
 
   The bootstrap is over seeds, articles and lines; perplexities are compared
   by their ratio.
+
+  Args:
+    line_nats: the file of each cell's and seed's nats per line.
+    articles_L: the article of each line.
+    words_L: the words of each line.
+    asked: pairs (base, other); those without a common seed are left out.
   """
-  seeds = {c: {s for d, s in folders if d == c} for c, _ in folders}
   found = []
-  for cell in seeds:
-    common = sorted(seeds[cell] & seeds.get(base, set()))
-    if cell == base or not common:
+  for base, cell in asked:
+    seeds = [{s for c, s in line_nats if c == one} for one in (base, cell)]
+    common = sorted(seeds[0] & seeds[1])
+    if not common:
       continue
     rise_SxL = np.stack(
-      [np.load(folders[cell, s]) - np.load(folders[base, s]) for s in common]
+      [
+        np.load(line_nats[cell, s]) - np.load(line_nats[base, s])
+        for s in common
+      ]
     )
     interval = significance.rate_interval(rise_SxL, words_L, articles_L)
     low, high = np.expm1(interval.low), np.expm1(interval.high)
@@ -141,6 +183,7 @@ def comparisons(
         'b': str(cell),
         'metric': 'perplexity',
         'seeds': common,
+        'articles': len(set(articles_L)),
         'relative': float(np.expm1(rise_SxL.mean(0).sum() / sum(words_L))),
         'ci95': [float(low), float(high)],
         'non_inferior': bool(high < MARGIN),
@@ -149,20 +192,45 @@ def comparisons(
   return found
 
 
+def done(
+  cell: Cell, stages: lm_stages.Stages, found: lm_sensitivity.Sensitivity
+) -> bool:
+  """Whether a cell's file is there, asked without work worth the name."""
+  if not stages.float_done():
+    return False
+  if cell.metric is not None and not found.ready(cell.metric):
+    return False
+  return stages.done(cell.method, bits_of(cell, found))
+
+
 def estimated_hours(
-  config, stages: Sequence[lm_stages.Stages], asked: Sequence[Cell]
+  config,
+  found: Sequence[lm_sensitivity.Sensitivity],
+  asked: Sequence[Cell],
 ) -> float:
-  """Returns how long what is not done yet will take, from timed steps."""
-  seconds = 0.0
-  rate = stages[0].seconds_per_step()
-  for of_seed in stages:
-    if not of_seed.float_done():
-      seconds += rate * config.train.steps
-    tuning = rate * of_seed.finetuning().train.steps
-    for cell in asked:
-      trains = methods.METHODS[cell.method].trains
-      if trains and not (
-        cell.metric is None and of_seed.done(cell.method, cell.point)
-      ):
-        seconds += tuning
-  return seconds / 3600
+  """Returns how long the trainings that are not done will take.
+
+  From timed steps in floating point; searches see a view of each width and
+  are charged for every one. Scoring comes on top.
+
+  Args:
+    config: of the experiment.
+    found: the sensitivities of every seed.
+    asked: the cells.
+  """
+  steps = 0.0
+  for of_seed in found:
+    stages = of_seed.stages
+    if not stages.float_done():
+      steps += config.train.steps
+    if any(c.metric == 'search' for c in asked) and not of_seed.ready('search'):
+      share = config.sensitivity.search_share
+      steps += len(config.choices) * share * config.train.steps
+    tuning = stages.finetuning().train.steps
+    steps += tuning * sum(
+      methods.METHODS[cell.method].trains and not done(cell, stages, of_seed)
+      for cell in asked
+    )
+  if not steps:
+    return 0.0
+  return found[0].stages.seconds_per_step() * steps / 3600

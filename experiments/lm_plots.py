@@ -14,6 +14,7 @@ import numpy as np  # noqa: E402
 from matplotlib import colors  # noqa: E402
 
 from experiments import lm_sensitivity  # noqa: E402
+from s8bqat_jax import training  # noqa: E402
 from s8bqat_jax.quantizers import tree as trees  # noqa: E402
 
 Rows = Sequence[Mapping[str, Any]]
@@ -22,7 +23,10 @@ Rows = Sequence[Mapping[str, Any]]
 def write(
   rows: Rows, found: lm_sensitivity.Sensitivity, path: pathlib.Path
 ) -> None:
-  """Writes `<path>.png`, `<path>_bits.png` and `<path>_traces.png`.
+  """Writes `<path>.png` and those of bits, traces and residuals.
+
+  `<path>_bits.png`, `<path>_traces.png` and `<path>_residuals.png` are left
+  out as long as there is nothing to draw.
 
   Args:
     rows: of the experiment.
@@ -39,9 +43,15 @@ def write(
     )
     bit_map(mixed, axes)
     _save(figure, path.with_name(f'{path.name}_bits'))
-  figure, axes = plt.subplots(figsize=(9, 4), layout='constrained')
-  traces(found, axes)
-  _save(figure, path.with_name(f'{path.name}_traces'))
+  if found.ready('trace'):
+    figure, axes = plt.subplots(figsize=(9, 4), layout='constrained')
+    traces(found, axes)
+    _save(figure, path.with_name(f'{path.name}_traces'))
+  pulled = [row for row in rows if row['method'] == 'admm']
+  if pulled:
+    figure, pair = plt.subplots(1, 2, figsize=(11, 4), layout='constrained')
+    residuals(pulled, pair)
+    _save(figure, path.with_name(f'{path.name}_residuals'))
 
 
 def perplexity_against_bytes(rows: Rows, axes: Any) -> None:
@@ -92,6 +102,24 @@ def traces(found: lm_sensitivity.Sensitivity, axes: Any) -> None:
   axes.errorbar(x, y, 1.96 * width, fmt='o', capsize=3)
   axes.set_xticks(x, list(weights), rotation=90, fontsize=7)
   axes.set(ylabel='Hessian trace / weights', yscale='log')
+
+
+def residuals(rows: Rows, axes: Sequence[Any]) -> None:
+  """Draws ADMM's residuals over training, until codes freeze."""
+  for row in rows:
+    logged = training.read_metrics(
+      pathlib.Path(row['folder']) / 'metrics.jsonl'
+    )
+    for name, one in zip(('primal', 'dual'), axes):
+      curve = [
+        (r['step'], r[f'quantizer/{name}'])
+        for r in logged
+        if f'quantizer/{name}' in r and not r.get('quantizer/frozen')
+      ]
+      label = f'{row["point"]} bits, seed {row["seed"]}'
+      one.plot(*zip(*curve), lw=1, label=label)
+      one.set(xlabel='step', ylabel=f'{name} residual', yscale='log')
+  axes[0].legend(fontsize=7)
 
 
 def _save(figure: Any, path: pathlib.Path) -> None:

@@ -4,7 +4,8 @@ Scores are tables {tensor: {bits: harm}} of one float model, found once:
 
   trace   Hessian trace times squared error (HAWQ-V2)
   kl      divergence of the outputs with that tensor alone quantized
-  search  -log of the share that a differentiable search gives the width
+  search  -log of the probability, by a differentiable search, that a width
+          suffices
   size    alike for all tensors, so that large ones get few bits
   random  the same with random weights
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,7 +24,7 @@ import numpy as np
 import optax
 
 from experiments import lm_stages
-from experiments.stages import cached
+from experiments.stages import RESULT, cached
 from s8bqat_jax import sensitivity
 from s8bqat_jax.artifacts import packed_file, qtensor
 from s8bqat_jax.data import text as text_lib
@@ -56,8 +58,9 @@ class Sensitivity:
       metric: 'trace', 'kl', 'search', 'size' or 'random'.
     """
     if metric == 'trace':
+      trace, stderr, _ = self.traces()
       return sensitivity.trace_scores(
-        self.traces()[0], self._params, self._quantize, self._widths()
+        trace, self._params, self._quantize, self._widths(), stderr=stderr
       )
     if metric == 'kl':
       return self._kl()
@@ -98,8 +101,8 @@ class Sensitivity:
         'converged': found.converged,
       }
 
-    config = self._section('rtol', 'max_probes')
-    folder = self.stages.folder('sensitivity', 'trace', config)
+    name, config = self._trace_stage()
+    folder = self.stages.folder('sensitivity', name, config)
     found = cached(folder, json.loads(config.to_json()), work)
     like = self._params
     return (
@@ -108,17 +111,39 @@ class Sensitivity:
       found,
     )
 
+  def ready(self, metric: str) -> bool:
+    """Whether scores need no work beyond reading and rounding."""
+    if not self.stages.float_done():
+      return False
+    stage = {
+      'trace': self._trace_stage,
+      'kl': self._kl_stage,
+      'search': self._search_stage,
+    }.get(metric)
+    if stage is None:
+      return True
+    return (self.stages.folder('sensitivity', *stage()) / RESULT).exists()
+
+  def budget(self, point: int) -> float:
+    """Returns the bytes of all tensors at `point` bits."""
+    return sum(of[point] for of in self.sizes().values())
+
   def allocation(self, metric: str, point: int) -> sensitivity.Allocation:
     """Returns the best bits by a metric in the bytes of `point` bits."""
-    sizes = self.sizes()
-    budget = sum(of[point] for of in sizes.values())
-    return sensitivity.allocate(self.scores(metric), sizes, budget)
+    return sensitivity.allocate(
+      self.scores(metric), self.sizes(), self.budget(point)
+    )
 
-  def windows(self) -> list[np.ndarray]:
-    """Returns the training windows that sensitivities are taken on."""
+  def windows(self, dev: bool = False) -> list[np.ndarray]:
+    """Returns windows of the text: of training, where scores come from, or not.
+
+    Args:
+      dev: of the development text.
+    """
     section = self.config.sensitivity
+    corpora = self.stages.corpora
     batches = text_lib.TrainBatches(
-      self.stages.corpora.train.ids_N,
+      (corpora.dev if dev else corpora.train).ids_N,
       section.batch_size,
       self.config.data.length,
       seed=self.config.seed + 1,
@@ -159,23 +184,14 @@ class Sensitivity:
       )
       return {'scores': found.scores, 'stderr': found.stderr}
 
-    config = self._section()
-    folder = self.stages.folder('sensitivity', 'kl', config)
+    name, config = self._kl_stage()
+    folder = self.stages.folder('sensitivity', name, config)
     return _int_keys(cached(folder, json.loads(config.to_json()), work))
 
   def _search(self) -> Scores:
     """Scores from mixtures that learn beside the weights."""
-    config = self.stages.finetuning()
+    name, config = self._search_stage()
     section = self.config.sensitivity
-    config.train.steps = round(section.search_share * self.config.train.steps)
-    config.method = ml_collections.ConfigDict(
-      {
-        'name': 'search',
-        'price': section.search_price,
-        'rate': section.search_rate,
-        'choices': self.config.choices,
-      }
-    )
     choices = tuple(self.config.choices)
     temperature = optax.exponential_decay(1.0, config.train.steps, 0.1)
     search = sensitivity.search(
@@ -198,10 +214,31 @@ class Sensitivity:
       found = sensitivity.search_scores(
         max(choices), state.params, state.quantizer, choices=choices
       )
+      shutil.rmtree(folder / 'checkpoints')
       return {'scores': found}
 
-    folder = self.stages.folder('sensitivity', 'search', config)
+    folder = self.stages.folder('sensitivity', name, config)
     return _int_keys(cached(folder, json.loads(config.to_json()), work))
+
+  def _trace_stage(self) -> tuple[str, ml_collections.ConfigDict]:
+    return 'trace', self._section('rtol', 'max_probes')
+
+  def _kl_stage(self) -> tuple[str, ml_collections.ConfigDict]:
+    return 'kl', self._section()
+
+  def _search_stage(self) -> tuple[str, ml_collections.ConfigDict]:
+    config = self.stages.finetuning()
+    section = self.config.sensitivity
+    config.train.steps = round(section.search_share * self.config.train.steps)
+    config.method = ml_collections.ConfigDict(
+      {
+        'name': 'search',
+        'price': section.search_price,
+        'rate': section.search_rate,
+        'choices': self.config.choices,
+      }
+    )
+    return 'search', config
 
   @functools.cached_property
   def _params(self):

@@ -1,8 +1,8 @@
 """The stages of the language model experiment, each done once.
 
 float model -> training under a method -> packed file -> perplexity of the file.
-A stage lives in a folder named by the hash of all that it depends on; a rerun
-goes on where the last one stopped.
+A stage lives in a folder named by the hash of all that its outcome depends on,
+the training text itself among it; a rerun goes on where the last one stopped.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import pathlib
+import shutil
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -30,6 +31,11 @@ MODEL_FILE = 'model.safetensors'
 SHIPPED = 'shipped.safetensors'
 LINE_NATS = 'line_nats.npy'
 Bits = Mapping[str, int]
+# What of a config changes no weight: how texts are scored, what is logged.
+_NO_WEIGHT = {
+  'data': ('dev', 'eval', 'score_length', 'score_context'),
+  'train': ('log_every', 'save_every'),
+}
 
 
 def make_tokenizer(
@@ -62,6 +68,10 @@ class Corpora:
     self.dev = text_lib.encode(self.tokenizer, dev)
     self.eval = text_lib.encode(self.tokenizer, held_out)
     self.train_text, self.eval_text = train, held_out
+    # What bootstraps resample; texts without articles have their lines.
+    self.articles = [
+      str(n) for n in held_out.articles or range(len(held_out.lines))
+    ]
     self.fingerprints = {
       text.spec: text.fingerprint for text in (train, dev, held_out)
     }
@@ -99,24 +109,38 @@ class Stages:
     self.float_config = self._section(
       'vocabulary', 'data', 'model', 'train', 'seed'
     )
+    self.float_config.corpus = corpora.train_text.fingerprint
 
   def float_model(self) -> pathlib.Path:
     """Returns the file of the float model, trained if it is not there."""
     return self._trained('float', self.float_config, None, None)
 
   def float_params(self) -> Any:
-    """Returns the float model's weights."""
-    return jax.device_put(packed_file.load(self.float_model()).tree)
+    """Returns the float model's weights.
+
+    Raises:
+      ValueError: if their vocabulary is not that of the texts.
+    """
+    packed = packed_file.load(self.float_model())
+    if packed.tokenizer != self.corpora.tokenizer.to_config():
+      raise ValueError(
+        f'{self.float_model()} has another vocabulary than the texts of this '
+        'config: remove its folder, or give back the texts that it was made of'
+      )
+    return jax.device_put(packed.tree)
 
   def float_done(self) -> bool:
     """Whether the float model is there."""
     folder = self.folder('float', 'float', self.float_config)
     return (folder / RESULT).exists()
 
+  def train_folder(self, method: str, bits: int | Bits) -> pathlib.Path:
+    """Returns where a fine-tuning is, or will be."""
+    return self.folder('train', method, self._with_method(method, bits))
+
   def done(self, method: str, bits: int | Bits) -> bool:
     """Whether a fine-tuning is done."""
-    config = self._with_method(method, bits)
-    return (self.folder('train', method, config) / RESULT).exists()
+    return (self.train_folder(method, bits) / RESULT).exists()
 
   def seconds_per_step(self, steps: int = 5) -> float:
     """Returns the time of a training step, without its compilation."""
@@ -175,15 +199,36 @@ class Stages:
         'perplexity': ppl,
         'dev_perplexity': self._perplexity(params),
         'words': self.corpora.eval.words,
+        'unknown_words': self.corpora.eval.unknown,
         'parameters': count,
         'bytes': size,
-        'encoded_bytes': packed_file.encoded_bytes(packed.tree),
+        'encoded_bytes': len(
+          packed_file.serialize(
+            packed.tree,
+            config=packed.config,
+            tokenizer=packed.tokenizer,
+            entropy_code=True,
+          )
+        ),
         'float_bytes': floats,
         'ratio_fp32': 4 * count / size,
         'ratio_fp16': 2 * count / size,
       }
 
-    return cached(path.parent / 'eval', {'file': str(path.name)}, work)
+    trained = json.loads((path.parent / RESULT).read_text())
+    about = {
+      'file': str(path.name),
+      'data': {k: self.config.data[k] for k in _NO_WEIGHT['data']},
+      'fingerprints': self.corpora.fingerprints,
+    }
+    folder = path.parent / f'eval-{results.config_hash(about)}'
+    found = cached(folder, about, work)
+    return {
+      **found,
+      'steps': trained['steps'],
+      'wall_seconds': trained['seconds'] + found['seconds'],
+      'line_nats': str(folder / LINE_NATS),
+    }
 
   def _section(self, *names: str) -> ml_collections.ConfigDict:
     whole = self.config.to_dict()
@@ -192,9 +237,7 @@ class Stages:
   def finetuning(self) -> ml_collections.ConfigDict:
     """The config of training from the float model, without a method."""
     config = self.float_config.copy_and_resolve_references()
-    config.starts_from = results.config_hash(
-      json.loads(self.float_config.to_json())
-    )
+    config.starts_from = self.folder('float', 'float', self.float_config).name
     steps = config.train.steps
     config.train.update(self.config.finetune.train)
     config.train.steps = round(self.config.finetune.share * steps)
@@ -204,12 +247,22 @@ class Stages:
   def _with_method(self, method: str, bits: int | Bits):
     config = self.finetuning()
     named = bits if isinstance(bits, int) else dict(bits)
-    config.method = ml_collections.ConfigDict({'name': method, 'bits': named})
+    config.method = ml_collections.ConfigDict(
+      {
+        'name': method,
+        'bits': named,
+        'options': methods.resolved(method, {}),
+        'final_phase': methods.FINAL_PHASE,
+      }
+    )
     return config
 
   def folder(self, kind: str, name: str, config) -> pathlib.Path:
     plain = name.replace(' ', '_')
     content = json.loads(config.to_json())
+    for section, names in _NO_WEIGHT.items():
+      for field in names:
+        content[section].pop(field, None)
     return self.root / kind / f'{plain}-{results.config_hash(content)}'
 
   def _trained(self, name, config, quantizer, params) -> pathlib.Path:
@@ -218,6 +271,8 @@ class Stages:
     def work(folder):
       outcome = self.fit(folder, config, quantizer, params)
       self._save(folder / SHIPPED, fitting.shipped(outcome.state, quantizer))
+      # A matrix of them fills a disk, and what ships is written.
+      shutil.rmtree(folder / 'checkpoints')
       return {'steps': config.train.steps}
 
     cached(folder, json.loads(config.to_json()), work)

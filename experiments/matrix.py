@@ -59,18 +59,25 @@ def run(
     max_hours: no job starts after that long.
 
   Returns:
-    {job: its metrics}, and the jobs that were not run.
+    {job: its metrics}, and the jobs that were not run or failed, with why.
   """
   start = time.perf_counter()
   found: dict[cells.Job, dict[str, Any]] = {}
+  failed: dict[cells.Job, str] = {}
   for i, job in enumerate(jobs):
     late = time.perf_counter() - start > 3600 * max_hours
     if late and not stages.done(job):
       continue
     print(f'[{i + 1}/{len(jobs)}] {job}', flush=True)
-    found[job] = stages.evaluate(job)
+    try:
+      found[job] = stages.evaluate(job)
+    except (FloatingPointError, RuntimeError) as e:
+      # One job's training that diverged must not cost the others' results.
+      failed[job] = f'{job}: failed: {e}'
+      print(failed[job], flush=True)
+      continue
     print(f'  WER {found[job]["wer"]:.2f}%', flush=True)
-  return found, [str(job) for job in jobs if job not in found]
+  return found, [failed.get(job, str(job)) for job in jobs if job not in found]
 
 
 def estimated_hours(stages: Stages, jobs: Sequence[cells.Job]) -> float:
@@ -186,7 +193,8 @@ def rows(
       'headline': str(cell) in config.headline,
       'seed': seed,
       'split': 'eval',
-      'activation_bits': config.activation_bits,
+      'complete': set(parts) == set(config.parts),
+      'activation_bits': config.activation_bits if cell.bits <= 8 else 32,
       'metrics': _pooled(parts),
       'parts': {
         part: {k: metrics[k] for k in ('wer', 'bytes', 'config_hash')}
@@ -195,8 +203,12 @@ def rows(
     }
     made.append(row)
     by_cell.setdefault(cell, []).append(row)
-  for cell, of_cell in by_cell.items():
+  for cell, every in by_cell.items():
+    # Seeds are averaged over the same utterances.
+    parts = every[0]['parts'].keys()
+    of_cell = [row for row in every if row['parts'].keys() == parts]
     if len(of_cell) > 1:
+      same = {row['seed'] for row in of_cell}
       of_seeds = [row['metrics'] for row in of_cell]
       metrics: dict[str, Any] = {
         key: float(np.mean([m[key] for m in of_seeds]))
@@ -210,7 +222,9 @@ def rows(
         )
       }
       counts = [
-        _counts(parts) for c, _, parts in cells.by_cell(found) if c == cell
+        _counts(parts)
+        for c, seed, parts in cells.by_cell(found)
+        if c == cell and seed in same
       ]
       metrics |= {'ci95': _interval(counts), 'words': of_seeds[0]['words']}
       made.append(
@@ -222,7 +236,10 @@ def rows(
 def comparisons(
   config: ml_collections.ConfigDict, found: Mapping[cells.Job, dict]
 ) -> list[dict[str, Any]]:
-  """Compares every cell with the float of its size, and the headline pair.
+  """Compares cells with their controls, and the headline pair.
+
+  Every cell with the float models of its size, S8BQAT with the other methods
+  of its bits and with INT8 QAT, variants of S8BQAT with S8BQAT.
 
   Args:
     config: of the experiment.
@@ -231,12 +248,12 @@ def comparisons(
   groups: dict[cells.Cell, dict[int, dict[str, Any]]] = {}
   for cell, seed, parts in cells.by_cell(found):
     groups.setdefault(cell, {})[seed] = parts
-  pairs = []
-  for cell in groups:
-    for name in ('float', 'float continued'):
-      base = cells.Cell(cell.size, name)
-      if base in groups and base != cell:
-        pairs.append((base, cell, False))
+  pairs = [
+    (base, cell, False)
+    for cell in groups
+    for base in _bases(cell)
+    if base in groups and base != cell
+  ]
   if config.headline:
     ours, control = map(cells.parse, config.headline)
     if {ours, control} <= set(groups):
@@ -244,21 +261,41 @@ def comparisons(
   return [
     c
     for a, b, headline in pairs
-    if (c := _compare(a, b, groups, headline)) is not None
+    if (c := _compare(a, b, groups, headline, config.parts)) is not None
   ]
 
 
-def _compare(a, b, groups, headline) -> dict[str, Any] | None:
-  seeds = [
-    s
+def _bases(cell: cells.Cell) -> list[cells.Cell]:
+  """What a cell is held against."""
+  size, method, bits, options = cell
+  bases = [cells.Cell(size, name) for name in ('float', 'float continued')]
+  if method == 's8bqat' and not options:
+    others = 'straight-through', 'uniform qat', 'coarse int8', 'gq'
+    bases += [cells.Cell(size, other, bits) for other in others]
+    bases.append(cells.Cell(size, 'uniform qat', 8))
+  elif options or method in ('acosr', 'learned step'):
+    bases.append(cells.Cell(size, 's8bqat', bits))
+  return bases
+
+
+def _compare(a, b, groups, headline, planned) -> dict[str, Any] | None:
+  parts = {
+    s: set(groups[a][s])
     for s in groups[a]
     if s in groups[b] and groups[a][s].keys() == groups[b][s].keys()
-  ]
-  if not seeds:
+  }
+  if not parts:
     return None
+  # All seeds have the same utterances: the planned ones, if they are there.
+  whole = set(planned)
+  complete = whole in parts.values()
+  wanted = whole if complete else next(iter(parts.values()))
+  seeds = [s for s, of_seed in parts.items() if of_seed == wanted]
   of_a, of_b = ([_counts(groups[x][s]) for s in seeds] for x in (a, b))
   if of_a[0].errors_N.sum() == 0:
     return None  # nothing to be relative to
+  if any(c.utt_ids_N != of_a[0].utt_ids_N for c in (*of_a, *of_b)):
+    raise ValueError(f'{a} and {b} were scored on different utterances')
   result = significance.compare(
     np.stack([c.errors_N for c in of_a]),
     np.stack([c.errors_N for c in of_b]),
@@ -280,7 +317,8 @@ def _compare(a, b, groups, headline) -> dict[str, Any] | None:
   return {
     'a': str(a),
     'b': str(b),
-    'headline': headline,
+    'headline': headline and complete,
+    'complete': complete,
     'metric': 'wer',
     'seeds': seeds,
     'a_per_seed': rates[0],
@@ -289,7 +327,7 @@ def _compare(a, b, groups, headline) -> dict[str, Any] | None:
     'ci95': [100 * x if np.isfinite(x) else None for x in result.interval],
     'p': result.p_bootstrap,
     'p_mapsswe': result.p_mapsswe,
-    'no_loss': result.non_inferior(MARGIN),
+    'no_loss': result.non_inferior(MARGIN) if complete else None,
     'bytes_ratio': float(sizes[1] / sizes[0]),
     'encoded_bytes_ratio': float(encoded[1] / encoded[0]),
   }
@@ -303,6 +341,7 @@ class _Counts:
     self.errors_N, self.words_N = counts.word_errors_N, counts.words_N
     self.char_errors_N, self.chars_N = counts.char_errors_N, counts.chars_N
     self.speakers_N = [h.speaker for h in hypotheses]
+    self.utt_ids_N = [h.utt_id for h in hypotheses]
 
 
 def _counts(parts: Mapping[str, dict]) -> _Counts:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import itertools
 import pathlib
 import time
+from typing import Any
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -30,7 +31,6 @@ from experiments import (
   trainer,
 )
 from experiments.stages import Interrupted
-from s8bqat_jax.data import text as text_lib
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'A file of experiments/configs/lm.'
@@ -71,60 +71,93 @@ def main(argv):
     if _ONLY.value in str(cell)
     and (not _SEEDS.value or str(seed) in _SEEDS.value)
   ]
-  by_seed = {
-    seed: lm_stages.Stages(config, corpora, root / config.name, seed)
-    for seed in dict.fromkeys(seed for seed, _ in asked)
+  if not asked:
+    raise app.UsageError(
+      f'--only={_ONLY.value} --seeds={",".join(_SEEDS.value)}: no such cell; '
+      f'seeds are {list(config.seeds)}, cells '
+      f'{", ".join(str(c) for c in lm_matrix.cells(config))}'
+    )
+  found = {
+    seed: lm_sensitivity.Sensitivity(
+      lm_stages.Stages(config, corpora, root / config.name, seed)
+    )
+    for seed in config.seeds
   }
   hours = lm_matrix.estimated_hours(
-    config, list(by_seed.values()), list(dict.fromkeys(c for _, c in asked))
+    config,
+    [found[seed] for seed in dict.fromkeys(seed for seed, _ in asked)],
+    list(dict.fromkeys(cell for _, cell in asked)),
   )
-  print(f'{len(asked)} of {len(planned)} cells; at most {hours:.2f} h to go')
+  print(f'{len(asked)} of {len(planned)} cells; about {hours:.2f} h to go')
   if _ESTIMATE.value:
     return
   start = time.perf_counter()
-  rows, folders, done = [], {}, set()
-  scores: dict[int, lm_sensitivity.Sensitivity] = {}
+  rows: dict[tuple[int, lm_matrix.Cell], dict[str, Any]] = {}
   try:
     for seed, cell in asked:
       if time.perf_counter() - start > 3600 * _HOURS.value:
         break
-      stages = by_seed[seed]
-      found = scores.setdefault(seed, lm_sensitivity.Sensitivity(stages))
-      bits = lm_matrix.bits_of(cell, found)
-      path = stages.train(cell.method, bits)
-      metrics = stages.evaluate(path)
-      row = {
-        'system': 'Transformer LM',
-        'method': cell.label,
-        'bits': lm_matrix.mean_bits(bits, stages.float_params()),
-        'point': cell.point,
-        'seed': seed,
-        'split': 'eval',
-        'metrics': metrics,
-      }
-      if not isinstance(bits, int):
-        row['allocation'] = bits
-      rows.append(row)
-      folders[cell, seed] = path.parent / 'eval' / lm_stages.LINE_NATS
-      done.add((seed, cell))
+      rows[seed, cell] = row = _row(found[seed], seed, cell)
       print(results.table([row], COLUMNS), flush=True)
+    # What an earlier run has done belongs into the results as well.
+    for seed, cell in planned:
+      known = lm_matrix.done(cell, found[seed].stages, found[seed])
+      if (seed, cell) not in rows and known:
+        rows[seed, cell] = _row(found[seed], seed, cell)
+    first = found[next(iter(rows))[0]] if rows else None
+    metrics = [m for m in lm_sensitivity.METRICS if first and first.ready(m)]
+    agreement = [
+      {'seed': seed, **row}
+      for seed in dict.fromkeys(seed for seed, _ in rows)
+      for row in lm_matrix.agreement(found[seed].stages, found[seed], metrics)
+      if all(found[seed].ready(m) for m in metrics)
+    ]
   except Interrupted:
     print('interrupted; run the same command again to go on')
     return
-  first = next(iter(scores.values()), None)
   if first is None:
+    print('nothing is done yet, nothing was written')
     return
+  _write(config, corpora, planned, rows, agreement, first)
+
+
+def _row(
+  found: lm_sensitivity.Sensitivity, seed: int, cell: lm_matrix.Cell
+) -> dict[str, Any]:
+  """Trains a cell if it is not there, and scores its file."""
+  stages = found.stages
+  bits = lm_matrix.bits_of(cell, found)
+  row = {
+    'system': 'Transformer LM',
+    'method': cell.label,
+    'bits': lm_matrix.mean_bits(bits, stages.float_params()),
+    'point': cell.point,
+    'seed': seed,
+    'split': 'eval',
+    'metrics': stages.evaluate(stages.train(cell.method, bits)),
+  }
+  row['folder'] = str(stages.train_folder(cell.method, bits))
+  if not isinstance(bits, int):
+    spent = found.allocation(cell.metric or '', cell.point).bytes
+    row['allocation'] = bits
+    row['share_of_budget'] = spent / found.budget(cell.point)
+  return row
+
+
+def _write(config, corpora, planned, rows, agreement, first) -> None:
+  """Writes the results file and the pictures; prints the table."""
   lines = corpora.eval_text.lines
-  articles = [str(n) for n in text_lib.article_of_lines(lines)]
-  words = [len(line.split()) + 1 for line in lines]
   path = results.write(
     config.name,
-    rows,
+    list(rows.values()),
     comparisons=lm_matrix.comparisons(
-      folders, articles, words, lm_matrix.Cell('float')
-    )
-    + lm_matrix.comparisons(
-      folders, articles, words, lm_matrix.Cell('float continued')
+      {
+        (cell, seed): row['metrics']['line_nats']
+        for (seed, cell), row in rows.items()
+      },
+      corpora.articles,
+      [len(line.split()) + 1 for line in lines],
+      lm_matrix.pairs(config),
     ),
     corpus=[
       {'spec': k, 'fingerprint': v} for k, v in corpora.fingerprints.items()
@@ -132,14 +165,15 @@ def main(argv):
     not_run=[
       f'{cell}, seed {seed}'
       for seed, cell in planned
-      if (seed, cell) not in done
+      if (seed, cell) not in rows
     ],
-    agreement=lm_matrix.agreement(first.stages, first),
-    traces=first.traces()[2],
+    agreement=agreement,
+    traces=first.traces()[2] if first.ready('trace') else None,
     config_hash=results.config_hash(config.to_dict()),
   )
-  lm_plots.write(rows, first, path.with_suffix(''))
-  print(results.table(rows, COLUMNS))
+  ordered = list(rows.values())
+  lm_plots.write(ordered, first, path.with_suffix(''))
+  print(results.table(ordered, COLUMNS))
 
 
 if __name__ == '__main__':

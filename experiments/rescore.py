@@ -1,7 +1,7 @@
 """Orders a recognizer's N-best lists by language models, and compares these.
 
   python -m experiments.rescore --model=asr.safetensors \
-    --dev=SPEC --data=SPEC --lm=large.safetensors,small.safetensors \
+    --dev=SPEC --data=SPEC --lm=large=A.safetensors,small=B.safetensors \
     --sentences='text:FILE?form=spoken' --runs=runs/rescore
 
 The lists are searched once and kept in --runs. Each language model of --lm is
@@ -15,6 +15,7 @@ system, and every language model compared with the first.
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -35,7 +36,7 @@ from s8bqat_jax.data import text as text_lib
 from s8bqat_jax.speech import ngram, significance
 
 _MODEL = flags.DEFINE_string('model', None, 'A packed recognizer.')
-_LM = flags.DEFINE_list('lm', [], 'Packed language models.')
+_LM = flags.DEFINE_list('lm', [], 'Packed language models: NAME=FILE, or FILE.')
 _DEV = flags.DEFINE_string('dev', None, 'Data to tune on.')
 _DATA = flags.DEFINE_string('data', None, 'Data to score.')
 _SENTENCES = flags.DEFINE_string('sentences', None, 'Text spec of an n-gram.')
@@ -61,10 +62,32 @@ def _lists(search, corpus: data.Corpus, model: pathlib.Path):
   return nbest.read_lists(path)
 
 
+def named_files(given: Sequence[str]) -> dict[str, str]:
+  """Reads `NAME=FILE` or `FILE`, which goes by its folder and its name.
+
+  Raises:
+    ValueError: if two of them have one name.
+  """
+  files: dict[str, str] = {}
+  for item in given:
+    name, equals, file = item.partition('=')
+    if not equals:
+      path = pathlib.Path(item)
+      name, file = f'{path.parent.name}/{path.stem}'.lstrip('/'), item
+    if name in files:
+      raise ValueError(
+        f'--lm: {files[name]} and {file} go by one name, {name!r}; give them '
+        'as NAME=FILE'
+      )
+    files[name] = file
+  return files
+
+
 def main(argv):
   del argv
   trainer.set_up()
   path = recognizer_lib.find_model(_MODEL.value, None)
+  files = named_files(_LM.value)
   recognizer, params, _ = integer_recognizer.load(path)
   dev, scored = (data.load(f.value or '') for f in (_DEV, _DATA))
   search = nbest.Search(recognizer, params, _BEAM.value, _BATCH.value)
@@ -90,13 +113,12 @@ def main(argv):
 
   if count is not None:
     add(f'{_ORDER.value}-gram', count)
-  for file in _LM.value:
+  for stem, file in files.items():
     made, lm_params, _ = language_model.load(file)
     scorer = language_model.Scorer(made)
     words = scorer.word_log_probs(jax.device_put(lm_params), ordered)
     alone = mixtures.Mixture(dict(zip(ordered, words)), count)
     size = pathlib.Path(file).stat().st_size
-    stem = pathlib.Path(file).stem
     add(stem, alone, bytes=size)
     if count is not None:
       both = alone.fitted(dev.texts_N)
@@ -109,7 +131,7 @@ def main(argv):
     errors[name] = scoring.count(hypotheses)
     metrics = {**scoring.summarize(hypotheses), **about[name]}
     rows.append({'method': name, 'split': 'eval', 'metrics': metrics})
-  base = pathlib.Path(_LM.value[0]).stem if _LM.value else 'first of the list'
+  base = next(iter(files), 'first of the list')
   results.write(
     _NAME.value,
     rows,

@@ -61,14 +61,22 @@ def main(argv):
   print(f'{len(asked)} of {len(planned)} jobs; about {hours:.2f} h to go')
   if _ESTIMATE.value:
     return
-  # What an earlier run has done belongs into the results as well.
-  asked = [job for job in planned if job in asked or stages.done(job)]
   try:
-    found, _ = matrix.run(stages, asked, _HOURS.value)
+    found, missing = matrix.run(stages, asked, _HOURS.value)
+    # What other runs have done by now belongs into the results as well.
+    others = [j for j in planned if j not in asked and stages.done(j)]
+    more, failed = matrix.run(stages, others)
   except Interrupted:
     print('interrupted; run the same command again to go on')
     return
-  not_run = [str(job) for job in planned if job not in found]
+  found |= more
+  found = {job: found[job] for job in planned if job in found}
+  listed = {*map(str, asked), *map(str, others)}
+  not_run = [
+    *missing,
+    *failed,
+    *(str(j) for j in planned if j not in found and str(j) not in listed),
+  ]
   name = f'{config.name}_{_MATRIX.value}'
   rows = matrix.report(config, stages, name, found, not_run, results.FOLDER)
   print(results.table(rows, matrix.COLUMNS))

@@ -125,7 +125,7 @@ def write_hypotheses(
   """Writes one JSON line an utterance, in the order of their names."""
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(path.name + '.partial')
+  partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
   lines = [json.dumps(h._asdict()) for h in sorted(hypotheses)]
   partial.write_text(''.join(line + '\n' for line in lines))
   os.replace(partial, path)

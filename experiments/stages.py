@@ -320,6 +320,7 @@ def _calibrate(config, recognizer, params) -> Any:
 
 
 def _write(path: pathlib.Path, value: Any) -> None:
-  partial = path.with_suffix('.partial')
+  # Two processes may work on the parts of one matrix.
+  partial = path.with_suffix(f'.{os.getpid()}.partial')
   partial.write_text(json.dumps(value, indent=1, default=str))
   os.replace(partial, path)

@@ -8,7 +8,8 @@
 
 A line is a sentence and ends with token 0. Perplexity is per *word*, line ends
 counted as words as is usual for WikiText and the Penn Treebank, whatever the
-units of the vocabulary: figures of different vocabularies can be compared.
+units of the vocabulary: figures of different subwords can be compared. (Words
+outside a `word:SIZE` vocabulary are scored as `<unk>`, which is cheap.)
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import itertools
 import math
 import pathlib
 import re
@@ -46,11 +48,19 @@ _HEADING = re.compile(r'\s*= [^=].*[^=] =\s*')
 
 @dataclasses.dataclass(frozen=True)
 class TextCorpus:
-  """Lines of text."""
+  """Lines of text.
+
+  Attributes:
+    lines: sentences, or paragraphs.
+    spec: where they come from.
+    fingerprint: of the lines.
+    articles: the number of each line's article; empty where there are none.
+  """
 
   lines: tuple[str, ...]
   spec: str
   fingerprint: str
+  articles: tuple[int, ...] = ()
 
   @functools.cached_property
   def words(self) -> int:
@@ -104,14 +114,17 @@ def load_text(spec: str) -> TextCorpus:
         f'are {", ".join(_OPTIONS[scheme]) or "none"}'
       )
   try:
-    lines = {'text': _read, 'ptb': _read_ptb, 'tfds': _read_tfds}[scheme](
-      rest, options
-    )
+    articles: list[int] = []
+    if scheme == 'text':
+      lines, articles = _read(rest, options)
+    else:
+      lines = {'ptb': _read_ptb, 'tfds': _read_tfds}[scheme](rest, options)
   except ValueError as e:
     raise ValueError(f'text spec {spec!r}: {e}') from e
   if not any(line.split() for line in lines):
     raise ValueError(f'text spec {spec!r}: the corpus is empty')
-  return TextCorpus(tuple(lines), spec, corpus_lib.fingerprint(lines))
+  mark = corpus_lib.fingerprint(lines)
+  return TextCorpus(tuple(lines), spec, mark, tuple(articles))
 
 
 def _read_file(path: pathlib.Path) -> list[str]:
@@ -125,13 +138,24 @@ def _read_file(path: pathlib.Path) -> list[str]:
   return text.removesuffix('\n').split('\n') if text else []
 
 
-def _read(rest: str, options: Mapping[str, str]) -> list[str]:
+def _read(rest: str, options: Mapping[str, str]) -> tuple[list[str], list[int]]:
+  """Lines, and the article of each."""
   lines = _read_file(pathlib.Path(rest).expanduser())
   part = option_lib.choice(options, 'part', ('all', 'dev', 'eval'), 'all')
   form = option_lib.choice(options, 'form', ('written', 'spoken'), 'written')
   if part != 'all':
     lines = split_articles(lines)[part == 'eval']
-  return espeak_texts.sentences(lines) if form == 'spoken' else lines
+  articles = article_of_lines(lines)
+  if form == 'written':
+    return lines, articles
+  # A sentence that two articles have belongs to the first.
+  spoken: dict[str, int] = {}
+  for number, of_article in itertools.groupby(
+    zip(lines, articles), key=lambda line: line[1]
+  ):
+    for sentence in espeak_texts.sentences(line for line, _ in of_article):
+      spoken.setdefault(sentence, number)
+  return list(spoken), list(spoken.values())
 
 
 def _read_ptb(rest: str, options: Mapping[str, str]) -> list[str]:

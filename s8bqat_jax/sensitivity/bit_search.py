@@ -145,10 +145,11 @@ def search_scores(
   *,
   choices: Sequence[int] = (1, 2, 4, 8),
 ) -> dict[str, dict[int, float]]:
-  """What was learned, as scores for `allocate`: -log of each width's share.
+  """What was learned, as scores for `allocate`.
 
-  The allocation of least total score is the likeliest one that a budget
-  allows.
+  A share is read as the probability that a tensor needs just that width, the
+  score as -log of the probability that a width suffices. It falls with the
+  bits, so that a budget beyond what the search itself would spend is spent.
 
   Args:
     rules: as given to `search`.
@@ -159,14 +160,10 @@ def search_scores(
   Returns:
     `{tensor: {bits: score}}`.
   """
-  choices = _check_choices(choices)
   scores = {}
-  for name, spec in rule_lib.resolve(rules, params).items():
-    log_share_C = np.asarray(
-      jax.nn.log_softmax(state.learned['logits'][spec.group]), np.float64
-    )
-    widths = _widths(spec, choices)
-    scores[name] = {b: float(-s) for b, s in zip(widths, log_share_C)}
+  for name, share in _shares(rules, params, state, choices).items():
+    within = np.logaddexp.accumulate(list(share.values()))
+    scores[name] = dict(zip(share, np.maximum(-within, 0.0).tolist()))
   return scores
 
 
@@ -188,8 +185,19 @@ def found_bits(
   Returns:
     `{tensor: bits}`.
   """
-  scores = search_scores(rules, params, state, choices=choices)
-  return {name: min(s, key=lambda b: (s[b], b)) for name, s in scores.items()}
+  shares = _shares(rules, params, state, choices)
+  return {name: max(s, key=lambda b: (s[b], -b)) for name, s in shares.items()}
+
+
+def _shares(rules, params, state, choices) -> dict[str, dict[int, float]]:
+  """The logarithm of each width's share."""
+  choices = _check_choices(choices)
+  shares = {}
+  for name, spec in rule_lib.resolve(rules, params).items():
+    log_share_C = jax.nn.log_softmax(state.learned['logits'][spec.group])
+    widths = _widths(spec, choices)
+    shares[name] = dict(zip(widths, np.asarray(log_share_C).tolist()))
+  return shares
 
 
 def _check_choices(choices):

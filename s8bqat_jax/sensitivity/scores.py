@@ -27,17 +27,22 @@ def trace_scores(
   params: PyTree,
   quantize: Quantize,
   bits: Mapping[str, Sequence[int]],
+  *,
+  stderr: PyTree = None,
 ) -> Scores:
   """Quantization perturbation weighted by the mean Hessian eigenvalue.
 
   Omega = Tr(H_i) / n_i * ||Q(W_i, b) - W_i||^2. A negative estimate of a trace
-  counts as zero: more error does not improve a trained model.
+  counts as zero: more error does not improve a trained model. With standard
+  errors an estimate counts as no less than its own, so that a tensor whose
+  trace is lost in noise is not taken for one that bears anything.
 
   Args:
     trace: `hessian_trace(...).trace`.
     params: the tensors, structured alike.
     quantize: the quantizer that will be used; called once per width.
     bits: the widths to score, per tensor to score.
+    stderr: `hessian_trace(...).stderr`.
 
   Returns:
     `{tensor: {bits: omega}}`.
@@ -53,10 +58,12 @@ def trace_scores(
       f'{list(traces)[:8]}\n{list(tensors)[:8]}'
     )
   _check_names(bits, tensors)
+  floors = trees.named_leaves(stderr) if stderr is not None else {}
   scores: Scores = {}
   for name, widths in bits.items():
     tensor = np.asarray(tensors[name], np.float64)
-    curvature = max(float(traces[name]), 0.0) / max(tensor.size, 1)
+    least = max(float(floors.get(name, 0.0)), 0.0)
+    curvature = max(float(traces[name]), least) / max(tensor.size, 1)
     scores[name] = {}
     for b in widths:
       view = _quantized(quantize, name, tensors[name], b)

@@ -62,6 +62,7 @@ class TestLoad:
     path = tmp_path / 'plain.txt'
     path.write_text('Yes , he did . " No " , she said !\nin 1920 it fell .\n')
     corpus = lib.load_text(f'text:{path}?form=spoken')
+    assert len(corpus.articles) == len(corpus.lines)
     assert corpus.lines == ('yes he did', 'no she said')
     assert list(corpus.lines) == espeak_texts.read_sentences(path)
 

@@ -50,7 +50,7 @@ def config(tmp_path_factory):
   config.finetune.train.learning_rate = 2e-3
   config.sensitivity.update({'max_probes': 64, 'rtol': 0.5, 'allocations': 20})
   config.points = (3,)
-  config.choices = (2, 3, 8)
+  config.choices = (2, 3, 4)
   return config
 
 
@@ -76,7 +76,7 @@ def test_the_float_model_learns_and_its_file_is_what_is_scored(stages):
   )
   again = text_lib.perplexity(nats_N.sum(), stages.corpora.eval.words)
   np.testing.assert_allclose(again, metrics['perplexity'], rtol=1e-5)
-  lines_L = np.load(stages.float_model().parent / 'eval' / lm_stages.LINE_NATS)
+  lines_L = np.load(metrics['line_nats'])
   assert len(lines_L) == len(stages.corpora.eval_text.lines)
   np.testing.assert_allclose(lines_L.sum(), nats_N.sum(), rtol=1e-5)
 
@@ -100,10 +100,10 @@ def test_every_metric_allocates_within_the_bytes_of_uniform_precision(found):
 
 def test_sizes_are_what_a_tensor_adds_to_a_file(stages, found):
   sizes = found.sizes()
-  at = {b: sum(of[b] for of in sizes.values()) for b in (3, 8)}
-  files = {b: stages.train('ptq lloyd-max', b).stat().st_size for b in (3, 8)}
+  at = {b: sum(of[b] for of in sizes.values()) for b in (2, 4)}
+  files = {b: stages.train('ptq lloyd-max', b).stat().st_size for b in (2, 4)}
   # Headers are shared between tensors, codes are not.
-  np.testing.assert_allclose(files[8] - files[3], at[8] - at[3], rtol=0.02)
+  np.testing.assert_allclose(files[4] - files[2], at[4] - at[2], rtol=0.02)
 
 
 def test_admm_on_allocated_bits_ships_them(stages, found):
@@ -121,7 +121,52 @@ def test_predictions_are_held_against_measured_harm(stages, found):
   rows = lib.agreement(stages, found)
   by_metric = {row['metric']: row['spearman'] for row in rows}
   assert set(by_metric) == set(lm_sensitivity.METRICS)
+  assert {row['allocations'] for row in rows} == {20}
   assert by_metric['kl'] > 0.5
+
+
+def test_random_allocations_differ_and_cost_alike(found):
+  drawn = lib._random_allocations(found, 3, 12, np.random.default_rng(0))
+  spent = [sum(found.sizes()[n][b] for n, b in d.items()) for d in drawn]
+  assert len({tuple(sorted(d.items())) for d in drawn}) == len(drawn) > 5
+  assert max(spent) <= found.budget(3) and min(spent) > 0.8 * found.budget(3)
+
+
+def test_another_text_is_another_float_model(config, tmp_path):
+  """Also where its vocabulary is as large, and its path the same."""
+  path = tmp_path / 'train.txt'
+  path.write_text(sentences(3, 2000))
+  other = config.copy_and_resolve_references()
+  other.data.train = f'text:{path}'
+  first = lm_stages.Stages(other, lm_stages.Corpora(other), tmp_path)
+  path.write_text(sentences(4, 2000))
+  second = lm_stages.Stages(other, lm_stages.Corpora(other), tmp_path)
+  folders = {
+    s.folder('float', 'float', s.float_config) for s in (first, second)
+  }
+  assert len(folders) == 2
+  # What changes no weight changes no folder.
+  other.data.score_context = 4
+  third = lm_stages.Stages(other, lm_stages.Corpora(other), tmp_path)
+  assert third.folder('float', 'float', third.float_config) in folders
+
+
+def test_what_is_done_is_not_charged(config, stages, found):
+  rest = lib.Cell('float continued')
+  before = lib.estimated_hours(config, [found], [rest])
+  assert before > 0 and not lib.done(rest, stages, found)
+  kept = lib.Cell('ptq lloyd-max', 3)
+  stages.train('ptq lloyd-max', 3)
+  assert lib.done(kept, stages, found)
+  assert lib.estimated_hours(config, [found], [kept]) == 0
+
+
+def test_questions_name_cells_of_the_matrix(config):
+  known = set(lib.cells(config))
+  asked = list(lib.pairs(config))
+  assert all(a in known and b in known and a != b for a, b in asked)
+  assert len(set(asked)) == len(asked)
+  assert (lib.Cell('straight-through', 3), lib.Cell('admm', 3)) in asked
 
 
 def test_comparisons_are_of_seeds_that_both_have(tmp_path):
@@ -132,8 +177,10 @@ def test_comparisons_are_of_seeds_that_both_have(tmp_path):
       folders[cell, seed] = tmp_path / f'{cell.method}{seed}.npy'
       np.save(folders[cell, seed], np.array([5.0, 4.0]) + rise * 10)
   folders[lib.Cell('admm', 2), 7] = tmp_path / 'absent.npy'
-  (row,) = lib.comparisons(folders, ['0', '1'], [10, 10], a)
-  assert row['seeds'] == [0, 1]
+  (row,) = lib.comparisons(
+    folders, ['0', '1'], [10, 10], [(a, b), (a, lib.Cell('admm', 2))]
+  )
+  assert row['seeds'] == [0, 1] and row['articles'] == 2
   # 1 nat over 10 words.
   np.testing.assert_allclose(row['relative'], np.expm1(0.1))
   np.testing.assert_allclose(row['ci95'], [np.expm1(0.1)] * 2)

@@ -62,6 +62,9 @@ def test_a_cell_is_its_name(text):
     ('90k/s9bqat:4', 'no method .s9bqat.; methods: float,'),
     ('90k/s8bqat:4?pul=8', 'no option .pul.; options: pull, snaps'),
     ('90k/s8bqat:4?pull', 'option .pull. has no value'),
+    ('90k/s8bqat', 's8bqat takes 1..8 bits'),
+    ('90k/uniform qat:12', 'uniform qat takes 1..8 bits'),
+    ('90k/float:8', 'float takes no bits'),
   ],
 )
 def test_names_that_mean_nothing(text, message):
@@ -262,6 +265,36 @@ def test_folds_are_pooled_and_seeds_are_not(done, tmp_path):
     assert rows[-1]['metrics']['words'] == expected
     assert rows[-1]['seed'] == ('all' if name == 'seeds' else 0)
     assert rows[-1]['metrics']['wer'] == pytest.approx(metrics['wer'])
+
+
+def test_incomplete_parts_carry_no_verdict(done, tmp_path):
+  """Two seeds of different parts have no utterance in common."""
+  config, _, jobs, found = done
+  config = config.copy_and_resolve_references()
+  config.parts = ('all', 'more')
+  rows = matrix.rows(config, found)
+  assert not any(row['complete'] for row in rows)
+  (compared,) = matrix.comparisons(config, found)
+  assert compared['no_loss'] is None and not compared['complete']
+  ours = jobs[1]
+  other = {ours._replace(part='more', seed=1): found[ours]}
+  rows = matrix.rows(config, {**found, **other})
+  assert not any(row['seed'] == 'all' for row in rows)
+
+
+def test_a_job_that_fails_costs_no_other(done, monkeypatch):
+  _, kept, jobs, found = done
+  whole = Stages.evaluate
+
+  def evaluate(self, job):
+    if job == jobs[0]:
+      raise FloatingPointError('the loss is NaN at step 7')
+    return whole(self, job)
+
+  monkeypatch.setattr(Stages, 'evaluate', evaluate)
+  again, missing = matrix.run(kept, jobs)
+  assert list(again) == jobs[1:]
+  assert missing == [f'{jobs[0]}: failed: the loss is NaN at step 7']
 
 
 def test_what_is_cached_is_whole(done):

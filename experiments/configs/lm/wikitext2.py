@@ -2,6 +2,9 @@
 
   python -m experiments.mixed_precision_lm \
     --config=experiments/configs/lm/wikitext2.py
+
+`:form=spoken` takes its sentences as a recognizer writes them, lower case and
+without punctuation, for rescoring.
 """
 
 from experiments.configs import float as float_configs
@@ -17,13 +20,17 @@ SIZES = {
 
 def get_config(text=None):
   """Returns the config of one size."""
-  args = float_configs.arguments(text, size='2m5', data='../shared/data')
+  args = float_configs.arguments(
+    text, size='2m5', form='written', data='../shared/data'
+  )
   config = lm.default()
   config.name = f'lm_wikitext2_{args["size"]}'
-  folder = f'{args["data"]}/wikitext2'
-  config.data.train = f'text:{folder}/train.txt'
-  config.data.dev = f'text:{folder}/valid.txt?part=dev'
-  config.data.eval = f'text:{folder}/valid.txt?part=eval'
+  if args['form'] != 'written':
+    config.name += f'_{args["form"]}'
+  folder, form = f'{args["data"]}/wikitext2', f'form={args["form"]}'
+  config.data.train = f'text:{folder}/train.txt?{form}'
+  config.data.dev = f'text:{folder}/valid.txt?part=dev&{form}'
+  config.data.eval = f'text:{folder}/valid.txt?part=eval&{form}'
   config.model.update(SIZES[args['size']])
   config.seeds = (0, 1, 2)
   return config

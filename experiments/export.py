@@ -14,114 +14,17 @@ compared with our own program, per operation. Needs the export extra.
 from __future__ import annotations
 
 import json
-import os
 import pathlib
-from typing import Any
 
-import numpy as np
 from absl import app, flags
 
-from experiments import integer_recognizer, trainer
+from experiments import exporting, trainer
 from experiments import recognizer as recognizer_lib
-from s8bqat_jax import integer
-from s8bqat_jax.artifacts import packed_file
 
 _MODEL = flags.DEFINE_string('model', None, 'A packed recognizer.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Of experiments.train.')
 _FORMAT = flags.DEFINE_enum('format', 'tflite', ['tflite', 'onnx'], 'Of files.')
 _OUT = flags.DEFINE_string('out', 'exported', 'Folder of the files.')
-
-
-def functions(path: os.PathLike | str) -> dict[str, integer.IntegerFunction]:
-  """Returns the integer programs of a packed recognizer's streaming step.
-
-  Args:
-    path: of the packed file.
-
-  Raises:
-    ValueError: its activations have no ranges.
-  """
-  recognizer, _, config = recognizer_lib.load(path)
-  ranges = config.get(integer_recognizer.CONFIG_KEY)
-  if ranges is None:
-    raise ValueError(
-      f'{path} was trained with float activations, so that its integers are '
-      'not defined: train it with 8-bit activations, or calibrate it '
-      '(experiments.integer_wer)'
-    )
-  tree = packed_file.load(path).tree
-  programs = integer_recognizer.Programs(recognizer, tree, ranges)
-  encoder, predictor = programs.encode_chunk(1), programs.predict_step(1)
-  # The last output of each, without the axis of one frame.
-  width = encoder.jaxpr.out_avals[-1].shape[-1]
-  return {
-    'encoder': encoder,
-    'predictor': predictor,
-    'joint': programs.joint((1, width), predictor.jaxpr.out_avals[-1].shape),
-  }
-
-
-def write(
-  fn: integer.IntegerFunction, kind: str, path: pathlib.Path
-) -> dict[str, Any]:
-  """Writes one function and runs it once beside our own program.
-
-  Args:
-    fn: the function.
-    kind: 'tflite' or 'onnx'.
-    path: of the file.
-
-  Returns:
-    {operation: its Agreement on random codes}.
-  """
-  from s8bqat_jax.export import witness
-
-  if kind == 'tflite':
-    from s8bqat_jax.export import tflite
-    from s8bqat_jax.export.tflite import runtime
-
-    exported: Any = tflite.export(fn)
-    judged: Any = exported
-    session: Any = runtime.Session(exported, keep_all=True)
-  else:
-    from s8bqat_jax.export import onnxfile
-    from s8bqat_jax.export.onnxfile import runtime as onnx_runtime
-
-    exported, judged = onnxfile.export(fn), onnxfile.export(fn, keep_all=True)
-    session = onnx_runtime.Session(judged)
-  partial = path.with_suffix('.partial')
-  partial.write_bytes(exported.data)
-  os.replace(partial, path)
-  session(*_random_codes(fn))
-  return witness.summary(witness.per_op(judged.program, session.value))
-
-
-def _random_codes(fn: integer.IntegerFunction) -> list[np.ndarray]:
-  r = np.random.default_rng(0)
-  codes = []
-  for aval, spec in zip(fn.jaxpr.in_avals, fn.in_specs):
-    low, high = (0, 1) if spec is None else (spec.low, spec.high)
-    codes.append(r.integers(low, high + 1, aval.shape).astype(aval.dtype))
-  return codes
-
-
-def describe(fn: integer.IntegerFunction) -> dict[str, Any]:
-  """What a function's codes stand for, JSON-able."""
-
-  def one(aval, spec):
-    told = {'shape': list(aval.shape), 'dtype': aval.dtype.name}
-    if spec is not None:
-      told |= {'scale': float(spec.scale), 'zero': int(spec.zero)}
-    return told
-
-  pairs = (
-    zip(fn.jaxpr.in_avals, fn.in_specs),
-    zip(fn.jaxpr.out_avals, fn.out_specs),
-  )
-  return {
-    side: [one(aval, spec) for aval, spec in codes]
-    for side, codes in zip(('inputs', 'outputs'), pairs)
-  }
 
 
 def main(_) -> None:
@@ -130,10 +33,10 @@ def main(_) -> None:
   folder = pathlib.Path(_OUT.value)
   folder.mkdir(parents=True, exist_ok=True)
   told = {}
-  for name, fn in functions(path).items():
+  for name, fn in exporting.functions(path).items():
     file = folder / f'{name}.{_FORMAT.value}'
-    agreements = write(fn, _FORMAT.value, file)
-    told[name] = {'file': file.name, **describe(fn)}
+    agreements = exporting.write(fn, _FORMAT.value, file)
+    told[name] = {'file': file.name, **exporting.describe(fn)}
     print(f'{file}: {file.stat().st_size} bytes')
     for kind, found in agreements.items():
       print(

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from experiments import export, results, trainer
+from experiments import exporting, results, trainer
 from experiments import recognizer as recognizer_lib
 from s8bqat_jax import data
 from s8bqat_jax.export import onnxfile, tflite
@@ -26,6 +26,8 @@ from s8bqat_jax.export.onnxfile import runtime as onnx_runtime
 from s8bqat_jax.export.tflite import runtime as tflite_runtime
 from s8bqat_jax.speech import wer
 
+_MODEL = flags.DEFINE_string('model', None, 'A packed recognizer.')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Of experiments.train.')
 _DATA = flags.DEFINE_string('data', 'espeak:digits?split=eval', 'A data spec.')
 _UTTERANCES = flags.DEFINE_integer('utterances', 100, 'The first so many.')
 _MAX_SYMBOLS = 4
@@ -92,9 +94,9 @@ def _zeros(fn: Any) -> list[np.ndarray]:
 
 def main(_) -> None:
   trainer.set_up()
-  path = recognizer_lib.find_model(flags.FLAGS.model, flags.FLAGS.workdir)
+  path = recognizer_lib.find_model(_MODEL.value, _WORKDIR.value)
   recognizer, _, _ = recognizer_lib.load(path)
-  functions = export.functions(path)
+  functions = exporting.functions(path)
   corpus = data.load(_DATA.value)
   count = min(_UTTERANCES.value, len(corpus))
   texts, labels = list(corpus.texts_N[:count]), {}

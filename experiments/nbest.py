@@ -164,3 +164,24 @@ def unweighted(nbests: NBests, lexicon: dict[str, float]) -> NBests:
     ]
     for nbest in nbests
   ]
+
+
+def named_files(given: Sequence[str]) -> dict[str, str]:
+  """Reads `NAME=FILE` or `FILE`, which goes by its folder and its name.
+
+  Raises:
+    ValueError: if two of them have one name.
+  """
+  files: dict[str, str] = {}
+  for item in given:
+    name, equals, file = item.partition('=')
+    if not equals:
+      path = pathlib.Path(item)
+      name, file = f'{path.parent.name}/{path.stem}'.lstrip('/'), item
+    if name in files:
+      raise ValueError(
+        f'--lm: {files[name]} and {file} go by one name, {name!r}; give them '
+        'as NAME=FILE'
+      )
+    files[name] = file
+  return files

@@ -15,7 +15,6 @@ system, and every language model compared with the first.
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -62,32 +61,11 @@ def _lists(search, corpus: data.Corpus, model: pathlib.Path):
   return nbest.read_lists(path)
 
 
-def named_files(given: Sequence[str]) -> dict[str, str]:
-  """Reads `NAME=FILE` or `FILE`, which goes by its folder and its name.
-
-  Raises:
-    ValueError: if two of them have one name.
-  """
-  files: dict[str, str] = {}
-  for item in given:
-    name, equals, file = item.partition('=')
-    if not equals:
-      path = pathlib.Path(item)
-      name, file = f'{path.parent.name}/{path.stem}'.lstrip('/'), item
-    if name in files:
-      raise ValueError(
-        f'--lm: {files[name]} and {file} go by one name, {name!r}; give them '
-        'as NAME=FILE'
-      )
-    files[name] = file
-  return files
-
-
 def main(argv):
   del argv
   trainer.set_up()
   path = recognizer_lib.find_model(_MODEL.value, None)
-  files = named_files(_LM.value)
+  files = nbest.named_files(_LM.value)
   recognizer, params, _ = integer_recognizer.load(path)
   dev, scored = (data.load(f.value or '') for f in (_DEV, _DATA))
   search = nbest.Search(recognizer, params, _BEAM.value, _BATCH.value)

@@ -200,6 +200,8 @@ class Stages:
       return {'steps': steps, 'float_steps': config.float_steps}
 
     folder = self.train_folder(job)
+    if not self.done(job):
+      self.float_model(job)  # Its seconds are not this stage's.
     result = cached(folder, config.to_dict(), work)
     return {**result, 'file': str(folder / 'shipped.safetensors')}
 

@@ -1,30 +1,38 @@
 """What experiments.export writes, and what experiments.latency prints of it."""
 
 import json
+import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 
-from experiments import export, integer_recognizer, latency
+from experiments import exporting, integer_recognizer
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
-@pytest.fixture
-def parsed():
-  if not flags.FLAGS.is_parsed():
-    flags.FLAGS.mark_as_parsed()
+def printed(*args):
+  done = subprocess.run(
+    [sys.executable, '-m', *args],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert done.returncode == 0, done.stderr
+  return done.stdout
 
 
 @pytest.mark.parametrize('kind', ['tflite', 'onnx'])
-def test_three_files_and_what_their_codes_mean(
-  parsed, save, ranges, tmp_path, capsys, kind
-):
+def test_three_files_and_what_their_codes_mean(save, ranges, tmp_path, kind):
   module = {'tflite': 'ai_edge_litert', 'onnx': 'onnxruntime'}[kind]
   pytest.importorskip(module, reason='needs the export extra')
   path, out = save('model', ranges), tmp_path / 'out'
-  with flagsaver.flagsaver(model=str(path), format=kind, out=str(out)):
-    export.main(None)
+  text = printed(
+    'experiments.export', f'--model={path}', f'--format={kind}', f'--out={out}'
+  )
   told = json.loads((out / 'functions.json').read_text())
   assert set(told) == {'encoder', 'predictor', 'joint'}
   assert {p.name for p in out.iterdir()} == {
@@ -42,12 +50,12 @@ def test_three_files_and_what_their_codes_mean(
   for name in ('encoder', 'predictor'):
     *states, _ = told[name]['outputs']
     assert told[name]['inputs'][: len(states)] == states
-  assert 'q_dot' in capsys.readouterr().out
+  assert 'q_dot' in text
 
 
 def test_codes_stand_for_reals(save, ranges, recognizer):
-  fn = export.functions(save('model', ranges))['encoder']
-  told = export.describe(fn)['inputs'][-1]
+  fn = exporting.functions(save('model', ranges))['encoder']
+  told = exporting.describe(fn)['inputs'][-1]
   feats = np.linspace(-2, 2, np.prod(told['shape'])).reshape(told['shape'])
   carry = recognizer.model.apply({}, 1, method='initial_carry')
   *_, codes = fn.quantize(carry, feats.astype(np.float32))
@@ -61,18 +69,17 @@ def test_codes_stand_for_reals(save, ranges, recognizer):
 
 def test_a_file_of_float_activations_is_refused(save):
   with pytest.raises(ValueError, match='calibrate it'):
-    export.functions(save('plain'))
+    exporting.functions(save('plain'))
 
 
-def test_latency_prints_every_machine(parsed, save, ranges, capsys):
-  with flagsaver.flagsaver(model=str(save('model', ranges)), per_op=True):
-    latency.main(None)
-  printed = capsys.readouterr().out
+def test_latency_prints_every_machine(save, ranges):
+  path = save('model', ranges)
+  text = printed('experiments.latency', f'--model={path}', '--per_op')
   names = {'encoder', 'predictor', 'joint'}
   for machine in ('n-bit-index NPU', 'int8 NPU', 'ethos-u55-128'):
-    rows = [x for x in printed.splitlines() if x.startswith(f'{machine:16}')]
+    rows = [x for x in text.splitlines() if x.startswith(f'{machine:16}')]
     cells = [row[16:].split() for row in rows]
     found = {name: float(us) for name, us, *_ in cells if name in names}
     assert set(found) == names, machine
     assert found['encoder'] > found['joint'] > 0
-  assert 'q_dot' in printed  # --per_op
+  assert 'q_dot' in text  # --per_op

@@ -80,3 +80,12 @@ def test_the_search_spells_words_of_the_lexicon_only():
     for b, a in zip(before, after):
       added = sum(weights[w] for w in b.text.split())
       assert b == (a.text, pytest.approx(a.score + added))
+
+
+def test_files_go_by_folder_and_name_or_as_they_are_called():
+  assert nbest.named_files(['runs/a/shipped.safetensors', 'large=b/x']) == {
+    'a/shipped': 'runs/a/shipped.safetensors',
+    'large': 'b/x',
+  }
+  with pytest.raises(ValueError, match='NAME=FILE'):
+    nbest.named_files(['x/a/shipped.safetensors', 'y/a/shipped.safetensors'])

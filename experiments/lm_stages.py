@@ -202,13 +202,8 @@ class Stages:
         'unknown_words': self.corpora.eval.unknown,
         'parameters': count,
         'bytes': size,
-        'encoded_bytes': len(
-          packed_file.serialize(
-            packed.tree,
-            config=packed.config,
-            tokenizer=packed.tokenizer,
-            entropy_code=True,
-          )
+        'encoded_bytes': packed_file.encoded_bytes(
+          packed.tree, config=packed.config, tokenizer=packed.tokenizer
         ),
         'float_bytes': floats,
         'ratio_fp32': 4 * count / size,

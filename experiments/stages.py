@@ -248,13 +248,8 @@ class Stages:
         **scoring.summarize(hypotheses),
         'parameters': sum(x.size for x in jax.tree.leaves(params)),
         'bytes': path.stat().st_size,
-        'encoded_bytes': len(
-          packed_file.serialize(
-            packed.tree,
-            config=packed.config,
-            tokenizer=packed.tokenizer,
-            entropy_code=True,
-          )
+        'encoded_bytes': packed_file.encoded_bytes(
+          packed.tree, config=packed.config, tokenizer=packed.tokenizer
         ),
         'packed_bytes': packed_file.packed_bytes(packed.tree),
         'equal_to_training': len(hypotheses),

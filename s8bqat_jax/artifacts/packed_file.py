@@ -110,16 +110,25 @@ def packed_bytes(tree: Mapping) -> int:
   return len(serialize(tree))
 
 
-def encoded_bytes(tree: Mapping) -> int:
+def encoded_bytes(
+  tree: Mapping,
+  *,
+  config: Mapping[str, Any] | None = None,
+  tokenizer: Mapping[str, Any] | None = None,
+) -> int:
   """Returns the size in bytes of the entropy-coded file of a tree.
 
   Args:
     tree: as in `save`.
+    config: as in `save`.
+    tokenizer: as in `save`.
 
   Returns:
     Bytes of the file, header and all.
   """
-  return len(serialize(tree, entropy_code=True))
+  return len(
+    serialize(tree, config=config, tokenizer=tokenizer, entropy_code=True)
+  )
 
 
 def serialize(

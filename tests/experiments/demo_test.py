@@ -1,7 +1,6 @@
 """The model that the repository carries: it loads, transcribes and scores."""
 
 import json
-import pathlib
 import subprocess
 import sys
 
@@ -15,21 +14,9 @@ from experiments import demo
 from s8bqat_jax import data
 from s8bqat_jax.artifacts import packed_file
 from s8bqat_jax.quantizers import tree as trees
+from tests.experiments.commands import ROOT, printed
 
 MODEL = demo.MODELS / 'digits_4bit.safetensors'
-ROOT = pathlib.Path(__file__).parents[2]
-
-
-def _run(*args):
-  done = subprocess.run(
-    [sys.executable, '-m', *args],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
-  assert done.returncode == 0, done.stderr
-  return done.stdout
 
 
 def test_the_published_model_is_small_and_says_what_it_is():
@@ -50,7 +37,7 @@ def test_it_transcribes_a_recording(tmp_path):
   path = tmp_path / 'x.wav'
   soundfile.write(path, corpus.pcm(index), corpus.sample_rate)
   said = corpus.texts_N[index].split()
-  heard = _run('experiments.transcribe', f'--model={MODEL}', str(path))
+  heard = printed('experiments.transcribe', f'--model={MODEL}', str(path))
   heard = heard.strip().removeprefix(f'{path}: ').split()
   common = sum(a == b for a, b in zip(said, heard))
   assert abs(len(said) - len(heard)) <= 1 and common >= len(said) / 2
@@ -58,13 +45,13 @@ def test_it_transcribes_a_recording(tmp_path):
 
 def test_evaluate_takes_the_file_alone(tmp_path):
   out = tmp_path / 'hypotheses.jsonl'
-  printed = _run(
+  text = printed(
     'experiments.evaluate',
     f'--model={MODEL}',
     '--data=espeak:digits?split=eval&utterances=24&snr=30-35',
     f'--hypotheses={out}',
   )
-  scores = json.loads(printed.strip().splitlines()[-1])
+  scores = json.loads(text.strip().splitlines()[-1])
   assert scores['utterances'] == 24 and 0 <= scores['wer'] < 25
   assert len(out.read_text().splitlines()) == 24
 

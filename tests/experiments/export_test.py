@@ -1,28 +1,12 @@
 """What experiments.export writes, and what experiments.latency prints of it."""
 
 import json
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from experiments import exporting, integer_recognizer
-
-ROOT = pathlib.Path(__file__).parents[2]
-
-
-def printed(*args):
-  done = subprocess.run(
-    [sys.executable, '-m', *args],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
-  assert done.returncode == 0, done.stderr
-  return done.stdout
+from tests.experiments.commands import printed
 
 
 @pytest.mark.parametrize('kind', ['tflite', 'onnx'])

@@ -132,12 +132,7 @@ def _random_allocations(found, point, count, rng) -> list[dict[str, int]]:
   """Different allocations in the bytes of `point` bits, by random scores."""
   drawn: list[dict[str, int]] = []
   for _ in range(10 * count):
-    scores = {
-      name: {b: float(weight) * 4.0**-b for b in of}
-      for (name, of), weight in zip(
-        found.sizes().items(), np.exp(rng.normal(0, 2, len(found.sizes())))
-      )
-    }
+    scores = found.random_scores(rng)
     bits = sensitivity.allocate(scores, found.sizes(), found.budget(point)).bits
     if bits not in drawn:
       drawn.append(bits)
@@ -192,10 +187,9 @@ def comparisons(
   return found
 
 
-def done(
-  cell: Cell, stages: lm_stages.Stages, found: lm_sensitivity.Sensitivity
-) -> bool:
+def done(cell: Cell, found: lm_sensitivity.Sensitivity) -> bool:
   """Whether a cell's file is there, asked without work worth the name."""
+  stages = found.stages
   if not stages.float_done():
     return False
   if cell.metric is not None and not found.ready(cell.metric):
@@ -228,7 +222,7 @@ def estimated_hours(
       steps += len(config.choices) * share * config.train.steps
     tuning = stages.finetuning().train.steps
     steps += tuning * sum(
-      methods.METHODS[cell.method].trains and not done(cell, stages, of_seed)
+      methods.METHODS[cell.method].trains and not done(cell, of_seed)
       for cell in asked
     )
   if not steps:

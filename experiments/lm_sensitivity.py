@@ -70,13 +70,7 @@ class Sensitivity:
       # Alike for all tensors, whatever they hold: large ones are dear.
       return {n: {b: 4.0**-b for b in w} for n, w in self._widths().items()}
     if metric == 'random':
-      rng = np.random.default_rng(self.config.seed)
-      return {
-        n: {b: float(weight) * 4.0**-b for b in w}
-        for (n, w), weight in zip(
-          self._widths().items(), np.exp(rng.normal(0, 2, len(self._widths())))
-        )
-      }
+      return self.random_scores(np.random.default_rng(self.config.seed))
     raise ValueError(f'metric {metric!r} is none of {", ".join(METRICS)}')
 
   def traces(self) -> tuple[Any, Any, dict[str, Any]]:
@@ -110,6 +104,15 @@ class Sensitivity:
       trees.replace(like, found['stderr']),
       found,
     )
+
+  def random_scores(self, rng: np.random.Generator) -> Scores:
+    """Returns scores in which only the widths mean something."""
+    widths = self._widths()
+    weights = np.exp(rng.normal(0, 2, len(widths)))
+    return {
+      n: {b: float(weight) * 4.0**-b for b in of}
+      for (n, of), weight in zip(widths.items(), weights)
+    }
 
   def ready(self, metric: str) -> bool:
     """Whether scores need no work beyond reading and rounding."""

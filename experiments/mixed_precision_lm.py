@@ -101,16 +101,18 @@ def main(argv):
       print(results.table([row], COLUMNS), flush=True)
     # What an earlier run has done belongs into the results as well.
     for seed, cell in planned:
-      known = lm_matrix.done(cell, found[seed].stages, found[seed])
+      known = lm_matrix.done(cell, found[seed])
       if (seed, cell) not in rows and known:
         rows[seed, cell] = _row(found[seed], seed, cell)
     first = found[next(iter(rows))[0]] if rows else None
-    metrics = [m for m in lm_sensitivity.METRICS if first and first.ready(m)]
     agreement = [
       {'seed': seed, **row}
       for seed in dict.fromkeys(seed for seed, _ in rows)
-      for row in lm_matrix.agreement(found[seed].stages, found[seed], metrics)
-      if all(found[seed].ready(m) for m in metrics)
+      for row in lm_matrix.agreement(
+        found[seed].stages,
+        found[seed],
+        [m for m in lm_sensitivity.METRICS if found[seed].ready(m)],
+      )
     ]
   except Interrupted:
     print('interrupted; run the same command again to go on')

@@ -71,12 +71,8 @@ def main(argv):
     return
   found |= more
   found = {job: found[job] for job in planned if job in found}
-  listed = {*map(str, asked), *map(str, others)}
-  not_run = [
-    *missing,
-    *failed,
-    *(str(j) for j in planned if j not in found and str(j) not in listed),
-  ]
+  rest = [str(j) for j in planned if j not in asked and j not in others]
+  not_run = [*missing, *failed, *rest]
   name = f'{config.name}_{_MATRIX.value}'
   rows = matrix.report(config, stages, name, found, not_run, results.FOLDER)
   print(results.table(rows, matrix.COLUMNS))

@@ -114,11 +114,8 @@ def load_text(spec: str) -> TextCorpus:
         f'are {", ".join(_OPTIONS[scheme]) or "none"}'
       )
   try:
-    articles: list[int] = []
-    if scheme == 'text':
-      lines, articles = _read(rest, options)
-    else:
-      lines = {'ptb': _read_ptb, 'tfds': _read_tfds}[scheme](rest, options)
+    read = {'text': _read, 'ptb': _read_ptb, 'tfds': _read_tfds}[scheme]
+    lines, articles = read(rest, options)
   except ValueError as e:
     raise ValueError(f'text spec {spec!r}: {e}') from e
   if not any(line.split() for line in lines):
@@ -158,15 +155,20 @@ def _read(rest: str, options: Mapping[str, str]) -> tuple[list[str], list[int]]:
   return list(spoken), list(spoken.values())
 
 
-def _read_ptb(rest: str, options: Mapping[str, str]) -> list[str]:
+def _read_ptb(
+  rest: str, options: Mapping[str, str]
+) -> tuple[list[str], list[int]]:
   del options
   directory, colon, split = rest.rpartition(':')
   if not colon:
     raise ValueError('expected ptb:DIRECTORY:SPLIT, e.g. ptb:penn:valid')
-  return _read_file(pathlib.Path(directory).expanduser() / f'ptb.{split}.txt')
+  path = pathlib.Path(directory).expanduser() / f'ptb.{split}.txt'
+  return _read_file(path), []
 
 
-def _read_tfds(rest: str, options: Mapping[str, str]) -> list[str]:
+def _read_tfds(
+  rest: str, options: Mapping[str, str]
+) -> tuple[list[str], list[int]]:
   name, colon, split = rest.partition(':')
   if not colon:
     raise ValueError('expected tfds:NAME:SPLIT, e.g. tfds:lm1b:train')
@@ -198,7 +200,7 @@ def _read_tfds(rest: str, options: Mapping[str, str]) -> list[str]:
   for i in range(len(source)):
     text = parser.parse_example(source[i])[field].decode()
     lines.extend(text.removesuffix('\n').split('\n'))
-  return lines
+  return lines, []
 
 
 def article_of_lines(lines: Sequence[str]) -> list[int]:

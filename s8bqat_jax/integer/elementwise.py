@@ -3,9 +3,9 @@
 Error bounds (in units of the output's last place, LSB, before saturation):
   q_rescale, q_add, q_mul   0.5 + |code| 2^-30: one rounding, half up.
   q_lut                     0: the table holds the rounded value of each of
-                            the 256 or 65,536 codes. (Between knots a 16-bit
-                            table of a wide input was 33 LSB off, and no
-                            quicker: two look-ups for one.)
+                            the 256 or 65,536 codes. (Knots with lines between
+                            them take two look-ups, and err by many LSB where
+                            a 16-bit input's range is wide.)
 """
 
 from __future__ import annotations

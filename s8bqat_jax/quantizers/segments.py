@@ -131,12 +131,10 @@ def segment(points: Line, k: int) -> tuple[jax.Array, jax.Array]:
     cuts,
     jnp.asarray(_FRACTIONS, jnp.float32),
   )
-  count, means, _ = _describe(
-    points.sums.at(cuts[:-1]), points.sums.at(cuts[1:])
-  )
+  share, means, _ = runs(points, cuts)
   means = jnp.ldexp(means, points.exponent)
-  lowest = jnp.min(jnp.where(count > 0, means, jnp.inf))
-  return jax.lax.cummax(jnp.where(count > 0, means, lowest)), cuts
+  lowest = jnp.min(jnp.where(share > 0, means, jnp.inf))
+  return jax.lax.cummax(jnp.where(share > 0, means, lowest)), cuts
 
 
 def runs(

@@ -154,10 +154,10 @@ def test_another_text_is_another_float_model(config, tmp_path):
 def test_what_is_done_is_not_charged(config, stages, found):
   rest = lib.Cell('float continued')
   before = lib.estimated_hours(config, [found], [rest])
-  assert before > 0 and not lib.done(rest, stages, found)
+  assert before > 0 and not lib.done(rest, found)
   kept = lib.Cell('ptq lloyd-max', 3)
   stages.train('ptq lloyd-max', 3)
-  assert lib.done(kept, stages, found)
+  assert lib.done(kept, found)
   assert lib.estimated_hours(config, [found], [kept]) == 0
 
 

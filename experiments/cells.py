@@ -6,7 +6,8 @@
 
 Options are those of the method (methods.py), and `lr`, the highest learning
 rate, for the grid that all methods are tuned on. A cell runs on every part
-(fold) and seed of its matrix.
+(fold) and seed of its matrix, and is scored on the matrix's split: what is
+tuned, on development data.
 """
 
 from __future__ import annotations
@@ -51,14 +52,16 @@ class Cell(NamedTuple):
 
 
 class Job(NamedTuple):
-  """A cell on one part of the data under one seed."""
+  """A cell on one part of the data under one seed, scored on a split."""
 
   cell: Cell
   part: str
   seed: int
+  split: str = 'eval'
 
   def __str__(self) -> str:
-    return f'{self.cell}, part {self.part}, seed {self.seed}'
+    split = '' if self.split == 'eval' else f', {self.split}'
+    return f'{self.cell}, part {self.part}, seed {self.seed}{split}'
 
 
 def parse(text: str) -> Cell:
@@ -109,10 +112,10 @@ def jobs(config: ml_collections.ConfigDict, matrix: str) -> list[Job]:
     )
   chosen = config.matrices[matrix]
   return [
-    Job(cell, part, seed)
+    Job(cell, part, seed, chosen.split)
     for cell in map(parse, chosen.cells)
     for seed in chosen.seeds
-    for part in config.parts
+    for part in chosen.parts or config.parts
   ]
 
 
@@ -139,17 +142,24 @@ def train_config(
   made = float_config(config, job)
   float_steps = made.train.steps
   made.starts_from = results.config_hash(made.to_dict())
+  made.split = job.split
   made.train.update(config.finetune.train)
   made.train.steps = round(config.finetune.share * float_steps)
   made.train.eval_every = 0  # What is scored is how training ends.
   options = dict(job.cell.options)
-  made.train.learning_rate = options.pop(_RATE, made.train.learning_rate)
+  made.train.learning_rate = options.pop(
+    _RATE,
+    config.finetune.rates.get(
+      f'{job.cell.method}:{job.cell.bits}', made.train.learning_rate
+    ),
+  )
   made.method = ml_collections.ConfigDict(
     {
       'name': job.cell.method,
       'bits': job.cell.bits,
       # Defaults too: a changed one is another training.
       'options': methods.resolved(job.cell.method, options),
+      'final_phase': methods.FINAL_PHASE,
     }
   )
   made.activation_bits = config.activation_bits

@@ -181,6 +181,7 @@ def rows(
     config: of the experiment.
     found: metrics by job.
   """
+  split = next(iter(found)).split if found else 'eval'
   made: list[dict[str, Any]] = []
   by_cell: dict[cells.Cell, list[dict[str, Any]]] = {}
   for cell, seed, parts in cells.by_cell(found):
@@ -192,12 +193,14 @@ def rows(
       'cell': str(cell),
       'headline': str(cell) in config.headline,
       'seed': seed,
-      'split': 'eval',
+      'split': split,
       'complete': set(parts) == set(config.parts),
       'activation_bits': config.activation_bits if cell.bits <= 8 else 32,
       'metrics': _pooled(parts),
       'parts': {
-        part: {k: metrics[k] for k in ('wer', 'bytes', 'config_hash')}
+        part: {
+          k: metrics[k] for k in ('wer', 'bytes', 'config_hash', 'revision')
+        }
         for part, metrics in parts.items()
       },
     }

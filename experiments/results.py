@@ -85,11 +85,11 @@ def write(
   Returns:
     The path written.
   """
-  revision, dirty = _revision()
+  commit, dirty = revision()
   content = {
     'name': name,
     'command': command(),
-    'revision': revision,
+    'revision': commit,
     'dirty': dirty,
     'machine': machine(),
     'corpus': corpus,
@@ -164,7 +164,9 @@ def _processor() -> str:
     return platform.processor()
 
 
-def _revision() -> tuple[str | None, bool | None]:
+def revision() -> tuple[str | None, bool | None]:
+  """Returns the commit, and whether code differs from it; None if unknown."""
+
   def git(*args):
     return subprocess.run(
       ['git', *args], cwd=_ROOT, capture_output=True, text=True, check=True

@@ -8,6 +8,8 @@ one stopped, and a changed config never meets old files.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 import json
 import os
 import pathlib
@@ -60,7 +62,15 @@ def cached(
     _write(folder / 'stage.json', config)
     start = time.perf_counter()
     result = work(folder)
-    _write(path, {'seconds': time.perf_counter() - start, **result})
+    commit, dirty = results.revision()
+    _write(
+      path,
+      {
+        'seconds': time.perf_counter() - start,
+        'revision': f'{commit}+' if dirty else commit,
+        **result,
+      },
+    )
   return json.loads(path.read_text())
 
 
@@ -81,10 +91,10 @@ class Stages:
   float_runs: tuple[pathlib.Path, ...] = ()
   progress: bool = True
 
-  def folder(self, kind: str, name: str, config: Mapping[str, Any]):
-    """Returns the folder of a stage."""
+  def folder(self, kind: str, name: str, about: Mapping[str, Any]):
+    """Returns the folder of a stage that depends on `about`."""
     plain = re.sub(r'[^\w.=-]+', '_', name).strip('_')
-    return self.root / kind / f'{plain}-{results.config_hash(config)}'
+    return self.root / kind / f'{plain}-{results.config_hash(about)}'
 
   def float_folder(self, job: cells.Job) -> pathlib.Path:
     """Returns where the float model of a job is, or will be."""
@@ -97,7 +107,7 @@ class Stages:
         if json.loads(path.with_name('config.json').read_text()) == wanted:
           return path.parent
     name = f'{job.cell.size}-{job.part}-{job.seed}'
-    return self.folder('float', name, config.to_dict())
+    return self.folder('float', name, _about(config, 'train', 'dev'))
 
   def float_model(self, job: cells.Job) -> pathlib.Path:
     """Returns the file of the float model, trained if it is not there."""
@@ -113,7 +123,7 @@ class Stages:
         raise Interrupted
       return {'steps': config.train.steps, 'best': outcome.best}
 
-    cached(folder, config.to_dict(), work)
+    cached(folder, _about(config, 'train', 'dev'), work)
     return path
 
   def ranges(self, job: cells.Job) -> dict[str, Any]:
@@ -125,21 +135,22 @@ class Stages:
       recognizer, params, _ = recognizer_lib.load(self.float_model(job))
       return {'ranges': _calibrate(config, recognizer, params)}
 
+    about = _about(config, 'train', 'dev')
     name = f'{job.cell.size}-{job.part}-{job.seed}'
-    folder = self.folder('ranges', name, config.to_dict())
-    return cached(folder, config.to_dict(), work)['ranges']
+    folder = self.folder('ranges', name, about)
+    return cached(folder, about, work)['ranges']
 
   def train_folder(self, job: cells.Job) -> pathlib.Path:
     """Returns where the fine-tuning of a job is, or will be."""
     config = cells.train_config(self.config, job)
     name = f'{job.cell}-{job.part}-{job.seed}'
-    return self.folder('train', name, config.to_dict())
+    return self.folder('train', name, _about(config, 'train', 'dev', job.split))
 
   def train(self, job: cells.Job) -> dict[str, Any]:
     """Fine-tunes and encodes; the result says where the model file is.
 
-    Methods without training are encoded at once. In both cases the evaluation
-    data is decoded with the weights in memory, for `evaluate` to compare.
+    Methods without training are encoded at once. In both cases the job's split
+    is decoded with the weights in memory, for `evaluate` to compare.
     """
     config = cells.train_config(self.config, job)
     method = methods.METHODS[job.cell.method]
@@ -183,7 +194,7 @@ class Stages:
           ranges = _calibrate(config, recognizer, encoded)
         about[integer_recognizer.CONFIG_KEY] = ranges
         recognizer = integer_recognizer.twin(recognizer, encoded, ranges)
-      scorer = scoring.Scorer(recognizer, data.load(config.data.eval))
+      scorer = scoring.Scorer(recognizer, data.load(config.data[job.split]))
       scoring.write_hypotheses(
         folder / TRAINED, list(scorer.hypotheses(qtensor.decode(encoded)))
       )
@@ -202,7 +213,8 @@ class Stages:
     folder = self.train_folder(job)
     if not self.done(job):
       self.float_model(job)  # Its seconds are not this stage's.
-    result = cached(folder, config.to_dict(), work)
+    about = _about(config, 'train', 'dev', job.split)
+    result = cached(folder, about, work)
     return {**result, 'file': str(folder / 'shipped.safetensors')}
 
   def evaluate(self, job: cells.Job) -> dict[str, Any]:
@@ -219,11 +231,15 @@ class Stages:
     trained = self.train(job)
     path = pathlib.Path(trained['file'])
     config = cells.train_config(self.config, job)
-    about = {'train': path.parent.name, 'eval': config.data.eval}
+    corpus = data.load(config.data[job.split])
+    about = {
+      'file': hashlib.sha256(path.read_bytes()).hexdigest(),
+      'spec': corpus.spec,
+      'fingerprint': corpus.fingerprint,
+    }
 
     def work(folder):
       recognizer, params, about = integer_recognizer.load(path)
-      corpus = data.load(config.data.eval)
       scorer = scoring.Scorer(recognizer, corpus)
       hypotheses = sorted(scorer.hypotheses(jax.device_put(params)))
       scoring.write_hypotheses(folder / HYPOTHESES, hypotheses)
@@ -266,6 +282,7 @@ class Stages:
       'float_steps': trained['float_steps'],
       'wall_seconds': trained['seconds'] + result['seconds'],
       'config_hash': results.config_hash(config.to_dict()),
+      'revision': trained['revision'],
     }
 
   def done(self, job: cells.Job) -> bool:
@@ -307,6 +324,17 @@ def without_training_heads(
   tree = {name: leaf for name, leaf in tree.items() if name != 'ctc_out'}
   model = recognizer.model.clone(ctc=False)
   return dataclasses.replace(recognizer, model=model, ctc_weight=0.0), tree
+
+
+def _about(config: ml_collections.ConfigDict, *splits: str) -> dict[str, Any]:
+  """What a stage depends on: its config, and the data behind its specs."""
+  found = {split: _fingerprint(config.data[split]) for split in splits}
+  return {**config.to_dict(), 'fingerprints': found}
+
+
+@functools.cache
+def _fingerprint(spec: str) -> str:
+  return data.load(spec).fingerprint
 
 
 def _calibrate(config, recognizer, params) -> Any:

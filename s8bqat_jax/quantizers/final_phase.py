@@ -105,7 +105,10 @@ def with_final_phase(
       def freeze():
         shipped = trees.quantized(quantizer.encode(new, own))
         frozen = outer(own, shipped, jnp.ones((), bool))
-        return with_shipped(new, frozen), frozen, mark_moved(moved, names)
+        # What stays in floating point has to adapt: averages and moments of
+        # when the weights were others would only hold it back.
+        everything = jax.tree.map(lambda x: jnp.ones(x.shape, bool), moved)
+        return with_shipped(new, frozen), frozen, everything
 
       def go_on():
         return new, outer(own, names, jnp.zeros((), bool)), moved

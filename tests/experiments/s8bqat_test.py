@@ -96,6 +96,30 @@ def test_configs_differ_by_their_method_only():
   assert ours == control
 
 
+def test_what_is_tuned_is_scored_on_development_data():
+  config = asc_strings.get_config()
+  jobs = cells.jobs(config, 'ablation')
+  assert {job.split for job in jobs} == {'dev'}
+  tuned, claimed = (
+    cells.train_config(config, jobs[0]._replace(split=split)).to_dict()
+    for split in ('dev', 'eval')
+  )
+  assert tuned.pop('split') == 'dev' and claimed.pop('split') == 'eval'
+  assert tuned == claimed
+
+
+def test_a_rate_of_its_own_is_found_by_name_and_overruled_by_the_cell():
+  config = tiny.experiment()
+  config.finetune.rates['s8bqat:2'] = 0.5
+  rates = [
+    cells.train_config(
+      config, cells.Job(cells.parse(f'tiny/{text}'), 'all', 0)
+    ).train.learning_rate
+    for text in ('s8bqat:2', 's8bqat:2?lr=0.25', 's8bqat:4')
+  ]
+  assert rates == [0.5, 0.25, config.finetune.train.learning_rate]
+
+
 @pytest.mark.parametrize(
   'name',
   [n for n, m in methods.METHODS.items() if not n.startswith('float')],

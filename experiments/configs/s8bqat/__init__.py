@@ -22,6 +22,8 @@ def default() -> ml_collections.ConfigDict:
   finetune.train = ml_collections.ConfigDict(
     {'learning_rate': 1e-3, 'warmup_steps': 50, 'weight_decay': 0.0}
   )
+  # {'METHOD:BITS': another highest learning rate}, chosen on development data.
+  finetune.rates = ml_collections.ConfigDict()
   config.matrices = ml_collections.ConfigDict()
   # The pair (ours, the control) that was named before any training; only its
   # comparison counts as the headline.
@@ -29,9 +31,23 @@ def default() -> ml_collections.ConfigDict:
   return config
 
 
-def matrix(*cells: str, seeds: tuple[int, ...] = (0,)):
-  """Returns a matrix: every cell under every seed."""
-  return ml_collections.ConfigDict({'cells': cells, 'seeds': seeds})
+def matrix(
+  *cells: str,
+  seeds: tuple[int, ...] = (0,),
+  split: str = 'eval',
+  parts: tuple[str, ...] = (),
+):
+  """Returns a matrix: every cell under every seed.
+
+  Args:
+    *cells: by name.
+    seeds: of the float models and of all that follows.
+    split: 'eval', or 'dev' for what is tuned.
+    parts: some of the corpus; () for all.
+  """
+  return ml_collections.ConfigDict(
+    {'cells': cells, 'seeds': seeds, 'split': split, 'parts': parts}
+  )
 
 
 def every(size: str, method: str, bits: tuple[int, ...]) -> tuple[str, ...]:

@@ -24,5 +24,7 @@ def get_config():
     'demo/s8bqat:2',
   )
   config.matrices.curve = s8bqat.matrix(*s8bqat.curve('demo'))
-  config.matrices.ablation = s8bqat.matrix(*s8bqat.ablation('demo', 2))
+  config.matrices.ablation = s8bqat.matrix(
+    *s8bqat.ablation('demo', 2), split='dev'
+  )
   return config

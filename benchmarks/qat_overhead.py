@@ -114,9 +114,7 @@ def methods() -> dict[str, quantizers.Quantizer | None]:
   pressure = quantizers.pressure_schedule(4.0, STEPS, RATE)
   return {
     'float': None,
-    's8bqat': quantizers.s8bqat(
-      bits, total_steps=STEPS, learning_rate=RATE, snap_every=200
-    ),
+    's8bqat': quantizers.s8bqat(bits, total_steps=STEPS, learning_rate=RATE),
     'int8 qat': quantizers.uniform(8),
     'gq': quantizers.gq(bits, total_steps=STEPS),
     'admm': quantizers.admm(bits, rho=pressure),

@@ -2,7 +2,7 @@
 
   SIZE/METHOD:BITS?option=value&option=value
 
-  90k/float            200k/s8bqat:4?pull=8&snaps=0        90k/ptq uniform:2
+  90k/float            200k/s8bqat:4?pull=8&every=0        90k/ptq uniform:2
 
 Options are those of the method (methods.py), and `lr`, the highest learning
 rate, for the grid that all methods are tuned on. A cell runs on every part

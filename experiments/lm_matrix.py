@@ -22,12 +22,13 @@ class Cell(NamedTuple):
 
   Attributes:
     method: in `methods.METHODS`.
-    point: bits whose bytes it may take; 32 for floats.
+    point: what it may take (`Sensitivity.budget`): whole bits, which uniform
+      precision can have as well, or the file's size; 32 for floats.
     metric: how those bytes are shared out; None gives all tensors alike.
   """
 
   method: str
-  point: int = 32
+  point: lm_sensitivity.Point = 32
   metric: str | None = None
 
   @property
@@ -45,8 +46,9 @@ def cells(config) -> Iterator[Cell]:
   yield Cell('float')
   yield Cell('float continued')
   for point in config.points:
-    for method in (*UNIFORM, 'admm'):
-      yield Cell(method, point)
+    if isinstance(point, int):
+      for method in (*UNIFORM, 'admm'):
+        yield Cell(method, point)
     for metric in lm_sensitivity.METRICS:
       yield Cell('admm', point, metric)
 
@@ -56,7 +58,7 @@ def bits_of(
 ) -> int | dict[str, int]:
   """Returns the bits of a cell: of all tensors, or of each."""
   if cell.metric is None:
-    return cell.point
+    return int(cell.point)
   return found.allocation(cell.metric, cell.point).bits
 
 
@@ -74,9 +76,11 @@ def pairs(config) -> Iterator[tuple[Cell, Cell]]:
   for base in (Cell('float'), Cell('float continued')):
     yield from ((base, other) for other in everything if other != base)
   for point in config.points:
-    yield Cell('straight-through', point), Cell('admm', point)
+    if isinstance(point, int):
+      yield Cell('straight-through', point), Cell('admm', point)
     for metric in lm_sensitivity.METRICS:
-      yield Cell('admm', point), Cell('admm', point, metric)
+      if isinstance(point, int):
+        yield Cell('admm', point), Cell('admm', point, metric)
       if metric != 'random':
         yield Cell('admm', point, 'random'), Cell('admm', point, metric)
 

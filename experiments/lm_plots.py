@@ -116,7 +116,7 @@ def residuals(rows: Rows, axes: Sequence[Any]) -> None:
         for r in logged
         if f'quantizer/{name}' in r and not r.get('quantizer/frozen')
       ]
-      label = f'{row["point"]} bits, seed {row["seed"]}'
+      label = f'{row["point"]}, seed {row["seed"]}'
       one.plot(*zip(*curve), lw=1, label=label)
       one.set(xlabel='step', ylabel=f'{name} residual', yscale='log')
   axes[0].legend(fontsize=7)

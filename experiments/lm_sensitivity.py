@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from typing import Any
@@ -33,6 +34,7 @@ from s8bqat_jax.quantizers import tree as trees
 
 METRICS = ('trace', 'kl', 'search', 'size', 'random')
 Scores = dict[str, dict[int, float]]
+Point = int | str
 
 
 class Sensitivity:
@@ -127,12 +129,42 @@ class Sensitivity:
       return True
     return (self.stages.folder('sensitivity', *stage()) / RESULT).exists()
 
-  def budget(self, point: int) -> float:
-    """Returns the bytes of all tensors at `point` bits."""
-    return sum(of[point] for of in self.sizes().values())
+  def budget(self, point: Point) -> float:
+    """Returns the bytes that all tensors may take together.
 
-  def allocation(self, metric: str, point: int) -> sensitivity.Allocation:
-    """Returns the best bits by a metric in the bytes of `point` bits."""
+    Args:
+      point: whole bits, whose bytes they are; or the file's size, as a ratio
+        to all weights in float32 such as '16x' or in bytes such as '300000B',
+        of which the vocabulary and what stays in floating point is taken off.
+
+    Raises:
+      ValueError: saying what a point may be.
+    """
+    sizes = self.sizes()
+    if isinstance(point, int) and all(point in of for of in sizes.values()):
+      return sum(of[point] for of in sizes.values())
+    form = re.fullmatch(r'(\d+(?:\.\d+)?)(x|B)', str(point))
+    if form is None:
+      raise ValueError(
+        f'config.points has {point!r}: expected bits out of config.choices '
+        f"{tuple(self.config.choices)}, a ratio to float32 such as '16x', or "
+        "bytes of the file such as '300000B'"
+      )
+    number, unit = float(form[1]), form[2]
+    leaves = jax.tree.leaves(self._params)
+    whole = 4 * sum(np.size(x) for x in leaves) / number
+    return (whole if unit == 'x' else number) - self._rest()
+
+  @functools.cache  # noqa: B019
+  def _rest(self) -> float:
+    """Bytes of a file that are not its tensors'."""
+    bits = max(self.config.choices)
+    named = {n: _roughly(w, bits) for n, w in tensors(self._params).items()}
+    file = self.stages.file_bytes(trees.replace(self._params, named))
+    return file - sum(of[bits] for of in self.sizes().values())
+
+  def allocation(self, metric: str, point: Point) -> sensitivity.Allocation:
+    """Returns the best bits by a metric in the bytes of a point."""
     return sensitivity.allocate(
       self.scores(metric), self.sizes(), self.budget(point)
     )
@@ -264,16 +296,19 @@ def tensors(params: Any) -> dict[str, jax.Array]:
   return {name: w for name, w in named.items() if trees.is_quantizable(w)}
 
 
+def _roughly(w: jax.Array, bits: int) -> qtensor.QTensor:
+  """A tensor on the simplest grid: what it costs depends on its width alone."""
+  x = np.asarray(w, np.float32)
+  top = np.max(np.abs(x), initial=0.0) or 1.0
+  codes = np.rint((x / top + 1) / 2 * (2**bits - 1)).astype(np.uint8)
+  book = np.arange(2**bits) - 2 ** (bits - 1)
+  return qtensor.QTensor(codes, np.float32(1), book.astype(np.int8), 2**bits)
+
+
 def _bytes(w: jax.Array, bits: int) -> float:
   """What a tensor adds to a file, at this width."""
-  # Bytes do not depend on values.
-  codes = np.arange(np.size(w)).reshape(w.shape) % 2**bits
-  book = np.arange(2**bits) - 2 ** (bits - 1)
-  q = qtensor.QTensor(
-    codes.astype(np.uint8), np.float32(1), book.astype(np.int8), 2**bits
-  )
   empty = packed_file.packed_bytes({})
-  return float(packed_file.packed_bytes({'w': q}) - empty)
+  return float(packed_file.packed_bytes({'w': _roughly(w, bits)}) - empty)
 
 
 def _int_keys(found: Mapping[str, Any]) -> Scores:

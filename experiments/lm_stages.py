@@ -281,8 +281,8 @@ class Stages:
       lambda start: map(self._batches(config), itertools.count(start)),
       lambda params: {'perplexity': self._perplexity(params)},
       score='perplexity',
-      about={language_model.CONFIG_KEY: self.model.to_config()},
-      tokenizer=self.corpora.tokenizer.to_config(),
+      about=self._about()['config'],
+      tokenizer=self._about()['tokenizer'],
       model_file=MODEL_FILE,
       quantizer=quantizer,
       params=params,
@@ -309,13 +309,18 @@ class Stages:
     dev = self.corpora.dev
     return text_lib.perplexity(self._nats(params, dev).sum(), dev.words)
 
+  def file_bytes(self, tree: Any) -> int:
+    """Returns the size of the file of these weights, everything counted."""
+    return len(packed_file.serialize(jax.device_get(tree), **self._about()))
+
   def _save(self, path: pathlib.Path, tree: Any) -> None:
-    packed_file.save(
-      path,
-      jax.device_get(tree),
-      config={language_model.CONFIG_KEY: self.model.to_config()},
-      tokenizer=self.corpora.tokenizer.to_config(),
-    )
+    packed_file.save(path, jax.device_get(tree), **self._about())
+
+  def _about(self) -> dict[str, Any]:
+    return {
+      'config': {language_model.CONFIG_KEY: self.model.to_config()},
+      'tokenizer': self.corpora.tokenizer.to_config(),
+    }
 
 
 def make_quantizer(

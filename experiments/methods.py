@@ -99,21 +99,16 @@ def _s8bqat(
   run,
   bits,
   pull=4.0,
-  snaps=1,
-  reading='overwrite',
+  every=1,
+  reading='loss',
   coupling='flow',
   power=2.0,
   centroids='lloyd-max',
 ):
-  """S8BQAT; a `pull` of 0 leaves MRACos out, 0 `snaps` the hard compressor.
-
-  Snaps are spread evenly over the free steps, the last one at their end. An
-  early one is rounding: it decides every code before the pull has begun, and
-  fine-tuning moves weights too little to change one afterwards.
-  """
+  """S8BQAT; a `pull` of 0 leaves MRACos out, 0 `every` the hard compressor."""
   del bits
-  if reading not in ('overwrite', 'loss'):
-    raise ValueError(f"reading must be 'overwrite' or 'loss', got {reading!r}")
+  if reading not in (quantizers.AT_CODES, quantizers.OVERWRITE):
+    raise ValueError(f"reading must be 'loss' or 'overwrite', got {reading!r}")
   if centroids not in _FITS:
     raise ValueError(f'centroids {centroids!r}: not one of {list(_FITS)}')
   fit = _FITS[centroids]
@@ -127,11 +122,9 @@ def _s8bqat(
     )
   else:
     method = quantizers.centroids(rules, fit=fit)
-  if not snaps:
+  if not every:
     return method
-  # The last of them falls together with the final phase's own.
-  every = max(run.free_steps // snaps, 1)
-  if reading == 'loss':
+  if reading == quantizers.AT_CODES:
     return quantizers.loss_at_codes(method, every)
   return quantizers.hard_compressor(method, every, run.peak)
 

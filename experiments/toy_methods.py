@@ -185,8 +185,9 @@ def penalized(bits: int, total: float = LOSS_PULL) -> quantizers.Quantizer:
 def s8bqat(
   bits: int,
   total: float = FLOW_PULL,
-  snap_every: int = SNAP_EVERY,
+  every: int = SNAP_EVERY,
   coupling: str = 'flow',
+  reading: str = quantizers.OVERWRITE,
 ) -> quantizers.Quantizer:
   """Returns S8BQAT of a given strength."""
   return quantizers.s8bqat(
@@ -194,7 +195,8 @@ def s8bqat(
     total_steps=FREE_STEPS,
     learning_rate=schedule(STEPS),
     total_pull=total,
-    snap_every=snap_every,
+    every=every,
+    reading=reading,
     coupling=coupling,
   )
 
@@ -222,6 +224,7 @@ def methods(bits: int) -> dict[str, quantizers.Quantizer]:
       bits, pressure=pull(FLOW_PULL), power=0.0
     ),
     'flow + snaps': s8bqat(bits),
+    'flow + loss at codes': s8bqat(bits, every=1, reading=quantizers.AT_CODES),
     'straight-through': quantizers.straight_through(fixed),
     'uniform straight-through': quantizers.uniform(
       bits, scale=quantizers.mse_scale, refit_every=0

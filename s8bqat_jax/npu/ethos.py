@@ -217,8 +217,8 @@ def cost(work: Work, machine: Ethos) -> OpCost:
       _dot(constants[f'{work.kind} weights'], work.stream_features(stored)),
       _dot(constants[f'{work.kind} maps'], work.map_features()),
     )
-  elif work.kind in constants:
-    compute, memory = _dot(constants[work.kind], work.plain_features()), 0.0
+  elif (kind := _fitted_as(work.kind, constants)) is not None:
+    compute, memory = _dot(constants[kind], work.plain_features()), 0.0
   else:
     raise ValueError(
       f'{machine.name}: no constants for {work.kind!r} (at {work.op.site}); '
@@ -229,6 +229,15 @@ def cost(work: Work, machine: Ethos) -> OpCost:
     work.op.name, work.op.site or work.op.outs[0].name, 1, work.macs,
     round(stored), traffic, compute, memory, max(compute, memory),
   )  # fmt: skip
+
+
+def _fitted_as(kind: str, constants: dict[str, list[float]]) -> str | None:
+  """The kind whose constants apply: a table's cost is that of its types."""
+  if kind in constants:
+    return kind
+  types = kind.rsplit(' ', 1)[-1]
+  tables = (k for k in constants if k.startswith('lut ') and k.endswith(types))
+  return min(tables, default=None) if kind.startswith('lut ') else None
 
 
 def _dot(a: list[float], b: list[float]) -> float:

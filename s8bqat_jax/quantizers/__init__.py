@@ -56,7 +56,7 @@ from s8bqat_jax.quantizers.lift import lift_tensor
 from s8bqat_jax.quantizers.mracos import mracos, pressure_schedule
 from s8bqat_jax.quantizers.ptq import ptq
 from s8bqat_jax.quantizers.rules import TERNARY, Rule
-from s8bqat_jax.quantizers.s8bqat import s8bqat
+from s8bqat_jax.quantizers.s8bqat import AT_CODES, OVERWRITE, s8bqat
 from s8bqat_jax.quantizers.step import (
   Step,
   TrainState,
@@ -81,7 +81,9 @@ from s8bqat_jax.quantizers.uniform import (
 )
 
 __all__ = [
+  'AT_CODES',
   'MAIN',
+  'OVERWRITE',
   'TERNARY',
   'Ctx',
   'Quantizer',

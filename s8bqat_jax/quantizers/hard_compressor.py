@@ -89,7 +89,7 @@ def loss_at_codes(quantizer: types.Quantizer, every: int) -> types.Quantizer:
 
   Args:
     quantizer: a Quantizer with one branch.
-    every: N, steps from one quantized loss to the next.
+    every: N, steps from one quantized loss to the next; 1 for all of them.
 
   Returns:
     The Quantizer.
@@ -103,6 +103,8 @@ def loss_at_codes(quantizer: types.Quantizer, every: int) -> types.Quantizer:
   """
   _check_every(every)
   emulated = straight_through(quantizer)
+  if every == 1:
+    return emulated
 
   def views(
     params: types.Params, state: types.State, ctx: types.Ctx

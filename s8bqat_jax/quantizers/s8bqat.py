@@ -1,8 +1,14 @@
-"""S8BQAT: centroids, a pull towards them, and a compressor that snaps.
+"""S8BQAT: centroids, a pull towards them, and a hard compressor.
 
 Published: Lloyd-Max centroids of the float baseline, the MRACos regularizer in
 the loss, a periodic hard compressor. Our reconstruction: how strong, how often
 and by which coupling, and all that the files of the two parts mark as such.
+
+Our mend, the default: the compressor is read as a loss taken at the quantized
+weights, and invoked at every step. Weights that are overwritten now and then,
+or only pulled, move to the centroid that is nearest, not to the one that the
+task wants: nothing in the loss has ever seen a code. The pull remains, and
+keeps the weights from hovering between two centroids.
 
 References:
   Zhen et al., Sub-8-Bit Quantization Aware Training for 8-Bit Neural Network
@@ -18,8 +24,10 @@ import optax
 
 from s8bqat_jax.quantizers import rules as rule_lib
 from s8bqat_jax.quantizers import types
-from s8bqat_jax.quantizers.hard_compressor import hard_compressor
+from s8bqat_jax.quantizers.hard_compressor import hard_compressor, loss_at_codes
 from s8bqat_jax.quantizers.mracos import FLOW, mracos, pressure_schedule
+
+AT_CODES, OVERWRITE = 'loss', 'overwrite'
 
 
 def s8bqat(
@@ -28,7 +36,8 @@ def s8bqat(
   total_steps: int,
   learning_rate: optax.ScalarOrSchedule,
   total_pull: float = 4.0,
-  snap_every: int = 200,
+  every: int = 1,
+  reading: str = AT_CODES,
   coupling: str = FLOW,
 ) -> types.Quantizer:
   """Trains float weights until they sit on the centroids of the baseline.
@@ -41,19 +50,28 @@ def s8bqat(
       one, since frozen weights feel no pull (0.85 of all by its default).
     learning_rate: of this training, number or schedule, as `make_step` gets.
     total_pull: the hyperparameter of `mracos.pressure_schedule`.
-    snap_every: steps from one snap of the hard compressor to the next.
+    every: N, steps from one call of the hard compressor to the next.
+    reading: what it does: 'loss' takes the loss at the quantized weights,
+      'overwrite' replaces the weights by them; about every 200 steps then.
     coupling: 'flow', or 'loss' for the penalty in the loss as published.
 
   Returns:
     The Quantizer. `final_phase.with_final_phase` goes around it, as it does
     around every method.
 
+  Raises:
+    ValueError: for an unknown reading or coupling, or without steps.
+
   References:
     Zhen et al., arXiv:2206.15408; see the head of this file for what of it is
     published.
   """
+  if reading not in (AT_CODES, OVERWRITE):
+    raise ValueError(f"reading must be 'loss' or 'overwrite', got {reading!r}")
   pressure = pressure_schedule(total_pull, total_steps, learning_rate)
+  penalty = mracos(rules, pressure=pressure, coupling=coupling)
+  if reading == AT_CODES:
+    return loss_at_codes(penalty, every)
   rate, steps = learning_rate, jnp.arange(total_steps)
   peak = float(jnp.max(jax.vmap(rate)(steps)) if callable(rate) else rate)
-  penalty = mracos(rules, pressure=pressure, coupling=coupling)
-  return hard_compressor(penalty, snap_every, peak)
+  return hard_compressor(penalty, every, peak)

@@ -12,6 +12,7 @@ import base64
 import dataclasses
 import functools
 import io
+import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
@@ -175,7 +176,8 @@ class SubwordTokenizer:
     return self._processor.decode(ids)
 
   def to_config(self) -> dict[str, Any]:
-    model = base64.b64encode(self.model).decode('ascii')
+    # It ships with a network of a few hundred kB: bytes count.
+    model = base64.b85encode(zlib.compress(self.model, 9)).decode('ascii')
     return {'kind': 'subword', 'model': model}
 
 
@@ -194,7 +196,7 @@ def tokenizer_from_config(config: dict[str, Any]) -> Tokenizer:
   if kind == 'word':
     return WordTokenizer(tuple(config['words']))
   if kind == 'subword':
-    return SubwordTokenizer(base64.b64decode(config['model']))
+    return SubwordTokenizer(zlib.decompress(base64.b85decode(config['model'])))
   raise ValueError(
     f"tokenizer kind {kind!r} is none of 'char', 'word', 'subword'"
   )

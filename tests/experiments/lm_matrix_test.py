@@ -98,6 +98,42 @@ def test_every_metric_allocates_within_the_bytes_of_uniform_precision(found):
     assert sum(sizes[n][b] for n, b in bits.items()) <= budget, metric
 
 
+def test_a_budget_of_bytes_is_that_of_the_file(stages, found):
+  files = {
+    b: stages.train('ptq lloyd-max', b).stat().st_size for b in (2, 3, 4)
+  }
+  for wanted in (0.5 * (files[2] + files[3]), 0.5 * (files[3] + files[4])):
+    bits = found.allocation('size', f'{wanted:.0f}B').bits
+    assert len(set(bits.values())) > 1
+    file = stages.train('ptq lloyd-max', bits).stat().st_size
+    assert 0.93 * wanted < file <= 1.005 * wanted
+  metrics = stages.evaluate(stages.train('ptq lloyd-max', 3))
+  ratio = found.budget(f'{metrics["ratio_fp32"]:.3f}x')
+  np.testing.assert_allclose(ratio, found.budget(3), rtol=0.01)
+
+
+@pytest.mark.parametrize('point', [7, '3', 'x', '16 x', '1e5B'])
+def test_a_budget_that_means_nothing(found, point):
+  with pytest.raises(ValueError, match='expected bits out of config.choices'):
+    found.budget(point)
+
+
+def test_a_budget_below_every_file(found):
+  with pytest.raises(sensitivity.InfeasibleError):
+    found.allocation('size', '1000B')
+
+
+def test_only_whole_bits_have_uniform_cells(config):
+  config = config.copy_and_resolve_references()
+  config.points = (3, '8x')
+  cells = list(lib.cells(config))
+  at = {p: [c for c in cells if c.point == p] for p in config.points}
+  assert {c.metric for c in at['8x']} == set(lm_sensitivity.METRICS)
+  assert {c.method for c in at[3] if c.metric is None} == {*lib.UNIFORM, 'admm'}
+  for pair in lib.pairs(config):
+    assert set(pair) <= set(cells)
+
+
 def test_sizes_are_what_a_tensor_adds_to_a_file(stages, found):
   sizes = found.sizes()
   at = {b: sum(of[b] for of in sizes.values()) for b in (2, 4)}

@@ -45,7 +45,7 @@ def done(tmp_path_factory):
   'text',
   [
     '90k/float',
-    '200k/s8bqat:4?pull=8&snaps=0',
+    '200k/s8bqat:4?pull=8&every=0',
     '90k/ptq lloyd-max:2',
     '90k/s8bqat:3?centroids=uniform&power=0',
   ],
@@ -60,7 +60,7 @@ def test_a_cell_is_its_name(text):
     ('float', 'expected SIZE/METHOD:BITS'),
     ('90k/s8bqat:four', 'expected SIZE/METHOD:BITS'),
     ('90k/s9bqat:4', 'no method .s9bqat.; methods: float,'),
-    ('90k/s8bqat:4?pul=8', 'no option .pul.; options: pull, snaps'),
+    ('90k/s8bqat:4?pul=8', 'no option .pul.; options: pull, every'),
     ('90k/s8bqat:4?pull', 'option .pull. has no value'),
     ('90k/s8bqat', 's8bqat takes 1..8 bits'),
     ('90k/uniform qat:12', 'uniform qat takes 1..8 bits'),
@@ -153,13 +153,14 @@ def test_ablations_differ():
   params = {'w': jnp.asarray(w)}
   moved = {}
   for text in (
-    'snaps=4',
-    'snaps=0',
-    'snaps=4&pull=0',
-    'snaps=4&power=0',
-    'snaps=4&centroids=uniform',
-    'snaps=4&coupling=loss',
-    'snaps=4&reading=loss',
+    '',
+    'every=0',
+    'every=4',
+    'pull=0',
+    'power=0',
+    'centroids=uniform',
+    'coupling=loss',
+    'every=4&reading=overwrite',
   ):
     options = dict(cells.parse(f'x/s8bqat:2?{text}').options)
     quantizer = methods.make(
@@ -167,13 +168,13 @@ def test_ablations_differ():
     )
     state = quantizer.init(params)
     found = params
-    for i in (2, 3):  # an ordinary step, then one with a snap
+    for i in (2, 3):  # every fourth step is the second of these
       ctx = Ctx(jnp.int32(i), jax.random.key(0), jnp.float32(1e-2))
       seen = quantizer.views(found, state, ctx)['main']['w']
       penalty = quantizer.penalty(found, state, ctx)
       found, state, _ = quantizer.after_update(found, state, ctx)
       moved.setdefault(text, []).append((found['w'], seen, penalty))
-  base = moved.pop('snaps=4')
+  base = moved.pop('')
   for text, other in moved.items():
     same = all(
       np.array_equal(a, b) for x, y in zip(base, other) for a, b in zip(x, y)
@@ -257,7 +258,7 @@ def test_rows_and_comparisons(done, tmp_path):
   stored = json.loads((tmp_path / 'results' / 'tiny.json').read_text())
   assert stored['rows'] == rows and stored['not_run'] == ['something']
   compared = {(c['a'], c['b']): c for c in stored['comparisons']}
-  ours = compared['tiny/float', 'tiny/s8bqat:2?snaps=2']
+  ours = compared['tiny/float', 'tiny/s8bqat:2?pull=2']
   a, b = (found[job]['wer'] for job in jobs)
   assert ours['relative'] == pytest.approx(100 * (b - a) / a)
   assert ours['bytes_ratio'] < 0.5 and not ours['headline']

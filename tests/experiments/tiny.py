@@ -37,7 +37,7 @@ def experiment():
   config.float.module = 'tests.experiments.tiny'
   config.float.arguments = 'seed={seed}'
   config.finetune.share = 1.0
-  config.matrices.quick = s8bqat.matrix('tiny/float', 'tiny/s8bqat:2?snaps=2')
+  config.matrices.quick = s8bqat.matrix('tiny/float', 'tiny/s8bqat:2?pull=2')
   return config
 
 

@@ -61,7 +61,7 @@ def test_a_method_goes_on_after_an_interruption(
   _, params, _ = recognizer_lib.load(trained[0] / recognizer_lib.MODEL_FILE)
   rate, compiled = other.train.learning_rate, tmp_path_factory.mktemp('xla')
   method = quantizers.with_final_phase(
-    quantizers.s8bqat(3, total_steps=5, learning_rate=rate, snap_every=3), 6
+    quantizers.s8bqat(3, total_steps=5, learning_rate=rate, every=3), 6
   )
 
   def run():

@@ -18,7 +18,9 @@ W = {
 def test_flows_at_every_step_and_snaps_at_every_nth():
   rate = optax.cosine_decay_schedule(0.5, 12)
   run = {'total_steps': 12, 'learning_rate': rate}
-  whole = quantizers.s8bqat(3, total_pull=2.0, snap_every=5, **run)
+  whole = quantizers.s8bqat(
+    3, total_pull=2.0, every=5, reading='overwrite', **run
+  )
   pressure = quantizers.pressure_schedule(2.0, 12, rate)
   flow = quantizers.mracos(3, pressure=pressure)
   updates = jax.jit(whole.after_update), jax.jit(flow.after_update)
@@ -39,8 +41,32 @@ def test_flows_at_every_step_and_snaps_at_every_nth():
 
 def test_reads_the_peak_of_the_schedule_for_its_warning(recwarn):
   rate = optax.warmup_cosine_decay_schedule(0.0, 1e-5, 4, 12)
-  quantizers.s8bqat(3, total_steps=12, learning_rate=rate, snap_every=5).init(W)
+  quantizers.s8bqat(
+    3, total_steps=12, learning_rate=rate, every=5, reading='overwrite'
+  ).init(W)
   assert any('learning rate 1e-05' in str(w.message) for w in recwarn)
+
+
+def test_the_loss_sees_codes_and_the_weights_flow_towards_them():
+  run = {'total_steps': 12, 'learning_rate': 0.5}
+  whole = quantizers.s8bqat(3, **run)
+  pressure = quantizers.pressure_schedule(4.0, 12, 0.5)
+  flow = quantizers.mracos(3, pressure=pressure)
+  state = whole.init(W)
+  shipped = qtensor.decode(whole.encode(W, state))
+  for step in range(3):
+    ctx = quantizers.Ctx(jnp.int32(step), jax.random.key(0), jnp.float32(0.5))
+    view = whole.views(W, state, ctx)[quantizers.MAIN]
+    np.testing.assert_array_equal(view['w'], shipped['w'])
+    new, *_ = whole.after_update(W, state, ctx)
+    flowed, *_ = flow.after_update(W, state, ctx)
+    np.testing.assert_array_equal(new['w'], flowed['w'])
+    assert np.any(new['w'] != W['w']) and np.any(new['w'] != shipped['w'])
+
+
+def test_an_unknown_reading_is_an_error():
+  with pytest.raises(ValueError, match="reading must be 'loss' or 'overwrite'"):
+    quantizers.s8bqat(4, total_steps=9, learning_rate=1.0, reading='snap')
 
 
 def test_a_training_without_steps_is_an_error():

@@ -61,7 +61,8 @@ def default() -> ml_collections.ConfigDict:
   # Random allocations that predictions are held against.
   sensitivity.allocations = 24
 
-  # Each point is the bytes of all tensors at this many bits.
+  # Budgets: the bytes of all tensors at so many bits, or of the whole file: a
+  # ratio to float32 ('16x') or bytes ('300000B').
   config.points = (2, 3, 4)
   config.choices = (1, 2, 3, 4, 5, 6, 8)
   config.seeds = (0,)

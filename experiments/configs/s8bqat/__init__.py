@@ -86,16 +86,16 @@ def ablation(size: str, bits: int) -> tuple[str, ...]:
     f'{size}/s8bqat:{bits}',
     # Without MRACos, without the hard compressor, without both.
     f'{size}/s8bqat:{bits}?pull=0',
-    f'{size}/s8bqat:{bits}?snaps=0',
-    f'{size}/s8bqat:{bits}?pull=0&snaps=0',
-    # The compressor's other reading: the loss sees codes at every n-th step.
-    f'{size}/s8bqat:{bits}?reading=loss&snaps=100',
-    f'{size}/s8bqat:{bits}?pull=0&reading=loss&snaps=100',
+    f'{size}/s8bqat:{bits}?every=0',
+    f'{size}/s8bqat:{bits}?pull=0&every=0',
+    # The compressor's other reading: weights are overwritten.
+    f'{size}/s8bqat:{bits}?reading=overwrite&every=400',
+    f'{size}/s8bqat:{bits}?pull=0&reading=overwrite&every=400',
     f'{size}/s8bqat:{bits}?coupling=loss',
     f'{size}/s8bqat:{bits}?power=0',
     f'{size}/s8bqat:{bits}?centroids=uniform',
     f'{size}/acosr:{bits}',
     f'{size}/straight-through:{bits}',
     f'{size}/learned step:{bits}',
-    *variants(pull=(1, 2, 8, 16), snaps=(2, 4, 8)),
+    *variants(pull=(1, 2, 8, 16), every=(2, 4, 16, 64)),
   )

@@ -18,6 +18,26 @@ def get_config(words='all'):
   config.parts = ('0', '1', '2', '3')
   config.activation_bits = 8
   config.finetune.share = 0.2
+  # On development data of fold 0, out of 1e-3 and 4e-3.
+  config.finetune.rates['s8bqat:2'] = 4e-3
+  config.finetune.rates['straight-through:2'] = 4e-3
+  # The learning rate, and the compressor, at the width where they matter most.
+  config.matrices.rates = s8bqat.matrix(
+    *(
+      f'90k/{method}lr={rate}'
+      for rate in (1e-3, 4e-3)
+      for method in (
+        's8bqat:2?',
+        's8bqat:2?every=0&',
+        'straight-through:2?',
+        's8bqat:4?',
+        'straight-through:4?',
+        'uniform qat:8?',
+      )
+    ),
+    split='dev',
+    parts=('0',),
+  )
   # What tells the story on its own, to run before all of the curve.
   config.matrices.core = s8bqat.matrix(
     '90k/float',

@@ -262,8 +262,25 @@ def test_rows_and_comparisons(done, tmp_path):
   a, b = (found[job]['wer'] for job in jobs)
   assert ours['relative'] == pytest.approx(100 * (b - a) / a)
   assert ours['bytes_ratio'] < 0.5 and not ours['headline']
+  assert not any('latency' in key for key in ours)  # of a float: none
   pictures = {p.name for p in (tmp_path / 'results').glob('*.png')}
   assert pictures == {'tiny.png', 'tiny_distance.png', 'tiny_weights.png'}
+
+
+def test_what_runs_in_integers_is_compared_in_latency(done):
+  config, _, jobs, found = done
+  metrics = found[jobs[1]]
+  ours, control = (
+    cells.Job(cells.parse(text), 'all', 0)
+    for text in ('tiny/s8bqat:2', 'tiny/uniform qat:8')
+  )
+  slower = {**metrics, 'u65_512_latency_ms_8': 4.0, 'bytes': 1000}
+  quicker = {**metrics, 'u65_512_latency_ms_8': 3.0, 'bytes': 500}
+  (compared,) = matrix.comparisons(config, {ours: quicker, control: slower})
+  assert (compared['a'], compared['b']) == (str(control.cell), str(ours.cell))
+  assert compared['u65_512_latency_ms_8_ratio'] == 0.75
+  assert compared['bytes_ratio'] == 0.5
+  assert compared['index_traffic_1_ratio'] == 1
 
 
 def test_folds_are_pooled_and_seeds_are_not(done, tmp_path):

@@ -18,13 +18,17 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
 
+from s8bqat_jax.quantizers import codebook as books
 from s8bqat_jax.quantizers import rules as rule_lib
 from s8bqat_jax.quantizers import types
 from s8bqat_jax.quantizers.hard_compressor import hard_compressor, loss_at_codes
+from s8bqat_jax.quantizers.lloyd_max import fit as fit_lloyd_max
 from s8bqat_jax.quantizers.mracos import FLOW, mracos, pressure_schedule
 
 AT_CODES, OVERWRITE = 'loss', 'overwrite'
@@ -39,6 +43,7 @@ def s8bqat(
   every: int = 1,
   reading: str = AT_CODES,
   coupling: str = FLOW,
+  fit: Callable[[jax.Array, int], books.Codebook] = fit_lloyd_max,
 ) -> types.Quantizer:
   """Trains float weights until they sit on the centroids of the baseline.
 
@@ -54,6 +59,7 @@ def s8bqat(
     reading: what it does: 'loss' takes the loss at the quantized weights,
       'overwrite' replaces the weights by them; about every 200 steps then.
     coupling: 'flow', or 'loss' for the penalty in the loss as published.
+    fit: (w, levels) -> Codebook.
 
   Returns:
     The Quantizer. `final_phase.with_final_phase` goes around it, as it does
@@ -69,7 +75,7 @@ def s8bqat(
   if reading not in (AT_CODES, OVERWRITE):
     raise ValueError(f"reading must be 'loss' or 'overwrite', got {reading!r}")
   pressure = pressure_schedule(total_pull, total_steps, learning_rate)
-  penalty = mracos(rules, pressure=pressure, coupling=coupling)
+  penalty = mracos(rules, pressure=pressure, coupling=coupling, fit=fit)
   if reading == AT_CODES:
     return loss_at_codes(penalty, every)
   rate, steps = learning_rate, jnp.arange(total_steps)

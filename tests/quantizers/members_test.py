@@ -59,7 +59,7 @@ FLOAT = {
     CENTROIDS, 2, peak_learning_rate=1.0
   ),
   'loss_at_codes': quantizers.loss_at_codes(CENTROIDS, 2),
-  's8bqat': quantizers.s8bqat(3, every=2, **RUN),
+  's8bqat': quantizers.s8bqat(3, every=2, fit=_spread, **RUN),
   'with_final_phase': quantizers.with_final_phase(
     quantizers.hard_compressor(CENTROIDS, 2, 1.0), 10
   ),

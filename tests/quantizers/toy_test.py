@@ -69,6 +69,6 @@ def test_admm_residuals_go_to_zero_on_the_toy():
 
 def test_every_method_of_the_comparison_is_a_quantizer():
   methods = toy.methods(3)
-  assert len(methods) == 13
+  assert len(methods) == 14
   for quantizer in methods.values():
     assert isinstance(quantizer, quantizers.Quantizer)

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import scipy.stats
 
-from experiments import lm_sensitivity, lm_stages, methods
+from experiments import lm_sensitivity, lm_stages, methods, results
 from s8bqat_jax import sensitivity
 from s8bqat_jax.speech import significance
 
 MARGIN = 0.01  # relative, of perplexity; a loss surely below it is none
+COLUMNS = {
+  'method': '',
+  'bits': '.2f',
+  'seed': '',
+  'perplexity': '.2f',
+  'dev_perplexity': '.2f',
+  'bytes': ',',
+  'encoded_bytes': ',',
+  'ratio_fp32': '.2f',
+  'ratio_fp16': '.2f',
+}
 UNIFORM = 'ptq uniform', 'ptq lloyd-max', 'uniform qat', 'straight-through'
 
 
@@ -83,6 +95,37 @@ def pairs(config) -> Iterator[tuple[Cell, Cell]]:
         yield Cell('admm', point), Cell('admm', point, metric)
       if metric != 'random':
         yield Cell('admm', point, 'random'), Cell('admm', point, metric)
+
+
+def run(
+  asked: Sequence[tuple[int, Cell]],
+  score: Callable[[int, Cell], dict[str, Any]],
+  max_hours: float = float('inf'),
+) -> tuple[dict[tuple[int, Cell], dict[str, Any]], dict[Any, str]]:
+  """Scores cells one after another and prints each row.
+
+  Args:
+    asked: seeds and cells.
+    score: (seed, cell) -> row, after whatever training that takes.
+    max_hours: none starts after that long.
+
+  Returns:
+    The rows, and for those that failed a line that says why.
+  """
+  start = time.perf_counter()
+  rows, failed = {}, {}
+  for seed, cell in asked:
+    if time.perf_counter() - start > 3600 * max_hours:
+      break
+    try:
+      rows[seed, cell] = row = score(seed, cell)
+    except (FloatingPointError, RuntimeError) as e:
+      # One training that diverged must not cost the others' results.
+      failed[seed, cell] = f'{cell}, seed {seed}: failed: {e}'
+      print(failed[seed, cell], flush=True)
+      continue
+    print(results.table([row], COLUMNS), flush=True)
+  return rows, failed
 
 
 def agreement(

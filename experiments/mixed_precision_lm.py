@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import itertools
 import pathlib
-import time
 from typing import Any
 
 from absl import app, flags
@@ -42,18 +41,6 @@ _HOURS = flags.DEFINE_float(
   'max_hours', float('inf'), 'Start nothing after that; it is listed.'
 )
 _ESTIMATE = flags.DEFINE_bool('estimate_only', False, 'Print hours and stop.')
-
-COLUMNS = {
-  'method': '',
-  'bits': '.2f',
-  'seed': '',
-  'perplexity': '.2f',
-  'dev_perplexity': '.2f',
-  'bytes': ',',
-  'encoded_bytes': ',',
-  'ratio_fp32': '.2f',
-  'ratio_fp16': '.2f',
-}
 
 
 def main(argv):
@@ -91,19 +78,17 @@ def main(argv):
   print(f'{len(asked)} of {len(planned)} cells; about {hours:.2f} h to go')
   if _ESTIMATE.value:
     return
-  start = time.perf_counter()
-  rows: dict[tuple[int, lm_matrix.Cell], dict[str, Any]] = {}
+  score = lambda seed, cell: _row(found[seed], seed, cell)
   try:
-    for seed, cell in asked:
-      if time.perf_counter() - start > 3600 * _HOURS.value:
-        break
-      rows[seed, cell] = row = _row(found[seed], seed, cell)
-      print(results.table([row], COLUMNS), flush=True)
+    rows, failed = lm_matrix.run(asked, score, _HOURS.value)
     # What an earlier run has done belongs into the results as well.
-    for seed, cell in planned:
-      known = lm_matrix.done(cell, found[seed])
-      if (seed, cell) not in rows and known:
-        rows[seed, cell] = _row(found[seed], seed, cell)
+    others = [
+      (seed, cell)
+      for seed, cell in planned
+      if (seed, cell) not in rows | failed and lm_matrix.done(cell, found[seed])
+    ]
+    more, of_others = lm_matrix.run(others, score)
+    rows, failed = rows | more, failed | of_others
     first = found[next(iter(rows))[0]] if rows else None
     agreement = [
       {'seed': seed, **row}
@@ -120,7 +105,12 @@ def main(argv):
   if first is None:
     print('nothing is done yet, nothing was written')
     return
-  _write(config, corpora, planned, rows, agreement, first)
+  not_run = [
+    failed.get((seed, cell), f'{cell}, seed {seed}')
+    for seed, cell in planned
+    if (seed, cell) not in rows
+  ]
+  _write(config, corpora, rows, not_run, agreement, first)
 
 
 def _row(
@@ -146,7 +136,7 @@ def _row(
   return row
 
 
-def _write(config, corpora, planned, rows, agreement, first) -> None:
+def _write(config, corpora, rows, not_run, agreement, first) -> None:
   """Writes the results file and the pictures; prints the table."""
   lines = corpora.eval_text.lines
   path = results.write(
@@ -164,18 +154,14 @@ def _write(config, corpora, planned, rows, agreement, first) -> None:
     corpus=[
       {'spec': k, 'fingerprint': v} for k, v in corpora.fingerprints.items()
     ],
-    not_run=[
-      f'{cell}, seed {seed}'
-      for seed, cell in planned
-      if (seed, cell) not in rows
-    ],
+    not_run=not_run,
     agreement=agreement,
     traces=first.traces()[2] if first.ready('trace') else None,
     config_hash=results.config_hash(config.to_dict()),
   )
   ordered = list(rows.values())
   lm_plots.write(ordered, first, path.with_suffix(''))
-  print(results.table(ordered, COLUMNS))
+  print(results.table(ordered, lm_matrix.COLUMNS))
 
 
 if __name__ == '__main__':

@@ -187,6 +187,21 @@ def test_another_text_is_another_float_model(config, tmp_path):
   assert third.folder('float', 'float', third.float_config) in folders
 
 
+def test_a_cell_that_diverges_costs_no_other():
+  good, bad = lib.Cell('float'), lib.Cell('admm', 2)
+
+  def score(seed, cell):
+    if cell == bad:
+      raise FloatingPointError('the loss is NaN at step 7')
+    return {'method': cell.label, 'seed': seed, 'perplexity': 9.0}
+
+  asked = [(seed, cell) for seed in (0, 1) for cell in (bad, good)]
+  rows, failed = lib.run(asked, score)
+  assert list(rows) == [(0, good), (1, good)]
+  assert failed[1, bad] == 'admm, 2, seed 1: failed: the loss is NaN at step 7'
+  assert lib.run(asked, score, max_hours=-1.0) == ({}, {})
+
+
 def test_what_is_done_is_not_charged(config, stages, found):
   rest = lib.Cell('float continued')
   before = lib.estimated_hours(config, [found], [rest])

@@ -32,5 +32,7 @@ def get_config(text=None):
   config.data.dev = f'text:{folder}/valid.txt?part=dev&{form}'
   config.data.eval = f'text:{folder}/valid.txt?part=eval&{form}'
   config.model.update(SIZES[args['size']])
+  config.points = (4, 3, 2, '16x')
+  config.finetune.share = 0.1
   config.seeds = (0, 1, 2)
   return config

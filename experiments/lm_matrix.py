@@ -26,6 +26,7 @@ COLUMNS = {
   'ratio_fp32': '.2f',
   'ratio_fp16': '.2f',
 }
+_FAILURES = FloatingPointError, RuntimeError, sensitivity.InfeasibleError
 UNIFORM = 'ptq uniform', 'ptq lloyd-max', 'uniform qat', 'straight-through'
 
 
@@ -119,8 +120,8 @@ def run(
       break
     try:
       rows[seed, cell] = row = score(seed, cell)
-    except (FloatingPointError, RuntimeError) as e:
-      # One training that diverged must not cost the others' results.
+    except _FAILURES as e:
+      # One that diverged or cannot be must not cost the others' results.
       failed[seed, cell] = f'{cell}, seed {seed}: failed: {e}'
       print(failed[seed, cell], flush=True)
       continue
@@ -155,9 +156,12 @@ def agreement(
   rng = np.random.default_rng(stages.config.seed)
   rows = []
   for point in stages.config.points:
-    drawn = _random_allocations(
-      found, point, stages.config.sensitivity.allocations, rng
-    )
+    try:
+      drawn = _random_allocations(
+        found, point, stages.config.sensitivity.allocations, rng
+      )
+    except sensitivity.InfeasibleError:
+      continue
     measured = [mean(found.quantized(bits)) - base for bits in drawn]
     for metric in metrics:
       scores = found.scores(metric)
@@ -176,7 +180,7 @@ def agreement(
 
 
 def _random_allocations(found, point, count, rng) -> list[dict[str, int]]:
-  """Different allocations in the bytes of `point` bits, by random scores."""
+  """Different allocations in the bytes of a point, by random scores."""
   drawn: list[dict[str, int]] = []
   for _ in range(10 * count):
     scores = found.random_scores(rng)
@@ -241,7 +245,10 @@ def done(cell: Cell, found: lm_sensitivity.Sensitivity) -> bool:
     return False
   if cell.metric is not None and not found.ready(cell.metric):
     return False
-  return stages.done(cell.method, bits_of(cell, found))
+  try:
+    return stages.done(cell.method, bits_of(cell, found))
+  except sensitivity.InfeasibleError:
+    return False
 
 
 def estimated_hours(

@@ -60,7 +60,7 @@ def perplexity_against_bytes(rows: Rows, axes: Any) -> None:
   for row in rows:
     lines.setdefault(row['method'], []).append(row)
   for i, (method, of_line) in enumerate(lines.items()):
-    points: dict[int, list[Any]] = {}
+    points: dict[int | str, list[Any]] = {}
     for row in of_line:
       points.setdefault(row['point'], []).append(row['metrics'])
     mean = [

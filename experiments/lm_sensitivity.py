@@ -16,7 +16,7 @@ import functools
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -140,34 +140,50 @@ class Sensitivity:
     Raises:
       ValueError: saying what a point may be.
     """
-    sizes = self.sizes()
-    if isinstance(point, int) and all(point in of for of in sizes.values()):
-      return sum(of[point] for of in sizes.values())
-    form = re.fullmatch(r'(\d+(?:\.\d+)?)(x|B)', str(point))
-    if form is None:
-      raise ValueError(
-        f'config.points has {point!r}: expected bits out of config.choices '
-        f"{tuple(self.config.choices)}, a ratio to float32 such as '16x', or "
-        "bytes of the file such as '300000B'"
-      )
-    number, unit = float(form[1]), form[2]
-    leaves = jax.tree.leaves(self._params)
-    whole = 4 * sum(np.size(x) for x in leaves) / number
-    return (whole if unit == 'x' else number) - self._rest()
+    number, unit = _read_point(point, self.config.choices)
+    if unit == 'bits':
+      return sum(of[int(number)] for of in self.sizes().values())
+    return self._file_size(number, unit) - self._rest()
+
+  def _file_size(self, number: float, unit: str) -> float:
+    if unit == 'B':
+      return number
+    return 4 * sum(map(np.size, jax.tree.leaves(self._params))) / number
 
   @functools.cache  # noqa: B019
   def _rest(self) -> float:
     """Bytes of a file that are not its tensors'."""
     bits = max(self.config.choices)
-    named = {n: _roughly(w, bits) for n, w in tensors(self._params).items()}
-    file = self.stages.file_bytes(trees.replace(self._params, named))
-    return file - sum(of[bits] for of in self.sizes().values())
+    sizes = self.sizes()
+    file = self._file_of(dict.fromkeys(sizes, bits))
+    return file - sum(of[bits] for of in sizes.values())
+
+  def _file_of(self, bits: Mapping[str, int]) -> int:
+    """Bytes of a file with these widths."""
+    named = {n: _roughly(w, bits[n]) for n, w in tensors(self._params).items()}
+    return self.stages.file_bytes(trees.replace(self._params, named))
 
   def allocation(self, metric: str, point: Point) -> sensitivity.Allocation:
-    """Returns the best bits by a metric in the bytes of a point."""
-    return sensitivity.allocate(
-      self.scores(metric), self.sizes(), self.budget(point)
+    """Returns the best bits by a metric in the bytes of a point.
+
+    Raises:
+      InfeasibleError: if no choice of bits fits.
+    """
+    number, unit = _read_point(point, self.config.choices)
+    scores, sizes, budget = (
+      self.scores(metric),
+      self.sizes(),
+      self.budget(point),
     )
+    found = sensitivity.allocate(scores, sizes, budget)
+    if unit == 'bits':
+      return found
+    # Headers grow a little with the number of different widths.
+    size = self._file_size(number, unit)
+    while (excess := self._file_of(found.bits) - size) > 0:
+      budget -= excess
+      found = sensitivity.allocate(scores, sizes, budget)
+    return found
 
   def windows(self, dev: bool = False) -> list[np.ndarray]:
     """Returns windows of the text: of training, where scores come from, or not.
@@ -288,6 +304,26 @@ class Sensitivity:
     )
     config.choices = self.config.choices
     return config
+
+
+def check_points(config: ml_collections.ConfigDict) -> None:
+  """Raises ValueError unless every point of a config can be read."""
+  for point in config.points:
+    _read_point(point, config.choices)
+
+
+def _read_point(point: Point, choices: Sequence[int]) -> tuple[float, str]:
+  """Returns the number and its unit: bits, x or B."""
+  if isinstance(point, int) and point in choices:
+    return point, 'bits'
+  form = re.fullmatch(r'(\d+(?:\.\d+)?)(x|B)', str(point))
+  if form is None or not float(form[1]):
+    raise ValueError(
+      f'config.points has {point!r}: expected bits out of config.choices '
+      f"{tuple(choices)}, a ratio to float32 such as '16x', or bytes of the "
+      "file such as '300000B'"
+    )
+  return float(form[1]), form[2]
 
 
 def tensors(params: Any) -> dict[str, jax.Array]:

@@ -122,7 +122,8 @@ class Stages:
       ValueError: if their vocabulary is not that of the texts.
     """
     packed = packed_file.load(self.float_model())
-    if packed.tokenizer != self.corpora.tokenizer.to_config():
+    stored = tokenizers.tokenizer_from_config(packed.tokenizer or {})
+    if stored != self.corpora.tokenizer:
       raise ValueError(
         f'{self.float_model()} has another vocabulary than the texts of this '
         'config: remove its folder, or give back the texts that it was made of'
@@ -220,6 +221,7 @@ class Stages:
     found = cached(folder, about, work)
     return {
       **found,
+      'revision': trained['revision'],
       'steps': trained['steps'],
       'wall_seconds': trained['seconds'] + found['seconds'],
       'line_nats': str(folder / LINE_NATS),

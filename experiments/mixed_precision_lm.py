@@ -5,7 +5,7 @@
 
 Trains a float model, asks what each tensor's bits cost (Hessian traces,
 divergences, a differentiable search, and two controls), allocates bits in the
-bytes that uniform precision takes, trains each choice by ADMM beside uniform
+bytes of a point, trains each choice by ADMM beside uniform
 post-training and straight-through quantization, and scores the packed files.
 Every method starts from the same float model and takes the same steps. Stages
 are kept in --runs; the same command goes on where it stopped. Writes
@@ -48,6 +48,7 @@ def main(argv):
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
   trainer.set_up()
   config = _CONFIG.value
+  lm_sensitivity.check_points(config)
   root = pathlib.Path(_RUNS.value)
   trainer.keep_compiled(root / 'compiled')
   corpora = lm_stages.Corpora(config)

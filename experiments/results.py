@@ -13,6 +13,7 @@ One JSON file per experiment, written whole or not at all:
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -164,8 +165,13 @@ def _processor() -> str:
     return platform.processor()
 
 
+@functools.cache
 def revision() -> tuple[str | None, bool | None]:
-  """Returns the commit, and whether code differs from it; None if unknown."""
+  """Returns the commit, and whether code differs from it; None if unknown.
+
+  As they were when first asked for, which `trainer.set_up` does: a commit that
+  is made while a process runs is not what it runs.
+  """
 
   def git(*args):
     return subprocess.run(

@@ -14,7 +14,7 @@ import ml_collections
 import numpy as np
 from absl import flags, logging
 
-from experiments import fitting, scoring
+from experiments import fitting, results, scoring
 from experiments import recognizer as recognizer_lib
 from s8bqat_jax import data, quantizers, training
 from s8bqat_jax.speech import features, normalize, tokenizers
@@ -87,8 +87,9 @@ def set_up() -> None:
   """Prepares the process of an entry point.
 
   Keeps the libraries' progress notes out, unless --verbosity asks, and freed
-  memory in.
+  memory in. Notes the commit.
   """
+  results.revision()
   training.reuse_host_memory()
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)
@@ -170,9 +171,8 @@ def run(
 def _params_of(path: str, recognizer: recognizer_lib.Recognizer) -> Any:
   """Returns a packed recognizer's params; its labels must be ours."""
   stored, params, _ = recognizer_lib.load(path)
-  labels = stored.tokenizer.to_config()
-  wanted = recognizer.tokenizer.to_config()
-  if labels != wanted:
+  if stored.tokenizer != recognizer.tokenizer:
+    labels, wanted = (x.tokenizer.to_config() for x in (stored, recognizer))
     raise ValueError(
       f'config.init_from: {path} has other labels than this config: {labels}, '
       f'expected {wanted}'

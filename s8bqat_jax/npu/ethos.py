@@ -217,8 +217,9 @@ def cost(work: Work, machine: Ethos) -> OpCost:
       _dot(constants[f'{work.kind} weights'], work.stream_features(stored)),
       _dot(constants[f'{work.kind} maps'], work.map_features()),
     )
-  elif (kind := _fitted_as(work.kind, constants)) is not None:
-    compute, memory = _dot(constants[kind], work.plain_features()), 0.0
+  elif alike := _fitted_as(work.kind, constants):
+    compute = max(_dot(constants[k], work.plain_features()) for k in alike)
+    memory = 0.0
   else:
     raise ValueError(
       f'{machine.name}: no constants for {work.kind!r} (at {work.op.site}); '
@@ -231,13 +232,14 @@ def cost(work: Work, machine: Ethos) -> OpCost:
   )  # fmt: skip
 
 
-def _fitted_as(kind: str, constants: dict[str, list[float]]) -> str | None:
-  """The kind whose constants apply: a table's cost is that of its types."""
-  if kind in constants:
-    return kind
+def _fitted_as(kind: str, constants: dict[str, list[float]]) -> list[str]:
+  """Kinds whose constants may apply; an unknown table is the dearest of its
+  types, of those that the compiler did not fuse away."""
+  if kind in constants or not kind.startswith('lut '):
+    return [kind] if kind in constants else []
   types = kind.rsplit(' ', 1)[-1]
   tables = (k for k in constants if k.startswith('lut ') and k.endswith(types))
-  return min(tables, default=None) if kind.startswith('lut ') else None
+  return [k for k in tables if any(constants[k])]
 
 
 def _dot(a: list[float], b: list[float]) -> float:

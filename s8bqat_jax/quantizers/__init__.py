@@ -31,8 +31,8 @@ weights to evaluate, and the packed file is written from it. With averaging,
   around a method
   ptq               its fit alone, no training
   straight_through  its codes in the forward pass
-  hard_compressor   its codes overwrite the weights now and then
-  loss_at_codes     its codes in the forward pass now and then
+  hard_compressor   its codes overwrite the weights every N steps
+  loss_at_codes     its codes in the forward pass every N steps
   with_final_phase  its codes frozen at the end
   chain, by_path    several methods: one after another, each its own weights
 

@@ -40,7 +40,7 @@ def s8bqat(
   total_steps: int,
   learning_rate: optax.ScalarOrSchedule,
   total_pull: float = 4.0,
-  every: int = 1,
+  every: int | None = None,
   reading: str = AT_CODES,
   coupling: str = FLOW,
   fit: Callable[[jax.Array, int], books.Codebook] = fit_lloyd_max,
@@ -55,9 +55,10 @@ def s8bqat(
       one, since frozen weights feel no pull (0.85 of all by its default).
     learning_rate: of this training, number or schedule, as `make_step` gets.
     total_pull: the hyperparameter of `mracos.pressure_schedule`.
-    every: N, steps from one call of the hard compressor to the next.
+    every: N, steps from one call of the hard compressor to the next; by
+      default 1, and 200 where it overwrites.
     reading: what it does: 'loss' takes the loss at the quantized weights,
-      'overwrite' replaces the weights by them; about every 200 steps then.
+      'overwrite' replaces the weights by them.
     coupling: 'flow', or 'loss' for the penalty in the loss as published.
     fit: (w, levels) -> Codebook.
 
@@ -77,7 +78,7 @@ def s8bqat(
   pressure = pressure_schedule(total_pull, total_steps, learning_rate)
   penalty = mracos(rules, pressure=pressure, coupling=coupling, fit=fit)
   if reading == AT_CODES:
-    return loss_at_codes(penalty, every)
+    return loss_at_codes(penalty, 1 if every is None else every)
   rate, steps = learning_rate, jnp.arange(total_steps)
   peak = float(jnp.max(jax.vmap(rate)(steps)) if callable(rate) else rate)
-  return hard_compressor(penalty, every, peak)
+  return hard_compressor(penalty, 200 if every is None else every, peak)

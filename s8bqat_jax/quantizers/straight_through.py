@@ -43,8 +43,8 @@ def _replace_jvp(primals, tangents):
 def straight_through(quantizer: types.Quantizer) -> types.Quantizer:
   """Makes the forward pass see what would ship, with whatever codes it.
 
-  Around Lloyd-Max centroids this is the first control of S8BQAT: the same
-  centroids without penalty and compressor.
+  Around Lloyd-Max centroids this is the first control of S8BQAT, whose default
+  is the same with MRACos's pull.
 
   Args:
     quantizer: any Quantizer, of centroids or of a uniform grid; its own views

@@ -178,7 +178,7 @@ class SubwordTokenizer:
   def to_config(self) -> dict[str, Any]:
     # It ships with a network of a few hundred kB: bytes count.
     model = base64.b85encode(zlib.compress(self.model, 9)).decode('ascii')
-    return {'kind': 'subword', 'model': model}
+    return {'kind': 'subword', 'deflated': model}
 
 
 def tokenizer_from_config(config: dict[str, Any]) -> Tokenizer:
@@ -196,7 +196,13 @@ def tokenizer_from_config(config: dict[str, Any]) -> Tokenizer:
   if kind == 'word':
     return WordTokenizer(tuple(config['words']))
   if kind == 'subword':
-    return SubwordTokenizer(zlib.decompress(base64.b85decode(config['model'])))
+    if 'deflated' not in config:
+      raise ValueError(
+        'this subword tokenizer has no field `deflated`: it was written by '
+        'another version; train it, or write its file, again'
+      )
+    model = zlib.decompress(base64.b85decode(config['deflated']))
+    return SubwordTokenizer(model)
   raise ValueError(
     f"tokenizer kind {kind!r} is none of 'char', 'word', 'subword'"
   )

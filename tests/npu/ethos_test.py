@@ -83,6 +83,22 @@ def test_kinds_that_were_not_fitted_are_named():
     ethos.latency(fn, TRUTH)
 
 
+def test_an_unknown_table_costs_the_dearest_of_its_types():
+  fn = cases.lowered(lambda p, x: jnp.sin(x), {}, cases.normal(0, 2, 3))
+  (work,) = ethos.works(fn)
+  types = work.kind.removeprefix('lut any ')
+
+  def cycles(**fitted):
+    constants = {f'lut {k} {types}': v for k, v in fitted.items()}
+    return ethos.cost(work, TRUTH._replace(constants=constants)).cycles
+
+  cheap, dear = [5.0, 0.0, 0.0, 0.0], [5.0, 1.0, 0.0, 0.0]
+  assert cycles(tanh=cheap, zigzag=dear) == cycles(logistic=dear) == 5 + 6
+  # What was fused in the sweep says nothing about one that stands alone.
+  with pytest.raises(ValueError, match='no constants for .lut any'):
+    cycles(gelu=[0.0] * 4)
+
+
 def test_fused_rows_count_for_the_product():
   fn = lambda p, x: jnp.tanh(x @ p['w'])
   weight = {'w': cases.normal(0, 64, 32)}

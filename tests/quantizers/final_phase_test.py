@@ -58,6 +58,10 @@ def test_codes_freeze_and_leftovers_train(method):
     )
     history.append((shipped, metrics))
     assert frozen == (i >= 9)
+    # What adapts to the codes starts from there, not from all that was before.
+    restarted = np.array_equal(state.average['bias'], state.params['bias'])
+    assert restarted == (i == 9)
+    assert np.any(state.opt_state[0].mu['bias']) == (i != 9)
     if frozen:
       what_ships = qtensor.decode(shipped)
       for tree in (view, state.params, state.average):

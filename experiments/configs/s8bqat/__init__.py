@@ -84,8 +84,9 @@ def ablation(size: str, bits: int) -> tuple[str, ...]:
 
   return (
     f'{size}/s8bqat:{bits}',
-    # Without MRACos, without the hard compressor, without both.
-    f'{size}/s8bqat:{bits}?pull=0',
+    # Without MRACos (which is straight-through), without the hard compressor,
+    # without both.
+    f'{size}/straight-through:{bits}',
     f'{size}/s8bqat:{bits}?every=0',
     f'{size}/s8bqat:{bits}?pull=0&every=0',
     # The compressor's other reading: weights are overwritten.
@@ -95,7 +96,6 @@ def ablation(size: str, bits: int) -> tuple[str, ...]:
     f'{size}/s8bqat:{bits}?power=0',
     f'{size}/s8bqat:{bits}?centroids=uniform',
     f'{size}/acosr:{bits}',
-    f'{size}/straight-through:{bits}',
     f'{size}/learned step:{bits}',
     *variants(pull=(1, 2, 8, 16), every=(2, 4, 16, 64)),
   )

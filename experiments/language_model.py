@@ -132,7 +132,7 @@ def load(
 class Scorer:
   """Scores texts with one language model, under any weights."""
 
-  def __init__(self, model: LanguageModel, length: int = 256):
+  def __init__(self, model: LanguageModel, length: int = 128):
     self.model, self._length = model, length
     self._nll = jax.jit(model.nll)
     self._spelled: dict[str, np.ndarray] = {}

@@ -101,6 +101,12 @@ class Stages:
       seed: of initialization, order and noise.
       progress: whether to show progress bars.
     """
+    if config.data.score_length > config.data.length:
+      raise ValueError(
+        f'config.data.score_length is {config.data.score_length}, longer than '
+        f'the windows of training (config.data.length={config.data.length}): '
+        'positions beyond them were never trained'
+      )
     self.config = config.copy_and_resolve_references()
     self.config.seed = seed
     self.corpora, self.root, self.progress = corpora, root, progress

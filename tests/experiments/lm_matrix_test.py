@@ -210,6 +210,13 @@ def test_a_cell_that_diverges_costs_no_other():
   assert lib.run(asked, score, max_hours=-1.0) == ({}, {})
 
 
+def test_positions_that_were_never_trained_are_not_scored(config, tmp_path):
+  config = config.copy_and_resolve_references()
+  config.data.score_length = config.data.length + 1
+  with pytest.raises(ValueError, match='score_length is 17, longer than'):
+    lm_stages.Stages(config, None, tmp_path)
+
+
 def test_what_is_done_is_not_charged(config, stages, found):
   rest = lib.Cell('float continued')
   before = lib.estimated_hours(config, [found], [rest])

@@ -18,8 +18,9 @@ def default() -> ml_collections.ConfigDict:
   data.batch_size = 16
   data.length = 128  # predictions per window
   # Scoring: tokens seen at once, and how many of them are context.
-  data.score_length = 256
-  data.score_context = 128
+  # No more than `length`: positions beyond it were never trained.
+  data.score_length = 128
+  data.score_context = 64
 
   config.model = model = ml_collections.ConfigDict()  # transformer_lm.py
   model.width = 192

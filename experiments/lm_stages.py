@@ -282,6 +282,7 @@ class Stages:
     return folder / SHIPPED
 
   def fit(self, folder, config, quantizer, params, **options):
+    about = self._about()
     outcome = fitting.fit(
       config,
       folder,
@@ -289,8 +290,8 @@ class Stages:
       lambda start: map(self._batches(config), itertools.count(start)),
       lambda params: {'perplexity': self._perplexity(params)},
       score='perplexity',
-      about=self._about()['config'],
-      tokenizer=self._about()['tokenizer'],
+      about=about['config'],
+      tokenizer=about['tokenizer'],
       model_file=MODEL_FILE,
       quantizer=quantizer,
       params=params,

@@ -7,6 +7,7 @@ the method encodes.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -121,7 +122,7 @@ def fit(
   workdir: os.PathLike | str,
   model: Model,
   batches: Callable[[int], Iterator[Any]],
-  evaluate: Callable[[Params], Mapping[str, float]],
+  evaluate: Callable[[Params], Mapping[str, float]] | None,
   *,
   score: str,
   about: Mapping[str, Any],
@@ -140,7 +141,8 @@ def fit(
     workdir: created if it is missing.
     model: what to train.
     batches: (step) -> iterator over the batches of that step and later ones.
-    evaluate: (decoded params) -> scores on development data.
+    evaluate: (decoded params) -> scores on development data; None asks for
+      none, and no model file is written.
     score: which of them, lower being better, decides the model file.
     about: of the model, for the file's config.
     tokenizer: its config.
@@ -167,7 +169,7 @@ def fit(
     _write_config(config, workdir)
   key = jax.random.key(config.seed)
   if params is None:
-    params = model.init(key)
+    params = jax.jit(model.init)(key)
   else:
     _check_fits(params, jax.eval_shape(model.init, key))
   if lead and progress:
@@ -175,7 +177,7 @@ def fit(
   path = workdir / model_file
   best = _best_so_far(path, score)
 
-  def save_best(state):
+  def save_best(evaluate, state):
     nonlocal best
     encoded = shipped(state, quantizer)
     scores = evaluate(qtensor.decode(encoded))
@@ -212,7 +214,7 @@ def fit(
       ),
       checkpoints=checkpoints,
       metrics_dir=workdir,
-      evaluate=save_best,
+      evaluate=evaluate and functools.partial(save_best, evaluate),
       score=score,
       progress=progress,
     )

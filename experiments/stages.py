@@ -177,6 +177,7 @@ class Stages:
           quantizer=quantizer,
           recognizer=trained,
           params=params,
+          scored=False,
         )
         if outcome.reason == 'interrupted':
           raise Interrupted

@@ -112,6 +112,7 @@ def run(
   quantizer: quantizers.Quantizer | None = None,
   recognizer: recognizer_lib.Recognizer | None = None,
   params: Any = None,
+  scored: bool = True,
 ) -> training.Outcome:
   """Trains, or goes on training, in `workdir`.
 
@@ -124,6 +125,8 @@ def run(
     recognizer: what to train; made from config and corpus if None.
     params: where training starts; if None those of the packed file that
       `config.init_from` names, or fresh ones.
+    scored: whether development data is decoded and the best model written; if
+      not, what counts is the state that training ends in.
 
   Returns:
     How training ended.
@@ -144,14 +147,17 @@ def run(
       f'{corpus.durations_N.sum() / 3600:.2f} h in {len(corpus):,} utterances, '
       f'{loader.steps_per_epoch:,} steps an epoch'
     )
-  scorer = scoring.Scorer(recognizer, dev, batch_size=config.data.batch_size)
+  evaluate = None
+  if scored:
+    batch_size = config.data.batch_size
+    evaluate = scoring.Scorer(recognizer, dev, batch_size=batch_size).rates
   try:
     return fitting.fit(
       config,
       workdir,
       recognizer,
       loader.batches,
-      scorer.rates,
+      evaluate,
       score='wer',
       about={'recognizer': recognizer.to_config(), 'dev_data': dev.spec},
       tokenizer=recognizer.tokenizer.to_config(),

@@ -15,6 +15,7 @@ from experiments import (
   integer_recognizer,
   matrix,
   methods,
+  recognizer,
   scoring,
 )
 from experiments.configs.s8bqat import asc_strings, digits, espeak_grammar
@@ -199,6 +200,14 @@ def test_the_file_is_what_was_trained(done):
   assert scores['encoded_bytes'] <= scores['bytes'] < float_bytes / 3
   assert scores['index_traffic_1'] > 3 * scores['index_traffic_8'] > 0
   assert scores['index_traffic_8'] < scores['int8_traffic_8'] / 3
+
+
+def test_fine_tuning_is_not_chosen_by_development_data(done):
+  _, kept, jobs, _ = done
+  float_folder, tuned = kept.float_folder(jobs[1]), kept.train_folder(jobs[1])
+  assert (float_folder / recognizer.MODEL_FILE).exists()
+  assert (tuned / 'shipped.safetensors').exists()
+  assert not (tuned / recognizer.MODEL_FILE).exists()
 
 
 def test_a_difference_from_training_is_an_error(done, tmp_path):

@@ -17,7 +17,6 @@ def get_config():
   config.finetune.train.learning_rate = 1.5e-3
   config.matrices.demo = s8bqat.matrix(
     'demo/float',
-    'demo/float continued',
     'demo/ptq lloyd-max:2',
     'demo/uniform qat:8',
     'demo/s8bqat:4',

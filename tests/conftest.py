@@ -2,16 +2,22 @@
 
 Every test sees eight CPU devices. XLA skips its costly optimizations, because
 tests compile much and run it once; JAX_DISABLE_MOST_OPTIMIZATIONS=0 make test
-compiles as users do.
+compiles as users do. What one process has compiled, the others of the same run
+read: workers, notebooks, commands.
 """
 
 import os
 import pathlib
+import tempfile
 
 import pytest
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+  _compiled = tempfile.TemporaryDirectory(prefix='s8bqat_jax_compiled_')
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = _compiled.name
+  os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 _FLAG = '--xla_force_host_platform_device_count=8'
 if _FLAG not in os.environ.get('XLA_FLAGS', ''):
   os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_FLAG}'.strip()

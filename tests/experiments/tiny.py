@@ -1,11 +1,5 @@
 """The smallest recognizer that still goes all the way, for tests."""
 
-import contextlib
-
-import jax
-from jax.experimental.compilation_cache import compilation_cache
-
-from experiments import trainer
 from experiments.configs import float as float_configs
 from experiments.configs import s8bqat
 from experiments.configs.demo import digits
@@ -39,21 +33,3 @@ def experiment():
   config.finetune.share = 1.0
   config.matrices.quick = s8bqat.matrix('tiny/float', 'tiny/s8bqat:2?pull=2')
   return config
-
-
-@contextlib.contextmanager
-def compiled_once(folder):
-  """Inside, a program that was compiled before is read from `folder`."""
-  names = (
-    'jax_compilation_cache_dir',
-    'jax_persistent_cache_min_compile_time_secs',
-  )
-  before = {name: getattr(jax.config, name) for name in names}
-  trainer.keep_compiled(folder)
-  compilation_cache.reset_cache()
-  try:
-    yield
-  finally:
-    for name, value in before.items():
-      jax.config.update(name, value)
-    compilation_cache.reset_cache()

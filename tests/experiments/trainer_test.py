@@ -52,23 +52,18 @@ def test_the_file_scores_as_the_weights_in_training_did(trained, config):
       np.testing.assert_array_equal(a, b)
 
 
-def test_a_method_goes_on_after_an_interruption(
-  trained, config, tmp_path, tmp_path_factory
-):
+def test_a_method_goes_on_after_an_interruption(trained, config, tmp_path):
   """From the same floats; what ships is the same, stopped or not."""
   other = config.copy_and_resolve_references()
   other.train.update(learning_rate=1e-3, eval_every=0, save_every=3)
   _, params, _ = recognizer_lib.load(trained[0] / recognizer_lib.MODEL_FILE)
-  rate, compiled = other.train.learning_rate, tmp_path_factory.mktemp('xla')
+  rate = other.train.learning_rate
   method = quantizers.with_final_phase(
     quantizers.s8bqat(3, total_steps=5, learning_rate=rate, every=3), 6
   )
 
   def run():
-    with tiny.compiled_once(compiled):
-      return trainer.run(
-        other, tmp_path, False, quantizer=method, params=params
-      )
+    return trainer.run(other, tmp_path, False, quantizer=method, params=params)
 
   outcome = run()
   path = tmp_path / recognizer_lib.MODEL_FILE

@@ -44,7 +44,7 @@ demo: $(VENV)/.base
 	@$(PY) -m experiments.demo
 
 test: $(VENV)/.test
-	@$(PY) -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
+	@$(PY) -m pytest -n auto --dist worksteal $(PYTEST_ARGS)
 
 lint: $(VENV)/.lint
 	@$(PY) -m ruff format --check .

@@ -115,8 +115,13 @@ def jobs(config: ml_collections.ConfigDict, matrix: str) -> list[Job]:
     Job(cell, part, seed, chosen.split)
     for cell in map(parse, chosen.cells)
     for seed in chosen.seeds
-    for part in chosen.parts or config.parts
+    for part in parts(config, matrix)
   ]
+
+
+def parts(config: ml_collections.ConfigDict, matrix: str) -> tuple[str, ...]:
+  """Returns the parts that every cell of a matrix runs on."""
+  return tuple(config.matrices[matrix].parts or config.parts)
 
 
 def float_config(

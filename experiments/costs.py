@@ -14,7 +14,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from experiments import integer_recognizer
+from experiments import integer_recognizer, results
 from experiments.recognizer import Recognizer
 from s8bqat_jax import data, npu
 
@@ -32,6 +32,12 @@ def machines() -> dict[str, Callable[[Any], npu.Latency]]:
     short = name.removeprefix('ethos-').replace('-', '_')
     found[short] = functools.partial(npu.ethos.latency, machine=machine)
   return found
+
+
+def fingerprint() -> str:
+  """Returns a hash of all machines: other constants are other costs."""
+  specs = {**_IDEAL, **npu.ethos.machines()}
+  return results.config_hash({name: repr(spec) for name, spec in specs.items()})
 
 
 def symbols_per_second(recognizer: Recognizer, corpus: data.Corpus) -> float:

@@ -146,7 +146,8 @@ def agreement(
 
   Returns:
     A row for each metric and point: Spearman's correlation between the sum of
-    its scores and the measured rise of the loss.
+    its scores and the measured rise of the loss; and that rise under what the
+    metric chose, under equal bits, and under the random ones.
   """
   params = stages.float_params()
   windows = found.windows(dev=True)
@@ -162,7 +163,11 @@ def agreement(
       )
     except sensitivity.InfeasibleError:
       continue
-    measured = [mean(found.quantized(bits)) - base for bits in drawn]
+    rise = lambda bits: mean(found.quantized(bits)) - base
+    measured = [rise(bits) for bits in drawn]
+    equal = None
+    if isinstance(point, int):
+      equal = rise(dict.fromkeys(found.sizes(), point))
     for metric in metrics:
       scores = found.scores(metric)
       predicted = [sum(scores[n][b] for n, b in bits.items()) for bits in drawn]
@@ -174,6 +179,10 @@ def agreement(
           'allocations': len(drawn),
           'spearman': float(rank.statistic),
           'p': float(rank.pvalue),
+          'rise_chosen': rise(found.allocation(metric, point).bits),
+          'rise_equal_bits': equal,
+          'rise_random': float(np.mean(measured)),
+          'rise_best_random': float(np.min(measured)),
         }
       )
   return rows

@@ -143,6 +143,7 @@ def report(
   found: Mapping[cells.Job, dict[str, Any]],
   not_run: Sequence[str],
   folder: pathlib.Path,
+  parts: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
   """Writes results and pictures of a matrix into `folder`.
 
@@ -153,16 +154,17 @@ def report(
     found: metrics by job.
     not_run: planned jobs that are not there.
     folder: where to.
+    parts: all that the matrix runs on; () for the config's.
 
   Returns:
     The rows.
   """
-  made = rows(config, found)
+  made = rows(config, found, parts)
   corpora = {m['spec']: m['fingerprint'] for m in found.values()}
   path = results.write(
     name,
     made,
-    comparisons=comparisons(config, found),
+    comparisons=comparisons(config, found, parts),
     corpus=[{'spec': k, 'fingerprint': v} for k, v in corpora.items()],
     not_run=not_run,
     config_hash=results.config_hash(config.to_dict()),
@@ -173,13 +175,16 @@ def report(
 
 
 def rows(
-  config: ml_collections.ConfigDict, found: Mapping[cells.Job, dict]
+  config: ml_collections.ConfigDict,
+  found: Mapping[cells.Job, dict],
+  planned: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
   """Returns one row a cell and seed, parts pooled, and one over all seeds.
 
   Args:
     config: of the experiment.
     found: metrics by job.
+    planned: parts without which a cell is not complete; () for the config's.
   """
   split = next(iter(found)).split if found else 'eval'
   made: list[dict[str, Any]] = []
@@ -194,7 +199,7 @@ def rows(
       'headline': str(cell) in config.headline,
       'seed': seed,
       'split': split,
-      'complete': set(parts) == set(config.parts),
+      'complete': set(parts) == set(planned or config.parts),
       'activation_bits': config.activation_bits if cell.bits <= 8 else 32,
       'metrics': _pooled(parts),
       'parts': {
@@ -237,7 +242,9 @@ def rows(
 
 
 def comparisons(
-  config: ml_collections.ConfigDict, found: Mapping[cells.Job, dict]
+  config: ml_collections.ConfigDict,
+  found: Mapping[cells.Job, dict],
+  planned: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
   """Compares cells with their controls, and the headline pair.
 
@@ -247,6 +254,7 @@ def comparisons(
   Args:
     config: of the experiment.
     found: metrics by job.
+    planned: parts without which nothing is claimed; () for the config's.
   """
   groups: dict[cells.Cell, dict[int, dict[str, Any]]] = {}
   for cell, seed, parts in cells.by_cell(found):
@@ -264,7 +272,8 @@ def comparisons(
   return [
     c
     for a, b, headline in pairs
-    if (c := _compare(a, b, groups, headline, config.parts)) is not None
+    if (c := _compare(a, b, groups, headline, planned or config.parts))
+    is not None
   ]
 
 

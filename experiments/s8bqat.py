@@ -74,7 +74,15 @@ def main(argv):
   rest = [str(j) for j in planned if j not in asked and j not in others]
   not_run = [*missing, *failed, *rest]
   name = f'{config.name}_{_MATRIX.value}'
-  rows = matrix.report(config, stages, name, found, not_run, results.FOLDER)
+  rows = matrix.report(
+    config,
+    stages,
+    name,
+    found,
+    not_run,
+    results.FOLDER,
+    cells.parts(config, _MATRIX.value),
+  )
   print(results.table(rows, matrix.COLUMNS))
   if not_run:
     print(f'not run: {"; ".join(not_run)}')

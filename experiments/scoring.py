@@ -54,7 +54,7 @@ class Scorer:
       corpus,
       _NoLabels(),
       batch_size=batch_size,
-      num_buckets=2,
+      num_buckets=1 if len(corpus) <= 2 * batch_size else 2,
       train=False,
       process_index=jax.process_index(),
       process_count=jax.process_count(),

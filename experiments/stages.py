@@ -135,16 +135,16 @@ class Stages:
       recognizer, params, _ = recognizer_lib.load(self.float_model(job))
       return {'ranges': _calibrate(config, recognizer, params)}
 
-    about = _about(config, 'train', 'dev')
+    self.float_model(job)  # Its seconds are not this stage's.
+    about = self._after_float(job, _about(config, 'train', 'dev'))
     name = f'{job.cell.size}-{job.part}-{job.seed}'
     folder = self.folder('ranges', name, about)
     return cached(folder, about, work)['ranges']
 
   def train_folder(self, job: cells.Job) -> pathlib.Path:
     """Returns where the fine-tuning of a job is, or will be."""
-    config = cells.train_config(self.config, job)
     name = f'{job.cell}-{job.part}-{job.seed}'
-    return self.folder('train', name, _about(config, 'train', 'dev', job.split))
+    return self.folder('train', name, self._about_training(job))
 
   def train(self, job: cells.Job) -> dict[str, Any]:
     """Fine-tunes and encodes; the result says where the model file is.
@@ -211,11 +211,9 @@ class Stages:
       )
       return {'steps': steps, 'float_steps': config.float_steps}
 
+    self.float_model(job)  # Its seconds are not this stage's.
     folder = self.train_folder(job)
-    if not self.done(job):
-      self.float_model(job)  # Its seconds are not this stage's.
-    about = _about(config, 'train', 'dev', job.split)
-    result = cached(folder, about, work)
+    result = cached(folder, self._about_training(job), work)
     return {**result, 'file': str(folder / 'shipped.safetensors')}
 
   def evaluate(self, job: cells.Job) -> dict[str, Any]:
@@ -234,9 +232,10 @@ class Stages:
     config = cells.train_config(self.config, job)
     corpus = data.load(config.data[job.split])
     about = {
-      'file': hashlib.sha256(path.read_bytes()).hexdigest(),
+      'file': _digest(path),
       'spec': corpus.spec,
       'fingerprint': corpus.fingerprint,
+      'machines': costs.fingerprint(),
     }
 
     def work(folder):
@@ -295,6 +294,20 @@ class Stages:
     folder = self.float_folder(job)
     return any((folder / name).exists() for name in ('eval.json', RESULT))
 
+  def _about_training(self, job: cells.Job) -> dict[str, Any]:
+    """What a fine-tuning depends on."""
+    config = cells.train_config(self.config, job)
+    return self._after_float(job, _about(config, 'train', 'dev', job.split))
+
+  def _after_float(self, job: cells.Job, about: Mapping[str, Any]):
+    """Adds what a float model that is there gives to the stages after it."""
+    path = self.float_folder(job) / recognizer_lib.MODEL_FILE
+    return {
+      **about,
+      'float': _digest(path) if self.float_done(job) else None,
+      'calibration_batches': _CALIBRATION_BATCHES,
+    }
+
 
 def eight_bit_activations(config: ml_collections.ConfigDict) -> bool:
   """Whether a config's cell computes with 8-bit activations."""
@@ -331,6 +344,10 @@ def _about(config: ml_collections.ConfigDict, *splits: str) -> dict[str, Any]:
   """What a stage depends on: its config, and the data behind its specs."""
   found = {split: _fingerprint(config.data[split]) for split in splits}
   return {**config.to_dict(), 'fingerprints': found}
+
+
+def _digest(path: pathlib.Path) -> str:
+  return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @functools.cache

@@ -1,4 +1,9 @@
-"""A small recognizer with random weights, for tests of other arithmetics."""
+"""A small recognizer with random weights, for tests of other arithmetics.
+
+Experiments train on one device here, as on most machines: programs for all
+eight take longer to compile, and that a mesh gives the same numbers is for
+tests/training and tests/quantizers to show.
+"""
 
 import jax
 import numpy as np
@@ -6,13 +11,23 @@ import pytest
 
 from experiments import integer_recognizer
 from experiments import recognizer as recognizer_lib
-from s8bqat_jax import data, quantizers
+from s8bqat_jax import data, quantizers, training
 from s8bqat_jax.artifacts import packed_file
 from s8bqat_jax.models import rnnt
 from s8bqat_jax.quantizers.ptq import quantize
 from s8bqat_jax.speech import features, normalize, tokenizers
+from s8bqat_jax.training import mesh as mesh_lib
 
 B, S, U = 3, 16000, 4
+
+
+@pytest.fixture(autouse=True, scope='session')
+def one_device():
+  with pytest.MonkeyPatch.context() as patch:
+    first = jax.devices()[:1]
+    make = lambda devices=first: mesh_lib.make_mesh(devices)
+    patch.setattr(training, 'make_mesh', make)
+    yield
 
 
 @pytest.fixture(scope='module')

@@ -167,6 +167,13 @@ def test_predictions_are_held_against_measured_harm(stages, found):
   assert set(by_metric) == set(lm_sensitivity.METRICS)
   assert {row['allocations'] for row in rows} == {20}
   assert by_metric['kl'] > 0.5
+  (kl,) = (row for row in rows if row['metric'] == 'kl')
+  assert kl['rise_best_random'] < kl['rise_random']
+  assert kl['rise_chosen'] < kl['rise_random']
+  params, windows = stages.float_params(), found.windows(dev=True)
+  loss = lambda p: np.mean([stages.model.nll(p, x).mean() for x in windows])
+  rise = loss(found.quantized(dict.fromkeys(found.sizes(), 3))) - loss(params)
+  np.testing.assert_allclose(kl['rise_equal_bits'], rise, rtol=1e-3)
 
 
 def test_random_allocations_differ_and_cost_alike(found):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -212,16 +213,27 @@ def test_fine_tuning_is_not_chosen_by_development_data(done):
 def test_a_difference_from_training_is_an_error(done, tmp_path):
   _, kept, jobs, _ = done
   copy = dataclasses.replace(kept, root=tmp_path)
-  source, target = kept.train_folder(jobs[0]), copy.train_folder(jobs[0])
-  target.mkdir(parents=True)
-  for path in source.glob('*'):
-    if path.is_file():
-      (target / path.name).write_bytes(path.read_bytes())
-  hypotheses = scoring.read_hypotheses(target / TRAINED)
+  for folder in (Stages.float_folder, Stages.train_folder):
+    shutil.copytree(folder(kept, jobs[0]), folder(copy, jobs[0]))
+  path = copy.train_folder(jobs[0]) / TRAINED
+  hypotheses = scoring.read_hypotheses(path)
   hypotheses[3] = hypotheses[3]._replace(hypothesis='seven')
-  scoring.write_hypotheses(target / TRAINED, hypotheses)
+  scoring.write_hypotheses(path, hypotheses)
   with pytest.raises(RuntimeError, match='1 of 16 hypotheses differ'):
     copy.evaluate(jobs[0])
+
+
+def test_other_floats_are_another_training(done, tmp_path):
+  _, kept, jobs, _ = done
+  copy = dataclasses.replace(kept, root=tmp_path)
+  assert not copy.done(jobs[1])
+  shutil.copytree(kept.float_folder(jobs[1]), copy.float_folder(jobs[1]))
+  assert copy.train_folder(jobs[1]).name == kept.train_folder(jobs[1]).name
+  file = copy.float_folder(jobs[1]) / recognizer.MODEL_FILE
+  packed = packed_file.load(file)
+  tree = jax.tree.map(lambda x: 2 * x, packed.tree)
+  packed_file.save(file, tree, config=packed.config, tokenizer=packed.tokenizer)
+  assert copy.train_folder(jobs[1]).name != kept.train_folder(jobs[1]).name
 
 
 def test_a_rerun_does_nothing_and_a_limit_leaves_the_rest(
@@ -326,6 +338,12 @@ def test_incomplete_parts_carry_no_verdict(done, tmp_path):
   assert not any(row['complete'] for row in rows)
   (compared,) = matrix.comparisons(config, found)
   assert compared['no_loss'] is None and not compared['complete']
+  # Unless the matrix never meant to run on the rest.
+  config.matrices.quick.parts = ('all',)
+  planned = cells.parts(config, 'quick')
+  assert all(row['complete'] for row in matrix.rows(config, found, planned))
+  (compared,) = matrix.comparisons(config, found, planned)
+  assert compared['complete']
   ours = jobs[1]
   other = {ours._replace(part='more', seed=1): found[ours]}
   rows = matrix.rows(config, {**found, **other})

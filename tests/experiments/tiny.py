@@ -16,6 +16,7 @@ def get_config(text=None):
   config.data.num_buckets = 1
   config.data.batch_size = 8
   config.data.normalize_utterances = 8
+  config.model.encoder_layers = 1
   config.model.encoder_width = config.model.predictor_width = 16
   config.model.joint_width = 16
   config.train.steps = 6

@@ -14,6 +14,7 @@ from experiments import scoring, streaming, trainer
 from s8bqat_jax import data, quantizers, training
 from s8bqat_jax.artifacts import packed_file
 from s8bqat_jax.quantizers import tree as trees
+from s8bqat_jax.training import mesh as mesh_lib
 from tests.experiments import tiny
 
 
@@ -127,7 +128,6 @@ def test_another_config_in_the_same_directory(trained, config):
   [
     ('tokenizer', 'chars', 'config.tokenizer is .chars., expected char, word'),
     ('model.dtype', 'float16', 'config.model.dtype is .float16.'),
-    ('data.batch_size', 12, 'batch size 12 does not divide over 8 devices'),
     ('data.dev', 'espeek:digits', 'unknown scheme'),
   ],
 )
@@ -136,6 +136,15 @@ def test_bad_configs(config, tmp_path, field, value, message):
   other.unlock()
   other.update_from_flattened_dict({field: value})
   with pytest.raises(ValueError, match=message):
+    trainer.run(other, tmp_path / 'run', progress=False)
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_batch_that_the_devices_cannot_share(config, tmp_path, monkeypatch):
+  monkeypatch.setattr(training, 'make_mesh', mesh_lib.make_mesh)
+  other = config.copy_and_resolve_references()
+  other.data.batch_size = 12
+  with pytest.raises(ValueError, match='size 12 does not divide over 8 dev'):
     trainer.run(other, tmp_path / 'run', progress=False)
   assert not (tmp_path / 'run').exists()
 

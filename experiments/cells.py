@@ -110,6 +110,7 @@ def jobs(config: ml_collections.ConfigDict, matrix: str) -> list[Job]:
     raise ValueError(
       f'no matrix {matrix!r}; matrices: {", ".join(config.matrices)}'
     )
+  _check_rates(config)
   chosen = config.matrices[matrix]
   return [
     Job(cell, part, seed, chosen.split)
@@ -179,6 +180,17 @@ def by_cell(found: Mapping[Job, Any]) -> Iterator[tuple[Cell, int, dict]]:
     groups.setdefault((job.cell, job.seed), {})[job.part] = value
   for (cell, seed), parts in groups.items():
     yield cell, seed, parts
+
+
+def _check_rates(config: ml_collections.ConfigDict) -> None:
+  """Raises ValueError for a learning rate that no cell would ever take."""
+  for key in config.finetune.rates:
+    method, _, bits = key.partition(':')
+    if method not in methods.METHODS or not bits.isdigit():
+      raise ValueError(
+        f'config.finetune.rates has {key!r}: expected METHOD:BITS, with a '
+        f'method of {", ".join(methods.METHODS)} (32 bits for floats)'
+      )
 
 
 def _value(text: str) -> Any:

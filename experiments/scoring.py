@@ -54,7 +54,8 @@ class Scorer:
       corpus,
       _NoLabels(),
       batch_size=batch_size,
-      num_buckets=1 if len(corpus) <= 2 * batch_size else 2,
+      # A shape less to compile is worth more than the padding of few batches.
+      num_buckets=1 if len(corpus) <= 32 * batch_size else 2,
       train=False,
       process_index=jax.process_index(),
       process_count=jax.process_count(),

@@ -119,6 +119,9 @@ def test_a_rate_of_its_own_is_found_by_name_and_overruled_by_the_cell():
     for text in ('s8bqat:2', 's8bqat:2?lr=0.25', 's8bqat:4')
   ]
   assert rates == [0.5, 0.25, config.finetune.train.learning_rate]
+  config.finetune.rates['s8bqatt:2'] = 0.5
+  with pytest.raises(ValueError, match="'s8bqatt:2': expected METHOD:BITS"):
+    cells.jobs(config, 'quick')
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import ml_collections
 import numpy as np
 
 from experiments import (
   cells,
-  fitting,
   methods,
   plots,
   results,
@@ -21,7 +19,6 @@ from experiments import (
   trainer,
 )
 from experiments.stages import HYPOTHESES, Stages, eight_bit_activations
-from s8bqat_jax import data
 from s8bqat_jax.speech import significance
 
 MARGIN = 0.03  # relative; a loss that is surely below it is none
@@ -103,7 +100,7 @@ def estimated_hours(stages: Stages, jobs: Sequence[cells.Job]) -> float:
     if not (to_train or trains):
       continue
     if job.cell.size not in rates:
-      rates[job.cell.size] = seconds_per_step(
+      rates[job.cell.size] = trainer.seconds_per_step(
         cells.float_config(stages.config, job)
       )
     rate = rates[job.cell.size]
@@ -116,24 +113,6 @@ def estimated_hours(stages: Stages, jobs: Sequence[cells.Job]) -> float:
         factor *= _TWIN_FACTOR
       seconds += rate * factor * config.train.steps
   return seconds / 3600
-
-
-def seconds_per_step(config: ml_collections.ConfigDict, steps: int = 12):
-  """Times floating-point training steps of a config, compilation aside."""
-  corpus = data.load(config.data.train)
-  recognizer = trainer.make_recognizer(config, corpus)
-  loader = trainer.make_loader(config, corpus, recognizer)
-  step = fitting.make_step(config, recognizer)
-  update = jax.jit(step.update)
-  state = step.init(recognizer.init(jax.random.key(0)))
-  spent: dict[Any, list[float]] = {}
-  for batch in loader.batches(0, steps):
-    start = time.perf_counter()
-    state, _ = jax.block_until_ready(update(state, batch))
-    shape = batch['audio_BxS'].shape
-    spent.setdefault(shape, []).append(time.perf_counter() - start)
-  warm = [t for times in spent.values() for t in times[1:]]
-  return float(np.mean(warm))
 
 
 def report(

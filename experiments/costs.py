@@ -69,15 +69,16 @@ def per_second(
   frames = recognizer.log_mel.sample_rate / recognizer.samples_per_frame
   joint = programs.joint((1, model.joint_width), (1, model.joint_width))
   predict = programs.predict_step(1)
+  costs_of = machines()
   # Neither of these depends on the chunk.
   of_joint, of_predict = (
-    {name: cost_of(fn) for name, cost_of in machines().items()}
+    {name: cost_of(fn) for name, cost_of in costs_of.items()}
     for fn in (joint, predict)
   )
   found = {}
   for chunk in CHUNKS:
     encode = programs.encode_chunk(1, chunk * model.subsampling)
-    for name, cost_of in machines().items():
+    for name, cost_of in costs_of.items():
       calls = (
         (frames / chunk, cost_of(encode)),
         (frames + symbols, of_joint[name]),

@@ -122,7 +122,7 @@ def report(
   found: Mapping[cells.Job, dict[str, Any]],
   not_run: Sequence[str],
   folder: pathlib.Path,
-  parts: Sequence[str] = (),
+  planned: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
   """Writes results and pictures of a matrix into `folder`.
 
@@ -133,17 +133,17 @@ def report(
     found: metrics by job.
     not_run: planned jobs that are not there.
     folder: where to.
-    parts: all that the matrix runs on; () for the config's.
+    planned: parts that the matrix runs on; () for the config's.
 
   Returns:
     The rows.
   """
-  made = rows(config, found, parts)
+  made = rows(config, found, planned)
   corpora = {m['spec']: m['fingerprint'] for m in found.values()}
   path = results.write(
     name,
     made,
-    comparisons=comparisons(config, found, parts),
+    comparisons=comparisons(config, found, planned),
     corpus=[{'spec': k, 'fingerprint': v} for k, v in corpora.items()],
     not_run=not_run,
     config_hash=results.config_hash(config.to_dict()),

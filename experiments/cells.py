@@ -148,7 +148,6 @@ def train_config(
   made = float_config(config, job)
   float_steps = made.train.steps
   made.starts_from = results.config_hash(made.to_dict())
-  made.split = job.split
   made.train.update(config.finetune.train)
   made.train.steps = round(config.finetune.share * float_steps)
   made.train.eval_every = 0  # What is scored is how training ends.

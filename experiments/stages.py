@@ -35,7 +35,7 @@ from experiments import recognizer as recognizer_lib
 from s8bqat_jax import data, quantizers
 from s8bqat_jax.artifacts import packed_file, qtensor
 
-RESULT, TRAINED = 'result.json', 'in_training.jsonl'
+RESULT, SHIPPED = 'result.json', 'shipped.safetensors'
 HYPOTHESES = 'hypotheses.jsonl'
 _CALIBRATION_BATCHES = 16
 
@@ -149,58 +149,17 @@ class Stages:
   def train(self, job: cells.Job) -> dict[str, Any]:
     """Fine-tunes and encodes; the result says where the model file is.
 
-    Methods without training are encoded at once. In both cases the job's split
-    is decoded with the weights in memory, for `evaluate` to compare.
+    Methods without training are encoded at once.
     """
-    config = cells.train_config(self.config, job)
-    method = methods.METHODS[job.cell.method]
 
     def work(folder):
-      recognizer, params, _ = recognizer_lib.load(self.float_model(job))
-      params = jax.device_put(params)
-      trained = dataclasses.replace(
-        recognizer,
-        augment=data.SpecAugment(**config.augment) if config.augment else None,
-        ctc_weight=config.train.ctc_weight,
-      )
-      ranges = None
-      if eight_bit_activations(config):
-        ranges = self.ranges(job)
-        trained = integer_recognizer.twin(trained, params, ranges)
-      quantizer = make_quantizer(config)
-      steps = config.train.steps if method.trains else 0
-      if method.trains:
-        outcome = trainer.run(
-          config,
-          folder,
-          self.progress,
-          quantizer=quantizer,
-          recognizer=trained,
-          params=params,
-          scored=False,
-        )
-        if outcome.reason == 'interrupted':
-          raise Interrupted
-        encoded = fitting.shipped(outcome.state, quantizer)
-      elif quantizer is None:
-        encoded = params
-      else:
-        encoded = quantizer.encode(params, quantizer.init(params))
-      recognizer, encoded = without_training_heads(recognizer, encoded)
-      encoded = jax.device_get(encoded)
+      recognizer, encoded, ranges = self._encoded(job, folder)
+      config = cells.train_config(self.config, job)
       about = {'recognizer': recognizer.to_config()}
       if ranges is not None:
-        if not method.trains:
-          # Training would have moved the weights into the ranges of before.
-          ranges = _calibrate(config, recognizer, encoded)
         about[integer_recognizer.CONFIG_KEY] = ranges
-        recognizer = integer_recognizer.twin(recognizer, encoded, ranges)
-      scorer = scoring.Scorer(recognizer, data.load(config.data[job.split]))
-      scoring.write_hypotheses(
-        folder / TRAINED, list(scorer.hypotheses(qtensor.decode(encoded)))
-      )
       packed_file.save(
-        folder / 'shipped.safetensors',
+        folder / SHIPPED,
         encoded,
         config={
           **about,
@@ -209,12 +168,80 @@ class Stages:
         },
         tokenizer=recognizer.tokenizer.to_config(),
       )
+      # While the weights are in memory anyway.
+      self._recognize(job, folder, recognizer, encoded, ranges)
+      trains = methods.METHODS[job.cell.method].trains
+      steps = config.train.steps if trains else 0
       return {'steps': steps, 'float_steps': config.float_steps}
 
     self.float_model(job)  # Its seconds are not this stage's.
     folder = self.train_folder(job)
     result = cached(folder, self._about_training(job), work)
-    return {**result, 'file': str(folder / 'shipped.safetensors')}
+    return {**result, 'file': str(folder / SHIPPED)}
+
+  def in_training(self, job: cells.Job) -> pathlib.Path:
+    """Returns what training code, without the file, recognizes of the split.
+
+    A split that training did not end with is decoded with the weights of its
+    last checkpoint.
+    """
+    self.train(job)
+    folder = self.train_folder(job)
+    path = folder / trained_hypotheses(job.split)
+    if not path.exists():
+      self._recognize(job, folder, *self._encoded(job, folder))
+    return path
+
+  def _encoded(self, job: cells.Job, folder: pathlib.Path):
+    """Returns (recognizer, encoded weights, ranges or None), trained."""
+    config = cells.train_config(self.config, job)
+    method = methods.METHODS[job.cell.method]
+    recognizer, params, _ = recognizer_lib.load(self.float_model(job))
+    params = jax.device_put(params)
+    trained = dataclasses.replace(
+      recognizer,
+      augment=data.SpecAugment(**config.augment) if config.augment else None,
+      ctc_weight=config.train.ctc_weight,
+    )
+    ranges = None
+    if eight_bit_activations(config):
+      ranges = self.ranges(job)
+      trained = integer_recognizer.twin(trained, params, ranges)
+    quantizer = make_quantizer(config)
+    if method.trains:
+      outcome = trainer.run(
+        config,
+        folder,
+        self.progress,
+        quantizer=quantizer,
+        recognizer=trained,
+        params=params,
+        scored=False,
+      )
+      if outcome.reason == 'interrupted':
+        raise Interrupted
+      encoded = fitting.shipped(outcome.state, quantizer)
+    elif quantizer is None:
+      encoded = params
+    else:
+      encoded = quantizer.encode(params, quantizer.init(params))
+    recognizer, encoded = without_training_heads(recognizer, encoded)
+    encoded = jax.device_get(encoded)
+    if ranges is not None and not method.trains:
+      # Training would have moved the weights into the ranges of before.
+      ranges = _calibrate(config, recognizer, encoded)
+    return recognizer, encoded, ranges
+
+  def _recognize(self, job, folder, recognizer, encoded, ranges) -> None:
+    """Writes what the weights in memory recognize of the job's split."""
+    if ranges is not None:
+      recognizer = integer_recognizer.twin(recognizer, encoded, ranges)
+    config = cells.train_config(self.config, job)
+    scorer = scoring.Scorer(recognizer, data.load(config.data[job.split]))
+    scoring.write_hypotheses(
+      folder / trained_hypotheses(job.split),
+      list(scorer.hypotheses(qtensor.decode(encoded))),
+    )
 
   def evaluate(self, job: cells.Job) -> dict[str, Any]:
     """Scores the packed file of a job, training it first if need be.
@@ -243,7 +270,7 @@ class Stages:
       scorer = scoring.Scorer(recognizer, corpus)
       hypotheses = sorted(scorer.hypotheses(jax.device_put(params)))
       scoring.write_hypotheses(folder / HYPOTHESES, hypotheses)
-      in_training = scoring.read_hypotheses(path.parent / TRAINED)
+      in_training = scoring.read_hypotheses(self.in_training(job))
       different = [a.utt_id for a, b in zip(hypotheses, in_training) if a != b]
       if len(hypotheses) != len(in_training) or different:
         raise RuntimeError(
@@ -297,7 +324,7 @@ class Stages:
   def _about_training(self, job: cells.Job) -> dict[str, Any]:
     """What a fine-tuning depends on."""
     config = cells.train_config(self.config, job)
-    return self._after_float(job, _about(config, 'train', 'dev', job.split))
+    return self._after_float(job, _about(config, 'train', 'dev'))
 
   def _after_float(self, job: cells.Job, about: Mapping[str, Any]):
     """Adds what a float model that is there gives to the stages after it."""
@@ -307,6 +334,11 @@ class Stages:
       'float': _digest(path) if self.float_done(job) else None,
       'calibration_batches': _CALIBRATION_BATCHES,
     }
+
+
+def trained_hypotheses(split: str) -> str:
+  """Returns the name of the file of what training code recognizes."""
+  return f'in_training_{split}.jsonl'
 
 
 def eight_bit_activations(config: ml_collections.ConfigDict) -> bool:

@@ -241,6 +241,15 @@ def from_config(
   )
 
 
+def shipped(
+  recognizer: Recognizer, tree: Mapping[str, Any]
+) -> tuple[Recognizer, dict[str, Any]]:
+  """Drops the CTC head, which only training needs, from what ships."""
+  tree = {name: leaf for name, leaf in tree.items() if name != 'ctc_out'}
+  model = recognizer.model.clone(ctc=False)
+  return dataclasses.replace(recognizer, model=model, ctc_weight=0.0), tree
+
+
 def make_model(config: Mapping[str, Any], **overrides: Any) -> rnnt.RNNT:
   """Returns the model of a config section.
 

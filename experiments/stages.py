@@ -143,8 +143,7 @@ class Stages:
 
   def train_folder(self, job: cells.Job) -> pathlib.Path:
     """Returns where the fine-tuning of a job is, or will be."""
-    name = f'{job.cell}-{job.part}-{job.seed}'
-    return self.folder('train', name, self._about_training(job))
+    return self.folder('train', _name(job), self._about_training(job))
 
   def train(self, job: cells.Job) -> dict[str, Any]:
     """Fine-tunes and encodes; the result says where the model file is.
@@ -225,7 +224,7 @@ class Stages:
       encoded = params
     else:
       encoded = quantizer.encode(params, quantizer.init(params))
-    recognizer, encoded = without_training_heads(recognizer, encoded)
+    recognizer, encoded = recognizer_lib.shipped(recognizer, encoded)
     encoded = jax.device_get(encoded)
     if ranges is not None and not method.trains:
       # Training would have moved the weights into the ranges of before.
@@ -300,7 +299,7 @@ class Stages:
         'fingerprint': corpus.fingerprint,
       }
 
-    folder = self.folder('eval', f'{job.cell}-{job.part}-{job.seed}', about)
+    folder = self.folder('eval', _name(job), about)
     result = cached(folder, about, work)
     return {
       **result,
@@ -363,13 +362,9 @@ def make_quantizer(
   return methods.make(name, bits, rules, run, config.method.options.to_dict())
 
 
-def without_training_heads(
-  recognizer: recognizer_lib.Recognizer, tree: Mapping[str, Any]
-) -> tuple[recognizer_lib.Recognizer, dict[str, Any]]:
-  """Drops the CTC head, which only training needs, from what ships."""
-  tree = {name: leaf for name, leaf in tree.items() if name != 'ctc_out'}
-  model = recognizer.model.clone(ctc=False)
-  return dataclasses.replace(recognizer, model=model, ctc_weight=0.0), tree
+def _name(job: cells.Job) -> str:
+  """Names a job but for its options: those at their defaults change nothing."""
+  return f'{job.cell._replace(options=())}-{job.part}-{job.seed}'
 
 
 def _about(config: ml_collections.ConfigDict, *splits: str) -> dict[str, Any]:

@@ -219,6 +219,16 @@ def test_another_split_is_another_scoring_of_the_same_training(done):
   assert after | before == after
 
 
+def test_an_option_at_its_default_is_the_same_training(done):
+  config, kept, _, _ = done
+  rate = config.finetune.train.learning_rate
+  folders = [
+    kept.train_folder(cells.Job(cells.parse(f'tiny/s8bqat:2{text}'), 'all', 0))
+    for text in ('', f'?lr={rate}&every=1', '?every=2')
+  ]
+  assert folders[0] == folders[1] != folders[2]
+
+
 def test_fine_tuning_is_not_chosen_by_development_data(done):
   _, kept, jobs, _ = done
   float_folder, tuned = kept.float_folder(jobs[1]), kept.train_folder(jobs[1])

@@ -70,7 +70,12 @@ def fit(
     raise ValueError(f'levels must be in 2..{qtensor.MAX_LEVELS}, got {levels}')
   if grid not in ('int8', None):
     raise ValueError(f"grid must be 'int8' or None, got {grid!r}")
-  found = _fit_points(*_summarize(w), levels, grid, w.dtype)
+  # In parts, so that fits share what is compiled: the first is of all tensors
+  # of one shape, the line of all, its segments of all with as many levels.
+  points, finite = _summarize(w)
+  line = _line(points)
+  free_K = _segment(line, levels)
+  found = _codebook(line, free_K, finite, grid, w.dtype)
   if not isinstance(found.scale, jax.core.Tracer) and np.isnan(found.scale):
     raise ValueError(
       f'weights of shape {w.shape} hold NaN or infinity: no centroids fit'
@@ -97,17 +102,22 @@ def _summarize(w: jax.Array) -> tuple[summary.Points, jax.Array]:
   return summary.summarize(w), jnp.all(jnp.isfinite(w))
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3, 4))
-def _fit_points(
-  points: summary.Points,
+_line = jax.jit(segments.line)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _segment(line: segments.Line, levels: int) -> jax.Array:
+  return segments.segment(line, levels)[0]
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _codebook(
+  line: segments.Line,
+  free_K: jax.Array,
   finite: jax.Array,
-  levels: int,
   grid: Grid,
   dtype: Any,
 ) -> codebook_lib.Codebook:
-  """Of points, not weights: tensors of all shapes share one compilation."""
-  line = segments.line(points)
-  free_K, _ = segments.segment(line, levels)
   if grid is None:
     values, scale = free_K.astype(dtype), jnp.ones((), dtype)
   else:

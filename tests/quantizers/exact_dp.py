@@ -24,9 +24,10 @@ def free(w, levels):
   best = cost(np.zeros(n + 1, int), np.arange(n + 1))
   for _ in range(levels - 1):
     new = np.empty(n + 1)
-    todo = [(0, n, 0, n)]  # prefixes a..b have their last cut in low..high
-    while todo:
-      a, b, low, high = np.array(todo).T
+    # Columns: prefixes a..b have their last cut in low..high.
+    todo = np.array([[0], [n], [0], [n]])
+    while todo.size:
+      a, b, low, high = todo
       end = (a + b) // 2
       width = np.minimum(high, end) - low + 1
       offset = np.concatenate([[0], np.cumsum(width)[:-1]])
@@ -37,15 +38,9 @@ def free(w, levels):
       where = np.where(value == np.repeat(least, width), at, len(at))
       found = cut[np.minimum.reduceat(where, offset)]
       new[end] = least
-      todo = [
-        part
-        for i in range(len(a))
-        for part in (
-          (a[i], end[i] - 1, low[i], found[i]),
-          (end[i] + 1, b[i], found[i], high[i]),
-        )
-        if part[0] <= part[1]
-      ]
+      halves = [(a, end - 1, low, found), (end + 1, b, found, high)]
+      todo = np.concatenate(halves, axis=1)
+      todo = todo[:, todo[0] <= todo[1]]
     best = new
   return best[n] / n
 
@@ -53,17 +48,20 @@ def free(w, levels):
 def on_grid(w, levels, scale):
   """Least mean squared error of `levels` values of scale * (-128..127)."""
   x = np.sort(np.asarray(w, np.float64).ravel()) / float(scale)
-  grid = np.arange(-128, 128)
-  up = np.zeros((256, 256))  # cost of the weights between neighbours i < j
-  for i in range(256):
-    for j in range(i + 1, 256):
-      between = x[np.searchsorted(x, grid[i]) : np.searchsorted(x, grid[j])]
-      up[i, j] = np.sum(
-        np.minimum(np.abs(between - grid[i]), np.abs(between - grid[j])) ** 2
-      )
-  best = np.array([np.sum((x[x < g] - g) ** 2) for g in grid])
-  tail = np.array([np.sum((x[x >= g] - g) ** 2) for g in grid])
-  up[np.tril_indices(256)] = np.inf
+  grid = np.arange(-128.0, 128.0)
+  sums = [np.concatenate([[0.0], np.cumsum(x**power)]) for power in range(3)]
+
+  def cost(low, high, value):
+    """Squared error of the weights in low..high, all sent to one value."""
+    ends = np.searchsorted(x, low), np.searchsorted(x, high)
+    count, first, second = (s[ends[1]] - s[ends[0]] for s in sums)
+    return np.maximum(second - 2 * value * first + value**2 * count, 0.0)
+
+  i, j = grid[:, None], grid
+  middle = (i + j) / 2
+  # Of the weights between neighbours i < j.
+  up = np.where(i < j, cost(i, middle, i) + cost(middle, j, j), np.inf)
+  best, tail = cost(-np.inf, grid, grid), cost(grid, np.inf, grid)
   for _ in range(levels - 1):
     best = np.min(best[:, None] + up, axis=0)
   return np.min(best + tail) / len(x) * float(scale) ** 2

@@ -1,5 +1,7 @@
 """The penalty and its flow against float64 formulas and an ODE solver."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,21 +36,27 @@ def value_by_definition(w, power):
   return np.where(outside, beyond, inner)
 
 
-def run(function, w, *args, **kwargs):
+@functools.cache
+def _compiled(function, power):
+  return jax.jit(lambda *args: function(*args, power))
+
+
+def run(function, w, *time, power=2.0):
+  """Calls a function of mracos in float64."""
   with jax.enable_x64(True):
-    left, right = neighbors(w)
-    return np.asarray(
-      function(
-        *map(jnp.asarray, (w, left, right)), jnp.asarray(WIDTH), *args, **kwargs
-      )
-    )
+    args = (*map(jnp.asarray, (w, *neighbors(w), WIDTH, *time)),)
+    return np.asarray(_compiled(function, power)(*args))
+
+
+def _pull(w, left, right, width, power):
+  return jax.grad(lambda w: value(w, left, right, width, power).sum())(w)
 
 
 @pytest.mark.parametrize('power', POWERS)
 def test_value_is_the_definition(power):
   w = np.linspace(-1.9, 1.9, 501)
   np.testing.assert_allclose(
-    run(value, w, power), value_by_definition(w, power), atol=1e-14
+    run(value, w, power=power), value_by_definition(w, power), atol=1e-14
   )
 
 
@@ -66,10 +74,7 @@ def test_gradient_is_the_derivative(power):
   w = rng.uniform(-1.8, 1.8, 300)
   kinks = np.concatenate([CENTROIDS, (CENTROIDS[1:] + CENTROIDS[:-1]) / 2])
   w = w[np.abs(w[:, None] - kinks).min(1) > 1e-3]
-  grad = run(
-    lambda w, *rest: jax.grad(lambda w: value(w, *rest, power).sum())(w),
-    w,
-  )
+  grad = run(_pull, w, power=power)
   e = 1e-6
   numeric = value_by_definition(w + e, power) - value_by_definition(
     w - e, power
@@ -78,7 +83,7 @@ def test_gradient_is_the_derivative(power):
 
 
 def test_gradient_vanishes_at_centroids_and_points_to_them_beside():
-  grad = jax.grad(lambda w, *rest: value(w, *rest).sum())
+  grad = jax.jit(lambda *args: _pull(*args, 2.0))
   for scale in (1.0, 3e-4, 70.0):
     q = jnp.asarray(CENTROIDS * scale, jnp.float32)
     for left, right in ((q[:-1], q[1:]),):
@@ -122,26 +127,28 @@ def test_flow_is_the_gradient_flow(power):
   rng = np.random.default_rng(1)
   w = rng.uniform(-1.7, 1.7, 40)
   for time in (0.05, 0.7, 3.0):
-    got = run(flow, w, jnp.asarray(time), power)
+    got = run(flow, w, time, power=power)
     want = np.array([ode_end(w0, time, power) for w0 in w])
     np.testing.assert_allclose(got, want, atol=1e-8)
 
 
 def test_outliers_come_home_within_the_usual_total():
   w = np.array([-1.3 - 16 * WIDTH, 1.1 + 16 * WIDTH])
-  np.testing.assert_array_equal(run(flow, w, jnp.asarray(4.0)), nearest(w))
-  assert np.all(run(flow, w, jnp.asarray(3.0)) != nearest(w))
+  np.testing.assert_array_equal(run(flow, w, 4.0), nearest(w))
+  assert np.all(run(flow, w, 3.0) != nearest(w))
+
+
+_flow = jax.jit(flow)
 
 
 def test_flow_in_float32_and_in_many_small_steps():
-  w = np.linspace(-1.7, 1.7, 201)
+  w = np.linspace(-1.7, 1.7, 202)
   left, right = (jnp.asarray(x, jnp.float32) for x in neighbors(w))
   width = jnp.float32(WIDTH)
   many = jnp.asarray(w, jnp.float32)
-  step = jax.jit(flow)
   for _ in range(400):
-    many = step(many, left, right, width, 2.0 / 400)
-  want = run(flow, w, jnp.asarray(2.0))
+    many = _flow(many, left, right, width, 2.0 / 400)
+  want = run(flow, w, 2.0)
   np.testing.assert_allclose(many, want, atol=1e-4)
 
 
@@ -150,11 +157,11 @@ def test_flow_lands_on_the_centroid_and_stays():
   left, right = (jnp.asarray(x, jnp.float32) for x in neighbors(w))
   w = jnp.asarray(w, jnp.float32)
   width = jnp.float32(WIDTH)
-  landed = flow(w, left, right, width, 30.0)
+  landed = _flow(w, left, right, width, 30.0)
   assert np.all((landed == left) | (landed == right))
-  again = flow(landed, left, right, width, 0.1)
+  again = _flow(landed, left, right, width, 0.1)
   np.testing.assert_array_equal(again, landed)
-  unmoved = flow(w, left, right, width, 0.0)
+  unmoved = _flow(w, left, right, width, 0.0)
   np.testing.assert_array_equal(unmoved, w)
 
 
@@ -163,17 +170,28 @@ def test_flow_for_ever_decides_all_but_the_exact_middle():
   w = jnp.array([0.5, np.nextafter(np.float32(0.5), np.float32(0)), 0.6])
   for time in (1e3, 1e30):
     np.testing.assert_array_equal(
-      flow(w, left, right, jnp.float32(1), time), [0.5, 0.0, 1.0]
+      _flow(w, left, right, jnp.float32(1), time), [0.5, 0.0, 1.0]
     )
 
 
 def test_a_codebook_of_equal_centroids_pulls_nothing():
+  @jax.jit
+  def under_all_powers(w, *codebook):
+    return [
+      (
+        value(w, *codebook, power),
+        slope(w, *codebook, power),
+        flow(w, *codebook, 1.0, power),
+      )
+      for power in POWERS
+    ]
+
   w = jnp.array([-1.0, 0.5, 2.0])
   same, zero = jnp.full(3, 0.5), jnp.float32(0)
-  for power in POWERS:
-    assert not np.any(value(w, same, same, zero, power))
-    assert not np.any(slope(w, same, same, zero, power))
-    np.testing.assert_array_equal(flow(w, same, same, zero, 1.0, power), w)
+  for penalty, pull, moved in under_all_powers(w, same, same, zero):
+    assert not np.any(penalty)
+    assert not np.any(pull)
+    np.testing.assert_array_equal(moved, w)
 
 
 def test_pressure_times_learning_rate_sums_to_the_total():
@@ -181,12 +199,10 @@ def test_pressure_times_learning_rate_sums_to_the_total():
   for learning_rate in (1e-3, rate):
     schedule = pressure_schedule(4.0, 200, learning_rate)
     steps = np.arange(200)
-    pressure = np.array([schedule(t) for t in steps])
-    rates = (
-      np.array([rate(t) for t in steps])
-      if callable(learning_rate)
-      else (learning_rate)
-    )
+    pressure = np.asarray(jax.vmap(schedule)(steps))
+    rates = learning_rate
+    if callable(learning_rate):
+      rates = np.asarray(jax.vmap(learning_rate)(steps))
     assert np.sum(pressure * rates) == pytest.approx(4.0, rel=1e-5)
     # Quadratic up to 80% of the steps, then level.
     assert pressure[79] / pressure[159] == pytest.approx(0.25, rel=1e-5)

@@ -23,6 +23,9 @@ class _Nnx(nnx.Module):
     self.dense = nnx.Linear(16, 6, rngs=rngs)
     self.head = nnx.Linear(6, 3, use_bias=False, rngs=rngs)
 
+  def __call__(self, x):
+    return self.head(jnp.tanh(self.dense(x)))
+
 
 def make(kind: str):
   """Returns params named NAMES: a model's own, or a plain dict."""
@@ -40,3 +43,18 @@ def make(kind: str):
   return jax.tree.map(
     lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), params
   )
+
+
+def apply(kind: str):
+  """Returns (params, x) -> the outputs of the network that `make` is of."""
+  if kind == 'linen':
+    return _Linen().apply
+  if kind == 'nnx':
+    graph = nnx.graphdef(_Nnx(nnx.Rngs(0)))
+    return lambda params, x: nnx.merge(graph, params)(x)
+
+  def plain(params, x):
+    x = jnp.tanh(x @ params['dense']['kernel'] + params['dense']['bias'])
+    return x @ params['head']['kernel']
+
+  return plain

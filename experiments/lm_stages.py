@@ -11,7 +11,6 @@ import itertools
 import json
 import pathlib
 import shutil
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -151,16 +150,8 @@ class Stages:
 
   def seconds_per_step(self, steps: int = 5) -> float:
     """Returns the time of a training step, without its compilation."""
-    step = fitting.make_step(self.config, self.model)
-    update = jax.jit(step.update, donate_argnums=0)
-    params = self.model.init(jax.random.key(0))
-    state, batch = step.init(params), self._batches(self.config)(0)
-    state, _ = update(state, batch)
-    start = time.perf_counter()
-    for _ in range(steps):
-      state, metrics = update(state, batch)
-    jax.block_until_ready(metrics)
-    return (time.perf_counter() - start) / steps
+    batches = map(self._batches(self.config), range(steps + 1))
+    return fitting.seconds_per_step(self.config, self.model, batches)
 
   def train(self, method: str, bits: int | Bits) -> pathlib.Path:
     """Fine-tunes the float model under a method; returns the packed file.

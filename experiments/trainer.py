@@ -6,7 +6,6 @@ import functools
 import json
 import os
 import pathlib
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -180,17 +179,7 @@ def seconds_per_step(config: ml_collections.ConfigDict, steps: int = 12):
   corpus = data.load(config.data.train)
   recognizer = make_recognizer(config, corpus)
   loader = make_loader(config, corpus, recognizer)
-  step = fitting.make_step(config, recognizer)
-  update = jax.jit(step.update)
-  state = step.init(recognizer.init(jax.random.key(0)))
-  spent: dict[Any, list[float]] = {}
-  for batch in loader.batches(0, steps):
-    start = time.perf_counter()
-    state, _ = jax.block_until_ready(update(state, batch))
-    shape = batch['audio_BxS'].shape
-    spent.setdefault(shape, []).append(time.perf_counter() - start)
-  warm = [t for times in spent.values() for t in times[1:]]
-  return float(np.mean(warm))
+  return fitting.seconds_per_step(config, recognizer, loader.batches(0, steps))
 
 
 def _params_of(path: str, recognizer: recognizer_lib.Recognizer) -> Any:

@@ -22,6 +22,7 @@ def default() -> ml_collections.ConfigDict:
   finetune.train = ml_collections.ConfigDict(
     {'learning_rate': 1e-3, 'warmup_steps': 50, 'weight_decay': 0.0}
   )
+  finetune.data = ml_collections.ConfigDict()  # what differs of the data
   # {'METHOD:BITS': another highest learning rate}, chosen on development data.
   finetune.rates = ml_collections.ConfigDict()
   config.matrices = ml_collections.ConfigDict()

@@ -15,6 +15,8 @@ def get_config():
   config.activation_bits = 8
   config.finetune.share = 0.09
   config.finetune.train.learning_rate = 1.5e-3
+  # So short a training pays for a second shape of batches by compiling it.
+  config.finetune.data.num_buckets = 1
   config.matrices.demo = s8bqat.matrix(
     'demo/float',
     'demo/ptq lloyd-max:2',

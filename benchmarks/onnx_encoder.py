@@ -48,20 +48,22 @@ class FloatGraph:
     self._nodes: list[Any] = []
     self._held: list[Any] = []
     self._made = 0
-    kernel = np.asarray(params['encoder_0']['kernel'])
-    width = kernel.shape[1] // 4
-    inputs, states = {'feats': (1, chunk, len(kernel) - width)}, []
+    depth, gates = params['encoder_0']['kernel'].shape
+    width = gates // 4
+    inputs: dict[str, tuple[int, ...]] = {'feats': (1, chunk, depth - width)}
+    states: list[str] = []
     rows = self._split('feats', chunk, axis=1)
     rows = [self._squeeze(row) for row in rows]
     for i in range(layers):
       h, c = f'h{i}', f'c{i}'
       inputs |= {h: (1, width), c: (1, width)}
       layer = {k: np.asarray(v) for k, v in params[f'encoder_{i}'].items()}
-      kernel = self._hold(layer['kernel'])
-      bias = self._hold(layer['bias'])
+      weights = {k: self._hold(v) for k, v in layer.items()}
       for t, row in enumerate(rows):
         joined = self._op('Concat', row, h, axis=1)
-        z = self._op('Add', self._op('MatMul', joined, kernel), bias)
+        z = self._op(
+          'Add', self._op('MatMul', joined, weights['kernel']), weights['bias']
+        )
         i_, f, g, o = self._split(z, 4, axis=1)
         i_, f, o = (self._op('Sigmoid', x) for x in (i_, f, o))
         kept = self._op('Mul', f, c)

@@ -3,8 +3,10 @@
 Integers throughout, and equal to our own program to the last bit, but for
 8-bit products with an 8-bit result: those become QGemm (ONNX Runtime's own) or
 QLinearConv, which are fast, rescale in float32 and round half to even, so that
-a code may differ by one. Every other rescaling is a 64-bit product and a
-shift, as ours; tables are gathered, 16-bit ones with all their 65,536 entries.
+a code may differ by one. Products are of unsigned codes, 128 higher than ours:
+of those ONNX Runtime has kernels that are quick and exact on any x86. Every
+other rescaling is a 64-bit product and a shift, as ours; tables are gathered,
+16-bit ones with all their 65,536 entries.
 
 Not expressible (yet no known need): log softmax, transposed convolutions.
 """

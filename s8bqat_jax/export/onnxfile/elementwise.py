@@ -27,7 +27,7 @@ def _add(w: Writer, op: Op) -> None:
     for v, m, zero in zip(op.ins[:2], op.ins[2:], p['zeros'])
   ]
   total = w.node('Add', *terms)
-  w.saturated(w.shifted(total, p['shift']), p['out'], y.name)
+  w.rescaled(total, p['shift'], p['out'], y.name)
 
 
 @rule('q_mul')

@@ -34,8 +34,7 @@ def _softmax(w: Writer, op: Op) -> None:
   total = w.node('Max', total, w.constant(1, np.int64))
   one = w.constant(1 << _INVERSE_BITS, np.int64)
   product = w.node('Mul', e, w.node('Div', one, total))
-  shifted = w.shifted(product, _INVERSE_BITS - p['bits'])
-  w.saturated(shifted, p['out'], y.name)
+  w.rescaled(product, _INVERSE_BITS - p['bits'], p['out'], y.name)
 
 
 @rule('q_layernorm')
@@ -68,4 +67,4 @@ def _layernorm(w: Writer, op: Op) -> None:
   up = 2 ** max(0, p['shift'] - norm.BIAS_BITS)
   offset = np.asarray(bias.const, np.int64) * up
   total = w.node('Add', total, w.constant(offset, np.int64))
-  w.saturated(w.shifted(total, p['shift']), p['out'], y.name)
+  w.rescaled(total, p['shift'], p['out'], y.name)

@@ -50,18 +50,19 @@ def _dot(w: Writer, op: Op) -> None:
 def _gemm(w: Writer, op: Op, m: Matrix, flat: str, to: str) -> None:
   (y,), out = op.outs, op.params['out']
   c = channels_of(op._replace(ins=(m.x, *op.ins[1:])), m.weights, m.per_result)
-  zero = lambda v: w.constant(v, np.int8)
+  zero = lambda v: w.constant(np.asarray(v) + 128, np.uint8)
   clipped = (out.low, out.high) != (-128, 127)
-  made = f'{to}_wide' if clipped else to
-  w.node(
-    'QGemm', flat, w.constant(m.x.scale, np.float32), zero(m.x.zero),
-    w.constant(c.weights.T), w.constant(_one_or_all(c.scale), np.float32),
+  made = w.node(
+    'QGemm', w.unsigned(flat), w.constant(m.x.scale, np.float32),
+    zero(m.x.zero), w.unsigned(w.constant(c.weights.T)),
+    w.constant(_one_or_all(c.scale), np.float32),
     zero(np.zeros(_one_or_all(c.scale).shape)), w.constant(c.bias),
     w.constant(y.scale, np.float32), zero(out.zero),
-    to=made, domain='com.microsoft', alpha=1.0, transA=0, transB=0,
+    domain='com.microsoft', alpha=1.0, transA=0, transB=0,
   )  # fmt: skip
+  w.signed(made, f'{to}_wide' if clipped else to)
   if clipped:
-    _clipped(w, made, out, to)
+    _clipped(w, f'{to}_wide', out, to)
 
 
 def _one_or_all(scale: np.ndarray) -> np.ndarray:
@@ -76,12 +77,22 @@ def _clipped(w: Writer, name: str, out: Any, to: str) -> None:
 def _exact(w: Writer, op: Op, m: Matrix, flat: str, to: str) -> None:
   """int32 accumulators, then our own rescaling; our bias holds the zero."""
   p = op.params
-  matrix = w.constant(m.weights.T)
-  accumulator = w.node('MatMulInteger', flat, matrix)
+  accumulator = _product(w, flat, w.constant(m.weights.T), (0, 0))
   bias = w.constant(m.per_result(op.ins[2].const), np.int32)
   accumulator = w.node('Add', accumulator, bias)
   multiplier = m.per_result(op.ins[3].const)
   w.requantized(accumulator, multiplier, p['shift'], p['out'], to)
+
+
+def _product(w: Writer, left: str, right: str, zeros: Any) -> str:
+  """Accumulators of int8 codes.
+
+  ONNX Runtime's product of signed numbers has no quick kernel on x86, and that
+  of unsigned by signed ones saturates without VNNI: both are made unsigned.
+  """
+  unsigned = [w.unsigned(name) for name in (left, right)]
+  zeros = [w.constant(z + 128, np.uint8) for z in zeros]
+  return w.node('MatMulInteger', *unsigned, *zeros)
 
 
 def _two_values(w: Writer, op: Op) -> None:
@@ -97,9 +108,8 @@ def _two_values(w: Writer, op: Op) -> None:
     shape = [v.shape[i] for i in batch] + (sizes if last else sizes[::-1])
     return w.reshape(w.transpose(w.name(v), [*batch, *tail]), shape)
 
-  zeros = [w.constant(z, np.int8) for z in p['zeros']]
   left, right = prepared(a, ab, ac, True), prepared(b, bb, bc, False)
-  accumulator = w.node('MatMulInteger', left, right, *zeros)
+  accumulator = _product(w, left, right, p['zeros'])
   accumulator = w.reshape(accumulator, y.shape)
   if np.any(bias.const):
     accumulator = w.node('Add', accumulator, w.name(bias))

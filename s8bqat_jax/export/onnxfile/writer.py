@@ -30,6 +30,8 @@ class Writer:
     self._nodes: list[Any] = []
     self._constants: dict[tuple, Any] = {}
     self._casts: dict[tuple[str, str], str] = {}
+    self._held: dict[str, np.ndarray] = {}
+    self._unsigned: dict[str, str] = {}
 
   def node(
     self, op: str, *ins: str, to: str | None = None, domain: str = '', **attrs
@@ -57,6 +59,7 @@ class Writer:
     key = (array.dtype.str, array.shape, array.tobytes())
     if key not in self._constants:
       name = f'c{len(self._constants)}'
+      self._held[name] = array
       self._constants[key] = numpy_helper.from_array(array, name)
     return self._constants[key].name
 
@@ -90,35 +93,48 @@ class Writer:
     """int64 times a constant."""
     return self.node('Mul', wide, self.constant(multiplier, np.int64))
 
-  def shifted(self, wide: str, shift: int) -> str:
-    """floor((x + 2^(shift-1)) / 2^shift) of int64 |x| < 2^62.
+  def shifted(self, wide: str, shift: int, plus: int = 0) -> str:
+    """floor((x + 2^(shift-1)) / 2^shift) + plus, of int64 |x| < 2^62.
 
-    The shift operator knows unsigned numbers only: x is moved up by 2^62, a
-    multiple of the divisor, and the quotient back down.
+    Division rounds towards zero: x is moved up by 2^62, a multiple of the
+    divisor, and the quotient back down.
     """
-    if shift == 0:
-      return wide
-    top = 62
-    offset = self.constant((1 << (shift - 1)) + (1 << top), np.int64)
-    lifted = self.cast(self.node('Add', wide, offset), np.uint64)
-    amount = self.constant(shift, np.uint64)
-    quotient = self.node('BitShift', lifted, amount, direction='RIGHT')
-    back = self.constant(1 << (top - shift), np.int64)
-    return self.node('Sub', self.cast(quotient, np.int64), back)
+    if shift:
+      top = 62
+      offset = self.constant((1 << (shift - 1)) + (1 << top), np.int64)
+      wide = self.node('Add', wide, offset)
+      wide = self.node('Div', wide, self.constant(1 << shift, np.int64))
+      plus -= 1 << (top - shift)
+    return (
+      self.node('Add', wide, self.constant(plus, np.int64)) if plus else wide
+    )
 
-  def saturated(self, wide: str, out: Any, to: str) -> None:
-    """Adds the zero point, clips and narrows an int64 result."""
-    if out.zero:
-      wide = self.node('Add', wide, self.constant(out.zero, np.int64))
+  def rescaled(self, wide: str, shift: int, out: Any, to: str) -> None:
+    """Shifts an int64, adds the zero point, clips and narrows it."""
+    made = self.shifted(wide, shift, out.zero)
     low, high = (self.constant(b, np.int64) for b in (out.low, out.high))
-    self.cast(self.node('Clip', wide, low, high), out.dtype, to=to)
+    self.cast(self.node('Clip', made, low, high), out.dtype, to=to)
+
+  def unsigned(self, name: str) -> str:
+    """int8 codes plus 128, as uint8."""
+    if name in self._held:
+      return self.constant(self._held[name].astype(np.int16) + 128, np.uint8)
+    if name not in self._unsigned:
+      flipped = self.node('BitwiseXor', name, self.constant(-128, np.int8))
+      self._unsigned[name] = self.cast(flipped, np.uint8)
+    return self._unsigned[name]
+
+  def signed(self, name: str, to: str) -> None:
+    """The reverse of `unsigned`."""
+    flipped = self.cast(name, np.int8)
+    self.node('BitwiseXor', flipped, self.constant(-128, np.int8), to=to)
 
   def requantized(
     self, accumulator: str, multiplier: Any, shift: int, out: Any, to: str
   ) -> None:
     """requantize.requantize, of an int32 accumulator."""
     wide = self.product(self.cast(accumulator, np.int64), multiplier)
-    self.saturated(self.shifted(wide, shift), out, to)
+    self.rescaled(wide, shift, out, to)
 
   def renamed(self, v: Value, name: str) -> str:
     return self.node('Identity', self.name(v), to=name)
@@ -132,12 +148,13 @@ class Writer:
       kind = helper.np_dtype_to_tensor_dtype(v.dtype)
       return helper.make_tensor_value_info(name, kind, v.shape)
 
+    read = {name for node in self._nodes for name in node.input}
     graph = helper.make_graph(
       self._nodes,
       's8bqat_jax',
       [info(v.name, v) for v in inputs],
       [info(name, v) for name, v in outputs],
-      list(self._constants.values()),
+      [c for c in self._constants.values() if c.name in read],
     )
     model = helper.make_model(
       graph,

@@ -58,9 +58,8 @@ def test_a_method_goes_on_after_an_interruption(trained, config, tmp_path):
   other = config.copy_and_resolve_references()
   other.train.update(learning_rate=1e-3, eval_every=0, save_every=3)
   _, params, _ = recognizer_lib.load(trained[0] / recognizer_lib.MODEL_FILE)
-  rate = other.train.learning_rate
   method = quantizers.with_final_phase(
-    quantizers.s8bqat(3, total_steps=5, learning_rate=rate, every=3), 6
+    quantizers.uniform(3, refit_every=2), other.train.steps
   )
 
   def run():

@@ -4,8 +4,8 @@ Scores are tables {tensor: {bits: harm}} of one float model, found once:
 
   trace   Hessian trace times squared error (HAWQ-V2)
   kl      divergence of the outputs with that tensor alone quantized
-  search  -log of the probability, by a differentiable search, that a width
-          suffices
+  search  -log of the probability, by a differentiable search over uniform
+          grids of one scale, that a width suffices
   size    alike for all tensors, so that large ones get few bits
   random  the same with random weights
 """
@@ -29,7 +29,7 @@ from experiments.stages import RESULT, cached
 from s8bqat_jax import sensitivity
 from s8bqat_jax.artifacts import packed_file, qtensor
 from s8bqat_jax.data import text as text_lib
-from s8bqat_jax.quantizers import codebook, lloyd_max
+from s8bqat_jax.quantizers import codebook, lloyd_max, row_scales
 from s8bqat_jax.quantizers import tree as trees
 
 METRICS = ('trace', 'kl', 'search', 'size', 'random')
@@ -48,7 +48,7 @@ class Sensitivity:
   def sizes(self) -> Scores:
     """Returns packed bytes of every quantizable tensor at every width."""
     return {
-      name: {b: _bytes(w, b) for b in self.config.choices}
+      name: {b: _bytes(w, b, self._rows(name)) for b in self.config.choices}
       for name, w in tensors(self._params).items()
     }
 
@@ -160,7 +160,10 @@ class Sensitivity:
 
   def _file_of(self, bits: Mapping[str, int]) -> int:
     """Bytes of a file with these widths."""
-    named = {n: _roughly(w, bits[n]) for n, w in tensors(self._params).items()}
+    named = {
+      n: _roughly(w, bits[n], self._rows(n))
+      for n, w in tensors(self._params).items()
+    }
     return self.stages.file_bytes(trees.replace(self._params, named))
 
   def allocation(self, metric: str, point: Point) -> sensitivity.Allocation:
@@ -212,9 +215,13 @@ class Sensitivity:
   def _quantize(self, name: str, w: jax.Array, bits: int) -> jax.Array:
     """A tensor as the experiment's tables would have it, without training."""
     if (name, bits) not in self._views:
-      q = codebook.quantize(w, lloyd_max.fit(w, 2**bits))
-      self._views[name, bits] = qtensor.dequantize(q)
+      fit = row_scales.fit if self._rows(name) else lloyd_max.fit
+      self._views[name, bits] = codebook.snap(w, fit(w, 2**bits))
     return self._views[name, bits]
+
+  def _rows(self, name: str) -> bool:
+    """Whether the rows of a tensor have a scale each."""
+    return lm_stages.has_row_scales(self.config.row_scales, name)
 
   @functools.cached_property
   def _mean_nll(self):
@@ -275,7 +282,10 @@ class Sensitivity:
     return 'trace', self._section('rtol', 'max_probes')
 
   def _kl_stage(self) -> tuple[str, ml_collections.ConfigDict]:
-    return 'kl', self._section()
+    config = self._section()
+    if self.config.row_scales:
+      config.row_scales = self.config.row_scales
+    return 'kl', config
 
   def _search_stage(self) -> tuple[str, ml_collections.ConfigDict]:
     config = self.stages.finetuning()
@@ -332,19 +342,26 @@ def tensors(params: Any) -> dict[str, jax.Array]:
   return {name: w for name, w in named.items() if trees.is_quantizable(w)}
 
 
-def _roughly(w: jax.Array, bits: int) -> qtensor.QTensor:
-  """A tensor on the simplest grid: what it costs depends on its width alone."""
+def _roughly(w: jax.Array, bits: int, rows: bool) -> qtensor.QTensor:
+  """A tensor on the simplest grid, which costs what any grid of its width does.
+
+  Args:
+    w: the tensor.
+    bits: its width.
+    rows: whether each of its rows has a scale.
+  """
   x = np.asarray(w, np.float32)
   top = np.max(np.abs(x), initial=0.0) or 1.0
   codes = np.rint((x / top + 1) / 2 * (2**bits - 1)).astype(np.uint8)
   book = np.arange(2**bits) - 2 ** (bits - 1)
-  return qtensor.QTensor(codes, np.float32(1), book.astype(np.int8), 2**bits)
+  scale = np.ones([len(x)] + [1] * (x.ndim - 1) if rows else (), np.float32)
+  return qtensor.QTensor(codes, scale, book.astype(np.int8), 2**bits)
 
 
-def _bytes(w: jax.Array, bits: int) -> float:
+def _bytes(w: jax.Array, bits: int, rows: bool) -> float:
   """What a tensor adds to a file, at this width."""
   empty = packed_file.packed_bytes({})
-  return float(packed_file.packed_bytes({'w': _roughly(w, bits)}) - empty)
+  return float(packed_file.packed_bytes({'w': _roughly(w, bits, rows)}) - empty)
 
 
 def _int_keys(found: Mapping[str, Any]) -> Scores:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import pathlib
+import re
 import shutil
 from collections.abc import Mapping
 from typing import Any
@@ -30,6 +31,7 @@ MODEL_FILE = 'model.safetensors'
 SHIPPED = 'shipped.safetensors'
 LINE_NATS = 'line_nats.npy'
 Bits = Mapping[str, int]
+_FLOAT = 32  # bits
 # What of a config changes no weight: how texts are scored, what is logged.
 _NO_WEIGHT = {
   'data': ('dev', 'eval', 'score_length', 'score_context'),
@@ -249,6 +251,9 @@ class Stages:
         'final_phase': methods.FINAL_PHASE,
       }
     )
+    # Without rows of their own, and in floats, a folder is the one it was.
+    if self.config.row_scales and named != _FLOAT:
+      config.method.row_scales = self.config.row_scales
     return config
 
   def folder(self, kind: str, name: str, config) -> pathlib.Path:
@@ -335,7 +340,32 @@ def make_quantizer(
   """
   _, schedule = fitting.make_optimizer(config.train)
   run = methods.Run(config.train.steps, schedule, config.train.learning_rate)
+  pattern = config.method.get('row_scales', '')
   if isinstance(bits, int):
     rules = rule_lib.as_rules(bits) if bits <= 8 else ()
-    return methods.make(method, bits, rules, run)
-  return methods.make(method, 0, sensitivity.to_rules(bits), run)
+    row_rules = (rule_lib.Rule(pattern, bits),) if pattern else ()
+    return methods.make(method, bits, rules, run, row_rules=row_rules)
+  of_rows = {n: b for n, b in bits.items() if has_row_scales(pattern, n)}
+  if pattern and not of_rows:
+    raise ValueError(
+      f'config.row_scales is {pattern!r}, expected a pattern that matches one '
+      f'of {", ".join(bits)}'
+    )
+  rest = {n: b for n, b in bits.items() if n not in of_rows}
+  return methods.make(
+    method,
+    0,
+    sensitivity.to_rules(rest),
+    run,
+    row_rules=sensitivity.to_rules(of_rows),
+  )
+
+
+def has_row_scales(pattern: str, name: str) -> bool:
+  """Whether the rows of a weight have a scale each.
+
+  Args:
+    pattern: `config.row_scales`.
+    name: of the weight.
+  """
+  return bool(pattern) and re.fullmatch(pattern, name) is not None

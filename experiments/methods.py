@@ -19,6 +19,7 @@ of them end in the same final phase. What is compared is data:
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -30,7 +31,7 @@ import optax
 from s8bqat_jax import quantizers
 from s8bqat_jax.artifacts import qtensor
 from s8bqat_jax.quantizers import codebook as books
-from s8bqat_jax.quantizers import lloyd_max
+from s8bqat_jax.quantizers import lloyd_max, row_scales
 from s8bqat_jax.quantizers import rules as rule_lib
 
 FINAL_PHASE = 0.85  # of the steps; then codes are frozen
@@ -48,11 +49,13 @@ class Run(NamedTuple):
     steps: how many.
     learning_rate: their schedule.
     peak: its highest value.
+    rows: whether each row of a weight gets a scale of its own.
   """
 
   steps: int
   learning_rate: optax.Schedule
   peak: float
+  rows: bool = False
 
   @property
   def free_steps(self) -> int:
@@ -65,6 +68,15 @@ class Run(NamedTuple):
       total, self.free_steps, self.learning_rate
     )
 
+  @property
+  def channel_axis(self) -> int | None:
+    """The axis that keeps a scale of its own, for uniform grids."""
+    return 0 if self.rows else None
+
+  def fit(self, w: jax.Array, levels: int) -> books.Codebook:
+    """Fits Lloyd-Max centroids, as `row_scales.fit` or `lloyd_max.fit`."""
+    return (row_scales if self.rows else lloyd_max).fit(w, levels)
+
 
 class Method(NamedTuple):
   """A method as data.
@@ -72,26 +84,28 @@ class Method(NamedTuple):
   Attributes:
     make: (rules, run, bits, **options) -> Quantizer, or None for plain floats.
     trains: whether weights are trained; the others are fitted and encoded.
+    rows: whether it can give each row a scale of its own, as the run says.
   """
 
   make: Callable[..., quantizers.Quantizer | None]
   trains: bool = True
+  rows: bool = False
 
 
-def uniform_book(w: jax.Array, levels: int) -> books.Codebook:
+def uniform_book(
+  w: jax.Array, levels: int, channel_axis: int | None = None
+) -> books.Codebook:
   """Returns the uniform grid of least squared error as centroids.
 
   Args:
     w: float weights.
     levels: how many centroids.
+    channel_axis: the axis that keeps a step of its own; None for one step.
   """
   low, high = qtensor.uniform_range(levels)
   values = [-1, 1] if levels == 2 else list(range(low, high + 1))
-  scale = quantizers.mse_scale(w, levels)
+  scale = quantizers.mse_scale(w, levels, channel_axis)
   return books.Codebook(jnp.array(values, jnp.int8), scale)
-
-
-_FITS = {'lloyd-max': lloyd_max.fit, 'uniform': uniform_book}
 
 
 def _s8bqat(
@@ -109,9 +123,13 @@ def _s8bqat(
   del bits
   if reading not in (quantizers.AT_CODES, quantizers.OVERWRITE):
     raise ValueError(f"reading must be 'loss' or 'overwrite', got {reading!r}")
-  if centroids not in _FITS:
-    raise ValueError(f'centroids {centroids!r}: not one of {list(_FITS)}')
-  fit = _FITS[centroids]
+  fits = {
+    'lloyd-max': run.fit,
+    'uniform': functools.partial(uniform_book, channel_axis=run.channel_axis),
+  }
+  if centroids not in fits:
+    raise ValueError(f'centroids {centroids!r}: not one of {list(fits)}')
+  fit = fits[centroids]
   if pull:
     method = quantizers.mracos(
       rules,
@@ -146,39 +164,52 @@ def _coarse(rules, run, bits, rate=None):
 
 def _admm(rules, run, bits, pull=100.0, table='lloyd_max', every=10):
   del bits
+  fit = run.fit if run.rows else None
   return quantizers.admm(
-    rules, rho=run.pressure(pull), table=table, every=every
+    rules, rho=run.pressure(pull), table=table, every=every, fit=fit
   )
 
 
 def _uniform(rules, run, bits):
-  del run, bits
+  del bits
   return quantizers.uniform(
-    rules, scale=quantizers.mse_scale, refit_every=_REFIT_EVERY
+    rules,
+    scale=quantizers.mse_scale,
+    channel_axis=run.channel_axis,
+    refit_every=_REFIT_EVERY,
   )
+
+
+def _centroids(rules, run, bits):
+  del bits
+  return quantizers.centroids(rules, fit=run.fit)
 
 
 METHODS: dict[str, Method] = {
   'float': Method(lambda rules, run, bits: None, trains=False),
   'float continued': Method(lambda rules, run, bits: None),
-  'ptq uniform': Method(_uniform, trains=False),
-  'ptq lloyd-max': Method(
-    lambda rules, run, bits: quantizers.centroids(rules), trains=False
+  'ptq uniform': Method(_uniform, trains=False, rows=True),
+  'ptq lloyd-max': Method(_centroids, trains=False, rows=True),
+  'uniform qat': Method(_uniform, rows=True),
+  'learned step': Method(
+    lambda rules, run, bits: quantizers.learnable(
+      rules, channel_axis=run.channel_axis
+    ),
+    rows=True,
   ),
-  'uniform qat': Method(_uniform),
-  'learned step': Method(lambda rules, run, bits: quantizers.learnable(rules)),
   'straight-through': Method(
     lambda rules, run, bits: quantizers.straight_through(
-      quantizers.centroids(rules)
-    )
+      _centroids(rules, run, bits)
+    ),
+    rows=True,
   ),
   'coarse int8': Method(_coarse),
-  's8bqat': Method(_s8bqat),
+  's8bqat': Method(_s8bqat, rows=True),
   'acosr': Method(_acosr),
   'gq': Method(
     lambda rules, run, bits: quantizers.gq(rules, total_steps=run.free_steps)
   ),
-  'admm': Method(_admm),
+  'admm': Method(_admm, rows=True),
 }
 
 
@@ -199,6 +230,7 @@ def make(
   rules: tuple[rule_lib.Rule, ...],
   run: Run,
   options: Mapping[str, Any] | None = None,
+  row_rules: tuple[rule_lib.Rule, ...] = (),
 ) -> quantizers.Quantizer | None:
   """Returns the Quantizer of a cell.
 
@@ -208,16 +240,34 @@ def make(
     rules: from `rules_for`.
     run: the training; without one, what only `init` and `encode` need.
     options: of the method.
+    row_rules: of the weights whose rows have a scale each; they are no
+      business of `rules`. Metrics of those weights come second: `primal` is of
+      the others, `1/primal` of these.
 
   Returns:
     The Quantizer with the final phase around it, or None for floats.
 
   Raises:
-    ValueError: naming an unknown method or option.
+    ValueError: naming an unknown method or option, or a method that knows no
+      row scales.
   """
   check(name, options or {})
   method = METHODS[name]
-  quantizer = method.make(rules, run, bits, **(options or {}))
+  make_one: Callable[..., Any] = functools.partial(
+    method.make, bits=bits, **(options or {})
+  )
+  quantizer: quantizers.Quantizer | None
+  if row_rules:
+    if not method.rows:
+      able = ', '.join(n for n, m in METHODS.items() if m.rows)
+      raise ValueError(f'method {name!r} has no row scales; methods: {able}')
+    own = '|'.join(f'(?:{rule.pattern})' for rule in row_rules)
+    routes = [(own, make_one(row_rules, run._replace(rows=True)))]
+    if rules:
+      routes.insert(0, (rf'(?!(?:{own})\Z).*', make_one(rules, run)))
+    quantizer = quantizers.by_path(routes)
+  else:
+    quantizer = make_one(rules, run)
   if quantizer is None or not method.trains:
     return quantizer
   return quantizers.with_final_phase(quantizer, run.steps, FINAL_PHASE)

@@ -65,9 +65,10 @@ def main(argv):
       f'seeds are {list(config.seeds)}, cells '
       f'{", ".join(str(c) for c in lm_matrix.cells(config))}'
     )
+  folder = root / (config.stages or config.name)
   found = {
     seed: lm_sensitivity.Sensitivity(
-      lm_stages.Stages(config, corpora, root / config.name, seed)
+      lm_stages.Stages(config, corpora, folder, seed)
     )
     for seed in config.seeds
   }

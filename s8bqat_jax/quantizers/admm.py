@@ -60,6 +60,7 @@ def admm(
   table: str = 'lloyd_max',
   every: int = 10,
   coupling: str = FLOW,
+  fit: tables.Fit | None = None,
 ) -> types.Quantizer:
   """Pulls weights to their projection onto a table, with multipliers.
 
@@ -77,6 +78,9 @@ def admm(
     coupling: 'flow' decays the distance to G - u by e^(-rho learning_rate)
       after the optimizer's step. 'loss' adds the penalty to the loss as
       published; under Adam rho then loses most of its meaning.
+    fit: (w, levels) -> Codebook, where the table 'lloyd_max' starts; None is
+      `lloyd_max.fit`. With `row_scales.fit` every weight needs a table of its
+      own.
 
   Returns:
     The Quantizer. Metrics: `primal`, |T - G| / |T|, and `dual`, how much the
@@ -94,7 +98,7 @@ def admm(
     raise ValueError(f"coupling must be 'flow' or 'loss', got {coupling!r}")
   if every < 1:
     raise ValueError(f'every must be at least 1 step, got {every}')
-  kind = tables.table(table)
+  kind = tables.table(table, fit)
   schedule = rho if callable(rho) else lambda _: jnp.asarray(rho, jnp.float32)
 
   def init(weights, specs):
@@ -217,8 +221,7 @@ def groups(specs: lift.Specs) -> dict[str, tuple[list[str], int]]:
 
 
 def _entries(book: books.Codebook, codes: jax.Array) -> jax.Array:
-  values = books.centroids(book).astype(jnp.float32)
-  return jnp.take(values, codes.astype(jnp.int32), axis=0)
+  return books.entries(codes, book).astype(jnp.float32)
 
 
 def _square(tree: lift.Weights) -> jax.Array:

@@ -16,12 +16,16 @@ import jax.numpy as jnp
 
 from s8bqat_jax.artifacts import qtensor
 from s8bqat_jax.quantizers import codebook as books
+from s8bqat_jax.quantizers import row_scales
 from s8bqat_jax.quantizers.lloyd_max import distortion
 from s8bqat_jax.quantizers.lloyd_max import fit as fit_lloyd_max
 
 _CANDIDATES = 48
 _TURNS = 4  # of alternation
 _LANES = 256  # partial sums: a single one of many weights loses its digits
+
+
+Fit = Callable[[jax.Array, int], books.Codebook]
 
 
 class Table(NamedTuple):
@@ -38,24 +42,29 @@ class Table(NamedTuple):
   ship: Callable[[jax.Array, books.Codebook], qtensor.QTensor]
 
 
-def table(kind: str) -> Table:
+def table(kind: str, fit: Fit | None = None) -> Table:
   """Returns a kind of table by name.
 
   Args:
     kind: 'uniform', 'powers_of_two' or 'lloyd_max'.
+    fit: (w, levels) -> Codebook on the int8 grid, where 'lloyd_max' starts;
+      None is `lloyd_max.fit`. It gets the weight as it is, or all weights of a
+      group in one row.
 
   Returns:
     The Table.
 
   Raises:
-    ValueError: if there is no such table.
+    ValueError: if there is no such table, or `fit` is not for it.
   """
+  if fit is not None and kind != 'lloyd_max':
+    raise ValueError(f"fit is for the table 'lloyd_max', not for {kind!r}")
   if kind == 'uniform':
     return Table(_scaled(uniform_levels), improve_scale, _ship_uniform)
   if kind == 'powers_of_two':
     return Table(_scaled(power_levels), improve_scale, books.quantize)
   if kind == 'lloyd_max':
-    return Table(_fit_lloyd_max, improve_centroids, books.quantize)
+    return Table(_jointly(fit), improve_centroids, books.quantize)
   raise ValueError(
     f"table must be 'uniform', 'powers_of_two' or 'lloyd_max', got {kind!r}"
   )
@@ -137,8 +146,12 @@ def improve_centroids(
 
   Returns:
     The Codebook whose centroids are the means of the weights nearest to the
-    old ones, rounded to the grid. The grid's step grows if they leave it.
+    old ones, rounded to the grid. The grid's step grows if they leave it; the
+    scales of a table of row scales follow their rows.
   """
+  if jnp.ndim(book.scale):
+    (w,) = weights
+    return row_scales.improve(w, book)
   k = len(book.values)
   totals = jnp.zeros(k * _LANES, jnp.float32)
   count = jnp.zeros(k, jnp.int32)
@@ -156,8 +169,13 @@ def improve_centroids(
   return books.on_grid(means, scale)
 
 
-def _fit_lloyd_max(weights: Sequence[jax.Array], levels: int):
-  return fit_lloyd_max(_joined(weights), levels)
+def _jointly(own: Fit | None):
+  def fit(weights: Sequence[jax.Array], levels: int) -> books.Codebook:
+    if own is None:
+      return fit_lloyd_max(_joined(weights), levels)
+    return own(weights[0] if len(weights) == 1 else _joined(weights), levels)
+
+  return fit
 
 
 def _scaled(levels_of: Callable[[int], list[int]]):

@@ -8,6 +8,7 @@ off the grid are searched by bisection, log2 K comparisons.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +26,9 @@ class Codebook(NamedTuple):
   Attributes:
     values: [K], non-decreasing: int8 on the accelerator's grid, or floating
       point without that constraint.
-    scale: positive scalar in the dtype of the weights.
+    scale: positive scalar in the dtype of the weights; or, on the grid, one
+      scale per channel in any shape that broadcasts against the weights, as in
+      a QTensor.
   """
 
   values: Any
@@ -53,13 +56,50 @@ def centroids(codebook: Codebook) -> jax.Array:
   """Returns the K real centroids, in the dtype of the scale.
 
   Args:
-    codebook: a Codebook.
+    codebook: a Codebook of one scale.
 
   Returns:
     [K], the very products that `qtensor.dequantize` forms.
+
+  Raises:
+    ValueError: if there is a scale per channel: `entries` and `ends` then say
+      what the centroids of each weight are.
   """
   scale = jnp.asarray(codebook.scale)
+  if scale.ndim:
+    raise ValueError(
+      f'a codebook with scales of shape {scale.shape} has no one list of '
+      'centroids, expected a scalar scale'
+    )
   return jnp.asarray(codebook.values).astype(scale.dtype) * scale
+
+
+def entries(codes: jax.Array, codebook: Codebook) -> jax.Array:
+  """Returns the centroids that codes stand for.
+
+  Args:
+    codes: integers in 0..K-1, the shape of the weights.
+    codebook: a Codebook.
+
+  Returns:
+    Centroids, the shape of `codes` and the dtype of the scale.
+  """
+  return _scaled(lambda x: jnp.take(x, codes.astype(jnp.int32)), codebook)
+
+
+def ends(codebook: Codebook) -> tuple[jax.Array, jax.Array]:
+  """Returns the lowest and the highest centroid.
+
+  Args:
+    codebook: a Codebook.
+
+  Returns:
+    Two arrays of the scale's shape: scalars, or what broadcasts against the
+    weights.
+  """
+  scale = jnp.asarray(codebook.scale)
+  values = jnp.asarray(codebook.values).astype(scale.dtype)
+  return values[0] * scale, values[-1] * scale
 
 
 def on_grid(values_K: jax.Array, scale: jax.Array) -> Codebook:
@@ -178,19 +218,32 @@ def regions(w: jax.Array, codebook: Codebook) -> Regions:
   Returns:
     The Regions: arrays of the shape of `w` and the dtype of the scale.
   """
-  values, real = jnp.asarray(codebook.values), centroids(codebook)
+  values = jnp.asarray(codebook.values)
   last = len(values) - 1
   if values.dtype != jnp.int8:
     right = above(w, codebook)
-    return Regions(
-      real[jnp.maximum(right - 1, 0)], real[jnp.minimum(right, last)]
-    )
+    left, right = jnp.maximum(right - 1, 0), jnp.minimum(right, last)
+    return Regions(entries(left, codebook), entries(right, codebook))
   # Two looks at once rather than one after another.
   right, steps = _above_cells(values), _cell(w, codebook)
+  left, right = jnp.maximum(right - 1, 0), jnp.minimum(right, last)
   return Regions(
-    _look_up(real[jnp.maximum(right - 1, 0)], steps, _LOWEST),
-    _look_up(real[jnp.minimum(right, last)], steps, _LOWEST),
+    _scaled(lambda x: _look_up(x[left], steps, _LOWEST), codebook),
+    _scaled(lambda x: _look_up(x[right], steps, _LOWEST), codebook),
   )
+
+
+def _scaled(
+  look: Callable[[jax.Array], jax.Array], codebook: Codebook
+) -> jax.Array:
+  """Returns what `look` finds in the values, times the scale.
+
+  One scale is multiplied into the K values before the look, which is K
+  products rather than one for each weight, and the same floats.
+  """
+  scale = jnp.asarray(codebook.scale)
+  values = jnp.asarray(codebook.values).astype(scale.dtype)
+  return look(values) * scale if scale.ndim else look(values * scale)
 
 
 def _above_cells(values_K: jax.Array) -> jax.Array:
@@ -207,13 +260,23 @@ def _cell(w: jax.Array, codebook: Codebook) -> jax.Array:
 def _exact(codebook: Codebook) -> jax.Array:
   """Returns the centroids in float32, whatever the dtype of the weights."""
   scale = jnp.asarray(codebook.scale).astype(jnp.float32)
+  if scale.ndim:
+    raise ValueError(
+      f'a codebook off the int8 grid has one scale, got {scale.shape} of them'
+    )
   return jnp.asarray(codebook.values).astype(jnp.float32) * scale
 
 
 def _in_steps(w: jax.Array, scale: jax.Array) -> jax.Array:
   # In float32 whatever the dtype: 127 steps need more bits than bfloat16 has.
-  scale = jnp.asarray(scale).astype(jnp.float32)
-  return jnp.asarray(w).astype(jnp.float32) / scale
+  w, scale = jnp.asarray(w), jnp.asarray(scale).astype(jnp.float32)
+  pairs = zip(reversed(scale.shape), reversed(w.shape))
+  if scale.ndim > w.ndim or any(a not in (1, b) for a, b in pairs):
+    raise ValueError(
+      f'scales of shape {scale.shape} do not broadcast to weights of shape '
+      f'{w.shape}'
+    )
+  return w.astype(jnp.float32) / scale
 
 
 def _look_up(table: jax.Array, cell: jax.Array, lowest: int) -> jax.Array:

@@ -130,8 +130,8 @@ def mracos(
 def _surroundings(w: jax.Array, codebook: books.Codebook) -> Any:
   """Returns (w, left, right, mean width) in float32."""
   left, right = books.regions(w, codebook)
-  ends = books.centroids(codebook)[jnp.array([0, -1])].astype(jnp.float32)
-  width = (ends[1] - ends[0]) / (len(codebook.values) - 1)
+  low, high = (x.astype(jnp.float32) for x in books.ends(codebook))
+  width = (high - low) / (len(codebook.values) - 1)
   w, left, right = (x.astype(jnp.float32) for x in (w, left, right))
   return w, left, right, width
 
@@ -155,7 +155,8 @@ def value(
       centroids the lowest one.
     right: the lowest centroid above each weight, shape of `w`; above all
       centroids the highest one, so that outside left == right.
-    width: average width of the regions of this codebook, scalar.
+    width: average width of the regions of this codebook, scalar; or one for
+      each of its scales, broadcastable to `w`.
     power: p.
 
   Returns:

@@ -7,6 +7,7 @@ def default() -> ml_collections.ConfigDict:
   """Returns a config without corpus."""
   config = ml_collections.ConfigDict()
   config.name = ''  # of the results file
+  config.stages = ''  # folder in --runs; '' is the name
   config.seed = 0
   # 'word', 'word:SIZE' or 'subword:SIZE', from the training text.
   config.vocabulary = 'subword:4096'
@@ -49,6 +50,9 @@ def default() -> ml_collections.ConfigDict:
   finetune.train = ml_collections.ConfigDict(
     {'learning_rate': 5e-4, 'warmup_steps': 50, 'weight_decay': 0.0}
   )
+
+  # Weights whose rows have a scale each, as a pattern of names; '' for none.
+  config.row_scales = ''
 
   # How bits are chosen: windows, and probes for the Hessian's traces.
   config.sensitivity = sensitivity = ml_collections.ConfigDict()

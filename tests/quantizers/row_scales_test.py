@@ -118,9 +118,8 @@ def test_rows_that_differ_lose_less_than_under_any_one_scale(
   assert _error(w, book) < share * exact_dp.free(np.ravel(w), levels)
 
 
-@pytest.mark.parametrize('seed', range(2))
-def test_no_table_is_worse_than_that_of_one_scale(seed):
-  rng = np.random.default_rng(seed)
+def test_no_table_is_worse_than_that_of_one_scale():
+  rng = np.random.default_rng(0)
   on_grid = rng.choice([-0.3, 0.2], (R, C))
   sparse = rng.normal(size=(R, C)) * (rng.random((R, C)) < 0.1)
   even, columns = (
@@ -152,7 +151,7 @@ def _brute_force(w, levels):
   return best
 
 
-@pytest.mark.parametrize('seed', range(3))
+@pytest.mark.parametrize('seed', range(2))
 def test_tiny_tensors_are_fitted_as_well_as_by_trying_all_codes(seed):
   w = np.asarray(_uneven(seed, shape=(3, 3)))
   best = _brute_force(w.astype(np.float64), 2)

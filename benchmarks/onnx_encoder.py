@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import onnx
 import onnxruntime
-from absl import app, flags
+from absl import app, flags, logging
 from onnx import helper, numpy_helper
 from onnxruntime import quantization
 
@@ -178,6 +178,7 @@ def sides(width: int, chunk: int) -> tuple[dict[str, Callable], float, float]:
 
 def main(argv):
   del argv
+  logging.set_verbosity(logging.ERROR)  # quantize_dynamic tells much
   rows, comparisons = [], []
   for width in map(int, _WIDTHS.value):
     for chunk in map(int, _CHUNKS.value):

@@ -17,7 +17,6 @@ from typing import Any
 import jax
 import numpy as np
 import onnx
-import onnxruntime
 from absl import app, flags, logging
 from onnx import helper, numpy_helper
 from onnxruntime import quantization
@@ -25,7 +24,7 @@ from onnxruntime import quantization
 from benchmarks import integer_encoder
 from experiments import results
 from s8bqat_jax import integer
-from s8bqat_jax.export import onnxfile
+from s8bqat_jax.export import onnxfile, witness
 from s8bqat_jax.export.onnxfile import runtime
 
 _WIDTHS = flags.DEFINE_list('onnx_widths', ['256', '512', '1024'], 'Hidden.')
@@ -57,7 +56,7 @@ class FloatGraph:
     for i in range(layers):
       h, c = f'h{i}', f'c{i}'
       inputs |= {h: (1, width), c: (1, width)}
-      layer = {k: np.asarray(v) for k, v in params[f'encoder_{i}'].items()}
+      layer = params[f'encoder_{i}']
       weights = {k: self._hold(v) for k, v in layer.items()}
       for t, row in enumerate(rows):
         joined = self._op('Concat', row, h, axis=1)
@@ -70,9 +69,7 @@ class FloatGraph:
         c = self._op('Add', kept, self._op('Mul', i_, self._op('Tanh', g)))
         h = rows[t] = self._op('Mul', o, self._op('Tanh', c))
       states += [h, c]
-    out = {
-      k: self._hold(np.asarray(v)) for k, v in params['encoder_out'].items()
-    }
+    out = {k: self._hold(v) for k, v in params['encoder_out'].items()}
     many = self._op('Concat', *rows, axis=0) if chunk > 1 else rows[0]
     made = self._op('MatMul', many, out['kernel'])
     outputs = {self._op('Add', made, out['bias']): (chunk, None)}
@@ -107,21 +104,12 @@ class FloatGraph:
     return self._ops('Split', [name], count, axis=axis, num_outputs=count)
 
   def _squeeze(self, name: str) -> str:
-    return self._op('Squeeze', name, self._hold(np.array([1])))
+    return self._op('Squeeze', name, self._hold([1]))
 
-  def _hold(self, value: np.ndarray) -> str:
+  def _hold(self, value: Any) -> str:
     name = f'weight_{len(self._held)}'
-    self._held.append(numpy_helper.from_array(value, name))
+    self._held.append(numpy_helper.from_array(np.asarray(value), name))
     return name
-
-
-def session(data: bytes) -> onnxruntime.InferenceSession:
-  """Returns a session of a file, as `runtime.Session` makes them."""
-  options = onnxruntime.SessionOptions()
-  options.intra_op_num_threads = 1
-  return onnxruntime.InferenceSession(
-    data, options, providers=['CPUExecutionProvider']
-  )
 
 
 def quantized(model: Any) -> bytes:
@@ -152,7 +140,7 @@ def sides(width: int, chunk: int) -> tuple[dict[str, Callable], float, float]:
   stacked = np.asarray(feats).reshape(1, chunk, _MELS)
   state = np.zeros((1, width), np.float32)
   feed = {k: stacked if k == 'feats' else state for k in graph.inputs}
-  in_float = session(graph.model.SerializeToString())
+  in_float = runtime.load(graph.model.SerializeToString(), threads=1)
   found = in_float.run(None, feed)
   wanted = [np.asarray(enc)[0], *(np.asarray(x) for hc in new for x in hc)]
   error = max(np.abs(a - b).max() for a, b in zip(found, wanted, strict=True))
@@ -163,17 +151,16 @@ def sides(width: int, chunk: int) -> tuple[dict[str, Callable], float, float]:
   codes = [np.asarray(x) for x in lowered.quantize(carry, feats)]
   exported = onnxfile.export(lowered)
   ours = runtime.Session(exported, threads=1)
-  equal = [
-    np.asarray(a) == b for a, b in zip(lowered.integers(*codes), ours(*codes))
-  ]
-  share = float(np.mean(np.concatenate([x.ravel() for x in equal])))
-  dynamic = session(quantized(graph.model))
+  agreement = witness.pooled(
+    list(map(witness.compare, lowered.integers(*codes), ours(*codes)))
+  )
+  dynamic = runtime.load(quantized(graph.model), threads=1)
   calls: dict[str, Callable[[], Any]] = {
     'float32': lambda: in_float.run(None, feed),
     'dynamic int8': lambda: dynamic.run(None, feed),
     'ours': lambda: ours(*codes),
   }
-  return calls, float(error), share
+  return calls, float(error), agreement.identical
 
 
 def main(argv):

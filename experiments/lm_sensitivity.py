@@ -24,12 +24,12 @@ import ml_collections
 import numpy as np
 import optax
 
-from experiments import lm_stages
+from experiments import lm_stages, methods
 from experiments.stages import RESULT, cached
 from s8bqat_jax import sensitivity
 from s8bqat_jax.artifacts import packed_file, qtensor
 from s8bqat_jax.data import text as text_lib
-from s8bqat_jax.quantizers import codebook, lloyd_max, row_scales
+from s8bqat_jax.quantizers import codebook
 from s8bqat_jax.quantizers import tree as trees
 
 METRICS = ('trace', 'kl', 'search', 'size', 'random')
@@ -215,8 +215,8 @@ class Sensitivity:
   def _quantize(self, name: str, w: jax.Array, bits: int) -> jax.Array:
     """A tensor as the experiment's tables would have it, without training."""
     if (name, bits) not in self._views:
-      fit = row_scales.fit if self._rows(name) else lloyd_max.fit
-      self._views[name, bits] = codebook.snap(w, fit(w, 2**bits))
+      book = methods.fit_centroids(w, 2**bits, self._rows(name))
+      self._views[name, bits] = codebook.snap(w, book)
     return self._views[name, bits]
 
   def _rows(self, name: str) -> bool:

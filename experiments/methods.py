@@ -74,8 +74,8 @@ class Run(NamedTuple):
     return 0 if self.rows else None
 
   def fit(self, w: jax.Array, levels: int) -> books.Codebook:
-    """Fits Lloyd-Max centroids, as `row_scales.fit` or `lloyd_max.fit`."""
-    return (row_scales if self.rows else lloyd_max).fit(w, levels)
+    """`fit_centroids` as the run says."""
+    return fit_centroids(w, levels, self.rows)
 
 
 class Method(NamedTuple):
@@ -90,6 +90,17 @@ class Method(NamedTuple):
   make: Callable[..., quantizers.Quantizer | None]
   trains: bool = True
   rows: bool = False
+
+
+def fit_centroids(w: jax.Array, levels: int, rows: bool) -> books.Codebook:
+  """Fits Lloyd-Max centroids.
+
+  Args:
+    w: float weights.
+    levels: how many centroids.
+    rows: whether each row has a scale of its own.
+  """
+  return (row_scales if rows else lloyd_max).fit(w, levels)
 
 
 def uniform_book(

@@ -107,7 +107,7 @@ class Stages:
         if json.loads(path.with_name('config.json').read_text()) == wanted:
           return path.parent
     name = f'{job.cell.size}-{job.part}-{job.seed}'
-    return self.folder('float', name, _about(config, 'train', 'dev'))
+    return self.folder('float', name, _about(config))
 
   def float_model(self, job: cells.Job) -> pathlib.Path:
     """Returns the file of the float model, trained if it is not there."""
@@ -123,7 +123,7 @@ class Stages:
         raise Interrupted
       return {'steps': config.train.steps, 'best': outcome.best}
 
-    cached(folder, _about(config, 'train', 'dev'), work)
+    cached(folder, _about(config), work)
     return path
 
   def ranges(self, job: cells.Job) -> dict[str, Any]:
@@ -136,7 +136,7 @@ class Stages:
       return {'ranges': _calibrate(config, recognizer, params)}
 
     self.float_model(job)  # Its seconds are not this stage's.
-    about = self._after_float(job, _about(config, 'train', 'dev'))
+    about = self._after_float(job, _about(config))
     name = f'{job.cell.size}-{job.part}-{job.seed}'
     folder = self.folder('ranges', name, about)
     return cached(folder, about, work)['ranges']
@@ -323,7 +323,7 @@ class Stages:
   def _about_training(self, job: cells.Job) -> dict[str, Any]:
     """What a fine-tuning depends on."""
     config = cells.train_config(self.config, job)
-    return self._after_float(job, _about(config, 'train', 'dev'))
+    return self._after_float(job, _about(config))
 
   def _after_float(self, job: cells.Job, about: Mapping[str, Any]):
     """Adds what a float model that is there gives to the stages after it."""
@@ -367,9 +367,11 @@ def _name(job: cells.Job) -> str:
   return f'{job.cell._replace(options=())}-{job.part}-{job.seed}'
 
 
-def _about(config: ml_collections.ConfigDict, *splits: str) -> dict[str, Any]:
-  """What a stage depends on: its config, and the data behind its specs."""
-  found = {split: _fingerprint(config.data[split]) for split in splits}
+def _about(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """What training depends on: its config, and the data behind its specs."""
+  found = {
+    split: _fingerprint(config.data[split]) for split in ('train', 'dev')
+  }
   return {**config.to_dict(), 'fingerprints': found}
 
 

@@ -3,8 +3,8 @@
 Every test sees eight CPU devices. XLA skips its costly optimizations, because
 tests compile much and run it once, and its emitters of fused loops, which are
 most of what is left; JAX_DISABLE_MOST_OPTIMIZATIONS=0 make test compiles as
-users do. What one process has compiled, the others of the same run
-read: workers, notebooks, commands.
+users do. What one process has compiled, the others of the same run read:
+workers, notebooks, commands.
 """
 
 import importlib.metadata
@@ -25,10 +25,10 @@ _FLAGS = ['--xla_force_host_platform_device_count=8']
 _quick = os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] not in ('0', 'false', '')
 if _quick and importlib.metadata.version('jaxlib').startswith('0.10.'):
   _FLAGS.append('--xla_cpu_use_fusion_emitters=false')
-for _flag in _FLAGS:
-  if _flag not in os.environ.get('XLA_FLAGS', ''):
-    _given = os.environ.get('XLA_FLAGS', '')
-    os.environ['XLA_FLAGS'] = f'{_given} {_flag}'.strip()
+_given = os.environ.get('XLA_FLAGS', '').split()
+os.environ['XLA_FLAGS'] = ' '.join(
+  [*_given, *(flag for flag in _FLAGS if flag not in _given)]
+)
 
 
 @pytest.fixture(scope='session')

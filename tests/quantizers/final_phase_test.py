@@ -64,6 +64,7 @@ def test_codes_freeze_and_leftovers_train(method):
       state.average['bias'], state.params['bias'], rtol=1e-5, atol=0
     )
     assert restarted == (i == 9)
+    assert (state.average_age['bias'] == 0) == (i == 9)
     assert np.any(state.opt_state[0].mu['bias']) == (i != 9)
     if frozen:
       what_ships = qtensor.decode(shipped)

@@ -133,19 +133,11 @@ def test_exact_oracle_agrees_with_trying_every_pair_of_grid_values():
     assert exact_dp.on_grid(w, 2, scale) == pytest.approx(best)
 
 
+@pytest.mark.parametrize('levels', [2, 16])
 @pytest.mark.parametrize(
-  'w, levels',
-  [
-    ([0.3], 2),
-    ([0.3], 16),
-    ([0.5, -0.25], 2),
-    ([0.5, -0.25], 16),
-    ([1.0, 2.0, 4.0], 2),
-    ([1.0, 2.0, 4.0], 16),
-    ([0.7] * 50, 16),
-    ([0.0] * 7, 2),
-    ([-3.0] * 2, 16),
-  ],
+  'w',
+  [[0.3], [0.5, -0.25], [1.0, 2.0, 4.0], [0.7] * 50, [0.0] * 7, [-3.0] * 2],
+  ids=['one', 'two', 'three', 'constant', 'zero', 'negative'],
 )
 def test_tiny_and_constant_tensors(w, levels):
   w = np.asarray(w, np.float32)

@@ -7,29 +7,18 @@ check_test and in step_test.
 
 import importlib
 
-import jax.numpy as jnp
 import pytest
 
 from s8bqat_jax import quantizers
 from s8bqat_jax.quantizers import Rule
-from s8bqat_jax.quantizers.codebook import on_grid
-from tests.quantizers import kinds
+from tests.quantizers import kinds, quick
 
 PULL = quantizers.pressure_schedule(4.0, 10, 0.01)
 RUN = {'total_steps': 10, 'learning_rate': 0.01}
 
 
-def _spread(w, levels):
-  """Centroids evenly over the range: Lloyd-Max would take a while to compile.
-
-  S8BQAT has the true ones; what others do with them is the same.
-  """
-  largest = jnp.max(jnp.abs(w))
-  values = jnp.linspace(-largest, largest, levels)
-  return on_grid(values, (largest / 127).astype(w.dtype))
-
-
-CENTROIDS = quantizers.centroids(3, fit=_spread)
+# Lloyd-Max takes long to compile; what members do with centroids is the same.
+CENTROIDS = quantizers.centroids(3, fit=quick.even)
 
 # In their views the weights are those that ship.
 STRAIGHT = {
@@ -51,16 +40,16 @@ STRAIGHT = {
 FLOAT = {
   'ptq': quantizers.ptq(quantizers.learnable(4)),
   'centroids': CENTROIDS,
-  'mracos, flow': quantizers.mracos(3, pressure=PULL, fit=_spread),
+  'mracos, flow': quantizers.mracos(3, pressure=PULL, fit=quick.even),
   'mracos, loss': quantizers.mracos(
-    3, pressure=PULL, coupling='loss', power=0.0, fit=_spread
+    3, pressure=PULL, coupling='loss', power=0.0, fit=quick.even
   ),
   'acosr': quantizers.acosr(3, pressure=PULL),
   'hard_compressor': quantizers.hard_compressor(
     CENTROIDS, 2, peak_learning_rate=1.0
   ),
   'loss_at_codes': quantizers.loss_at_codes(CENTROIDS, 2),
-  's8bqat': quantizers.s8bqat(3, every=2, fit=_spread, **RUN),
+  's8bqat': quantizers.s8bqat(3, every=2, fit=quick.even, **RUN),
   'with_final_phase': quantizers.with_final_phase(
     quantizers.hard_compressor(CENTROIDS, 2, 1.0), 10
   ),
@@ -75,7 +64,7 @@ FLOAT = {
     3, rho=1.0, table='lloyd_max', every=1, coupling='loss'
   ),
   'chain': quantizers.chain(
-    quantizers.mracos([Rule('nnx/.*', 3)], pressure=PULL, fit=_spread),
+    quantizers.mracos([Rule('nnx/.*', 3)], pressure=PULL, fit=quick.even),
     quantizers.learnable([Rule('linen/.*', 1)]),
   ),
 }
@@ -94,7 +83,7 @@ def _params():
 def test_member_keeps_the_contract(member, monkeypatch):
   for module in ('gq', 'admm_tables'):
     module = importlib.import_module(f's8bqat_jax.quantizers.{module}')
-    monkeypatch.setattr(module, 'fit_lloyd_max', _spread)
+    monkeypatch.setattr(module, 'fit_lloyd_max', quick.even)
   quantizers.check_quantizer(
     (STRAIGHT | FLOAT)[member],
     _params(),

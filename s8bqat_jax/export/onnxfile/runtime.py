@@ -11,6 +11,22 @@ from s8bqat_jax.export.onnxfile import Exported
 from s8bqat_jax.export.program import Value
 
 
+def load(data: bytes, threads: int = 0) -> onnxruntime.InferenceSession:
+  """Returns ONNX Runtime's session of any file, on the CPU.
+
+  Args:
+    data: of the file.
+    threads: that it may use; 0 for all.
+  """
+  options = onnxruntime.SessionOptions()
+  options.intra_op_num_threads = threads
+  # Idle threads would spin on the cores of whatever else runs.
+  options.add_session_config_entry('session.intra_op.allow_spinning', '0')
+  return onnxruntime.InferenceSession(
+    data, options, providers=['CPUExecutionProvider']
+  )
+
+
 class Session:
   """A session of one file."""
 
@@ -21,13 +37,7 @@ class Session:
       exported: the file.
       threads: that it may use; 0 for all.
     """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    # Idle threads would spin on the cores of whatever else runs.
-    options.add_session_config_entry('session.intra_op.allow_spinning', '0')
-    self._session = onnxruntime.InferenceSession(
-      exported.data, options, providers=['CPUExecutionProvider']
-    )
+    self._session = load(exported.data, threads)
     self._inputs = [v.name for v in exported.program.inputs]
     # Inputs that nothing reads are no inputs of the session.
     self._known = {i.name for i in self._session.get_inputs()}

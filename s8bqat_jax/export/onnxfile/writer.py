@@ -28,7 +28,7 @@ class Writer:
 
   def __init__(self):
     self._nodes: list[Any] = []
-    self._constants: dict[tuple, Any] = {}
+    self._constants: dict[tuple, str] = {}
     self._casts: dict[tuple[str, str], str] = {}
     self._held: dict[str, np.ndarray] = {}
     self._unsigned: dict[str, str] = {}
@@ -58,10 +58,9 @@ class Writer:
     array = np.array(value, dtype, copy=True)
     key = (array.dtype.str, array.shape, array.tobytes())
     if key not in self._constants:
-      name = f'c{len(self._constants)}'
+      self._constants[key] = name = f'c{len(self._constants)}'
       self._held[name] = array
-      self._constants[key] = numpy_helper.from_array(array, name)
-    return self._constants[key].name
+    return self._constants[key]
 
   def name(self, v: Value) -> str:
     return v.name if v.const is None else self.constant(v.const)
@@ -154,7 +153,11 @@ class Writer:
       's8bqat_jax',
       [info(v.name, v) for v in inputs],
       [info(name, v) for name, v in outputs],
-      [c for c in self._constants.values() if c.name in read],
+      [
+        numpy_helper.from_array(x, n)
+        for n, x in self._held.items()
+        if n in read
+      ],
     )
     model = helper.make_model(
       graph,

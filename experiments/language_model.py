@@ -18,6 +18,7 @@ import numpy as np
 from experiments import fields
 from s8bqat_jax.artifacts import packed_file, qtensor
 from s8bqat_jax.data import text as text_lib
+from s8bqat_jax.data import text_windows
 from s8bqat_jax.models import transformer_lm
 from s8bqat_jax.speech import tokenizers
 
@@ -48,7 +49,7 @@ class LanguageModel:
 
     Args:
       params: of the network.
-      tokens_BxT1: as `data.text.TrainBatches` makes them.
+      tokens_BxT1: as `data.text_windows.TrainBatches` makes them.
       key: of dropout.
 
     Returns:
@@ -141,7 +142,7 @@ class Scorer:
     self, params: Params, stream: text_lib.TokenStream, context: int
   ) -> np.ndarray:
     """Returns the negative log-likelihood of every token of a stream."""
-    return text_lib.token_nats(
+    return text_windows.token_nats(
       lambda tokens: self._nll(params, tokens),
       stream,
       length=self._length,

@@ -28,7 +28,7 @@ from experiments import lm_stages, methods
 from experiments.stages import RESULT, cached
 from s8bqat_jax import sensitivity
 from s8bqat_jax.artifacts import packed_file, qtensor
-from s8bqat_jax.data import text as text_lib
+from s8bqat_jax.data import text_windows
 from s8bqat_jax.quantizers import codebook
 from s8bqat_jax.quantizers import tree as trees
 
@@ -196,7 +196,7 @@ class Sensitivity:
     """
     section = self.config.sensitivity
     corpora = self.stages.corpora
-    batches = text_lib.TrainBatches(
+    batches = text_windows.TrainBatches(
       (corpora.dev if dev else corpora.train).ids_N,
       section.batch_size,
       self.config.data.length,

@@ -24,6 +24,7 @@ from experiments.stages import RESULT, Interrupted, cached
 from s8bqat_jax import quantizers, sensitivity
 from s8bqat_jax.artifacts import packed_file, qtensor
 from s8bqat_jax.data import text as text_lib
+from s8bqat_jax.data import text_windows
 from s8bqat_jax.quantizers import rules as rule_lib
 from s8bqat_jax.speech import tokenizers
 
@@ -187,7 +188,7 @@ class Stages:
       params = jax.device_put(qtensor.decode(packed.tree))
       nats_N = self._nats(params, self.corpora.eval)
       np.save(folder / LINE_NATS, self.corpora.by_line(nats_N))
-      ppl = text_lib.perplexity(nats_N.sum(), self.corpora.eval.words)
+      ppl = text_windows.perplexity(nats_N.sum(), self.corpora.eval.words)
       count = sum(x.size for x in jax.tree.leaves(params))
       floats = sum(
         np.asarray(x).nbytes
@@ -298,8 +299,8 @@ class Stages:
       raise Interrupted
     return outcome
 
-  def _batches(self, config) -> text_lib.TrainBatches:
-    return text_lib.TrainBatches(
+  def _batches(self, config) -> text_windows.TrainBatches:
+    return text_windows.TrainBatches(
       self.corpora.train.ids_N,
       config.data.batch_size,
       config.data.length,
@@ -312,7 +313,7 @@ class Stages:
 
   def _perplexity(self, params: Any) -> float:
     dev = self.corpora.dev
-    return text_lib.perplexity(self._nats(params, dev).sum(), dev.words)
+    return text_windows.perplexity(self._nats(params, dev).sum(), dev.words)
 
   def file_bytes(self, tree: Any) -> int:
     """Returns the size of the file of these weights, everything counted."""

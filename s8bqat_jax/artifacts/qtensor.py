@@ -141,6 +141,19 @@ def decode(tree: Any) -> Any:
   )
 
 
+def scales_fit(scale: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+  """Returns whether scales broadcast to a tensor and leave its shape alone.
+
+  Args:
+    scale: shape of the scales.
+    shape: of the tensor.
+  """
+  try:
+    return np.broadcast_shapes(scale, shape) == shape
+  except ValueError:
+    return False
+
+
 def check(q: QTensor, name: str = 'tensor') -> QTensor:
   """Verifies the equations of the class docstring on concrete values.
 
@@ -168,12 +181,8 @@ def check(q: QTensor, name: str = 'tensor') -> QTensor:
     jnp.issubdtype(scale.dtype, jnp.floating),
     f'scale must be floating point, got {scale.dtype}',
   )
-  try:
-    broadcast = np.broadcast_shapes(scale.shape, codes.shape)
-  except ValueError:
-    broadcast = None
   require(
-    broadcast == codes.shape,
+    scales_fit(scale.shape, codes.shape),
     f'scale of shape {scale.shape} does not broadcast to codes of shape '
     f'{codes.shape}',
   )

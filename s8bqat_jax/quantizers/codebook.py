@@ -270,8 +270,7 @@ def _exact(codebook: Codebook) -> jax.Array:
 def _in_steps(w: jax.Array, scale: jax.Array) -> jax.Array:
   # In float32 whatever the dtype: 127 steps need more bits than bfloat16 has.
   w, scale = jnp.asarray(w), jnp.asarray(scale).astype(jnp.float32)
-  pairs = zip(reversed(scale.shape), reversed(w.shape))
-  if scale.ndim > w.ndim or any(a not in (1, b) for a, b in pairs):
+  if not qtensor.scales_fit(scale.shape, w.shape):
     raise ValueError(
       f'scales of shape {scale.shape} do not broadcast to weights of shape '
       f'{w.shape}'

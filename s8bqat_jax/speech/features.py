@@ -143,24 +143,33 @@ def _frames_to_mel(config, audio_BxS):
   T = config.num_frames(S)
   if T == 0:
     return jnp.zeros([B, 0, config.num_mels], jnp.float32)
-  frames_BxTxW = _frame(audio_BxS, T, config.window, config.hop)
-  frames_BxTxW *= _hann(config.window)
-  spectrum_BxTxK = jnp.fft.rfft(frames_BxTxW, config.fft_size)
+  spectrum_BxTxK = jnp.fft.rfft(_windowed_frames(config, audio_BxS, T))
   power_BxTxK = spectrum_BxTxK.real**2 + spectrum_BxTxK.imag**2
   mel = jnp.asarray(_mel_matrix(config), jnp.float32)
   energy_BxTxF = jnp.matmul(power_BxTxK, mel, precision='highest')
   return jnp.log(energy_BxTxF + _FLOOR)
 
 
-def _frame(audio_BxS, T, window, hop):
-  """Overlapping frames as shifted blocks of one hop: slices, no gather."""
-  blocks = -(-window // hop)
-  needed = (T + blocks - 1) * hop
-  audio_BxS = audio_BxS[:, :needed]
-  audio_BxS = jnp.pad(audio_BxS, [(0, 0), (0, needed - audio_BxS.shape[1])])
-  hops_BxNxH = audio_BxS.reshape(audio_BxS.shape[0], -1, hop)
-  shifted = [hops_BxNxH[:, i : i + T] for i in range(blocks)]
-  return jnp.concatenate(shifted, axis=-1)[..., :window]
+def _windowed_frames(config, audio_BxS, T):
+  """Overlapping frames under the window, padded to the transform's size.
+
+  A frame's hops are written one after the other: as one fused loop, with a
+  branch for every sample, this would take longer than the transform.
+  """
+  hop, window = config.hop, config.window
+  B, S = audio_BxS.shape
+  needed = (T + -(-window // hop) - 1) * hop
+  audio_BxS = jnp.pad(audio_BxS[:, :needed], [(0, 0), (0, max(needed - S, 0))])
+  hops_BxNxH = audio_BxS.reshape(B, -1, hop)
+  hann_W = _hann(window)
+  frames_BxTxW = jnp.zeros([B, T, config.fft_size], jnp.float32)
+  for i, start in enumerate(range(0, window, hop)):
+    part_H = hann_W[start : start + hop]
+    part_BxTxH = hops_BxNxH[:, i : i + T, : len(part_H)] * part_H
+    frames_BxTxW = jax.lax.dynamic_update_slice_in_dim(
+      frames_BxTxW, part_BxTxH, start, axis=-1
+    )
+  return frames_BxTxW
 
 
 def _hann(window):

@@ -8,45 +8,21 @@ import pytest
 
 from experiments import language_model, lm_sensitivity, lm_stages
 from experiments import lm_matrix as lib
-from experiments.configs import lm
 from s8bqat_jax import sensitivity
 from s8bqat_jax.artifacts import packed_file
 from s8bqat_jax.data import text as text_lib
-
-
-def sentences(seed, count):
-  """Sentences in which each word allows two successors."""
-  rng = np.random.default_rng(seed)
-  words = [f'w{i}' for i in range(20)]
-  lines = []
-  for article in range(count // 20):
-    lines.append(f' = Title {words[article % 20]} = ')
-    for _ in range(20):
-      at = rng.integers(20)
-      line = []
-      for _ in range(rng.integers(3, 9)):
-        line.append(words[at])
-        at = (at * 3 + rng.integers(2)) % 20
-      lines.append(' '.join(line))
-  return '\n'.join(lines) + '\n'
+from s8bqat_jax.data import text_windows
+from tests.experiments import toy_language
 
 
 @pytest.fixture(scope='module')
 def config(tmp_path_factory):
   folder = tmp_path_factory.mktemp('text')
-  for name, seed, count in (('train', 0, 2000), ('valid', 1, 200)):
-    (folder / f'{name}.txt').write_text(sentences(seed, count))
-  config = lm.default()
+  config = toy_language.config(folder, train=2000, held_out=200)
   config.name = 'toy'
-  config.vocabulary = 'word'
-  config.data.train = f'text:{folder}/train.txt'
-  config.data.dev = f'text:{folder}/valid.txt?part=dev'
-  config.data.eval = f'text:{folder}/valid.txt?part=eval'
-  config.data.update(
-    {'batch_size': 8, 'length': 16, 'score_length': 16, 'score_context': 8}
-  )
-  config.model.update({'width': 16, 'layers': 1, 'heads': 2, 'ffn_width': 32})
-  config.train.update({'steps': 150, 'warmup_steps': 20, 'learning_rate': 1e-2})
+  config.data.batch_size = 8
+  config.model.update({'width': 16, 'ffn_width': 32})
+  config.train.update({'steps': 150, 'warmup_steps': 20})
   config.finetune.train.learning_rate = 2e-3
   config.sensitivity.update({'max_probes': 64, 'rtol': 0.5, 'allocations': 20})
   config.points = (3,)
@@ -74,7 +50,7 @@ def test_the_float_model_learns_and_its_file_is_what_is_scored(stages):
   nats_N = language_model.Scorer(made, 16).token_nats(
     params, stages.corpora.eval, 8
   )
-  again = text_lib.perplexity(nats_N.sum(), stages.corpora.eval.words)
+  again = text_windows.perplexity(nats_N.sum(), stages.corpora.eval.words)
   np.testing.assert_allclose(again, metrics['perplexity'], rtol=1e-5)
   lines_L = np.load(metrics['line_nats'])
   assert len(lines_L) == len(stages.corpora.eval_text.lines)
@@ -186,11 +162,11 @@ def test_random_allocations_differ_and_cost_alike(found):
 def test_another_text_is_another_float_model(config, tmp_path):
   """Also where its vocabulary is as large, and its path the same."""
   path = tmp_path / 'train.txt'
-  path.write_text(sentences(3, 2000))
+  path.write_text(toy_language.sentences(3, 2000))
   other = config.copy_and_resolve_references()
   other.data.train = f'text:{path}'
   first = lm_stages.Stages(other, lm_stages.Corpora(other), tmp_path)
-  path.write_text(sentences(4, 2000))
+  path.write_text(toy_language.sentences(4, 2000))
   second = lm_stages.Stages(other, lm_stages.Corpora(other), tmp_path)
   folders = {
     s.folder('float', 'float', s.float_config) for s in (first, second)

@@ -5,13 +5,12 @@ import numpy as np
 import pytest
 
 from experiments import lm_sensitivity, lm_stages, methods
-from experiments.configs import lm
 from experiments.configs.lm import wikitext2
 from s8bqat_jax import quantizers, training
 from s8bqat_jax.artifacts import packed_file, qtensor
 from s8bqat_jax.quantizers import admm_tables, lloyd_max
 from s8bqat_jax.quantizers import tree as trees
-from tests.experiments import lm_matrix_test
+from tests.experiments import toy_language
 from tests.quantizers import quick
 
 EMBED = 'embed/embedding'
@@ -30,19 +29,7 @@ def quick_fit():
 def stages(tmp_path_factory):
   """Without row scales, and with them for the embedding, of a random model."""
   folder = tmp_path_factory.mktemp('rows')
-  for name, seed, count in (('train', 0, 200), ('valid', 1, 60)):
-    text = lm_matrix_test.sentences(seed, count)
-    (folder / f'{name}.txt').write_text(text)
-  config = lm.default()
-  config.vocabulary = 'word'
-  config.data.train = f'text:{folder}/train.txt'
-  config.data.dev = f'text:{folder}/valid.txt?part=dev'
-  config.data.eval = f'text:{folder}/valid.txt?part=eval'
-  config.data.update(
-    {'batch_size': 4, 'length': 16, 'score_length': 16, 'score_context': 8}
-  )
-  config.model.update({'width': 8, 'layers': 1, 'heads': 2, 'ffn_width': 16})
-  config.train.update({'steps': 40, 'warmup_steps': 4, 'learning_rate': 1e-2})
+  config = toy_language.config(folder, train=200, held_out=60)
   config.train.log_every = 4
   config.choices = (2, 3)
   with_rows = config.copy_and_resolve_references()

@@ -6,31 +6,39 @@ import pytest
 
 # In a process of its own: the setting lasts as long as the process.
 _PROGRAM = textwrap.dedent("""
+  import concurrent.futures
   import resource
+  import sys
   import numpy as np
   from s8bqat_jax import training
 
   def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(10):
-      np.ones(4_000_000)  # 32 MB
+      np.ones(int(sys.argv[1]))
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
   cold = faults()
   assert training.reuse_host_memory()
-  faults()
-  print(cold, faults())
+  with concurrent.futures.ThreadPoolExecutor(1) as thread:
+    run = lambda: thread.submit(faults).result()
+    if sys.argv[2] == 'first thread':
+      run = faults
+    run()
+    print(cold, run())
 """)
 
 
 @pytest.mark.skipif(
   not sys.platform.startswith('linux'), reason='a setting of glibc'
 )
-def test_freed_memory_is_used_again_without_page_faults():
-  found = subprocess.run(
-    [sys.executable, '-c', _PROGRAM], capture_output=True, text=True, check=True
-  ).stdout
-  cold, warm = map(int, found.split())
+# An arena of a thread has 64 MB.
+@pytest.mark.parametrize('megabytes', [32, 96])
+@pytest.mark.parametrize('where', ['first thread', 'other thread'])
+def test_freed_memory_is_used_again_without_page_faults(megabytes, where):
+  command = [sys.executable, '-c', _PROGRAM, str(125_000 * megabytes), where]
+  found = subprocess.run(command, capture_output=True, text=True, check=True)
+  cold, warm = map(int, found.stdout.split())
   # Huge pages make fewer faults of the same clearing, so only ratios count.
   assert cold > 10
   assert warm < cold / 5

@@ -149,6 +149,7 @@ def train_config(
   made = float_config(config, job)
   float_steps = made.train.steps
   made.starts_from = results.config_hash(made.to_dict())
+  made.seed = job.seed
   made.train.update(config.finetune.train)
   made.data.update(config.finetune.data)
   made.train.steps = round(config.finetune.share * float_steps)

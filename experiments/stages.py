@@ -106,7 +106,7 @@ class Stages:
       ):
         if json.loads(path.with_name('config.json').read_text()) == wanted:
           return path.parent
-    name = f'{job.cell.size}-{job.part}-{job.seed}'
+    name = f'{job.cell.size}-{job.part}-{config.seed}'
     return self.folder('float', name, _about(config))
 
   def float_model(self, job: cells.Job) -> pathlib.Path:
@@ -137,7 +137,7 @@ class Stages:
 
     self.float_model(job)  # Its seconds are not this stage's.
     about = self._after_float(job, _about(config))
-    name = f'{job.cell.size}-{job.part}-{job.seed}'
+    name = f'{job.cell.size}-{job.part}-{config.seed}'
     folder = self.folder('ranges', name, about)
     return cached(folder, about, work)['ranges']
 

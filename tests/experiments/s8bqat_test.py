@@ -102,6 +102,18 @@ def test_configs_differ_by_their_method_only():
   assert ours == control
 
 
+def test_seeds_share_a_float_model_if_the_config_says_so(tmp_path):
+  config = tiny.experiment()
+  kept = Stages(config, tmp_path)
+  jobs = [cells.Job(cells.parse('tiny/s8bqat:3'), 'all', s) for s in (0, 1)]
+  for arguments, models in (('seed={seed}', 2), ('', 1)):
+    config.float.arguments = arguments
+    made = [cells.train_config(config, job) for job in jobs]
+    assert [config.seed for config in made] == [0, 1]
+    assert len({config.starts_from for config in made}) == models
+    assert len({kept.float_folder(job) for job in jobs}) == models
+
+
 def test_what_is_tuned_is_scored_on_development_data():
   config = asc_strings.get_config()
   jobs = cells.jobs(config, 'ablation')

@@ -1,9 +1,10 @@
-"""Floating-point baselines of the protocol's tasks, in five sizes."""
+"""Floating-point baselines of the protocol's tasks, in several sizes."""
 
 # Widths of two LSTM layers and the rest, so that the whole model has about the
 # number of parameters in its name (with 40 mel bands and a few dozen labels).
 SIZES = {
   '30k': {'encoder': 26, 'predictor': 16, 'embed': 8, 'joint': 24},
+  '66k': {'encoder': 45, 'predictor': 24, 'embed': 12, 'joint': 40},
   '90k': {'encoder': 54, 'predictor': 28, 'embed': 16, 'joint': 48},
   '200k': {'encoder': 90, 'predictor': 40, 'embed': 24, 'joint': 64},
   '450k': {'encoder': 144, 'predictor': 64, 'embed': 32, 'joint': 96},

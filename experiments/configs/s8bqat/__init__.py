@@ -9,7 +9,8 @@ def default() -> ml_collections.ConfigDict:
   config.name = ''  # of the results file
   config.system = 'RNN-T'
   # Where float models come from: a module's get_config, and its argument, in
-  # which size, part, seed and data are filled in.
+  # which size, part, seed and data are filled in. Without {seed} all seeds
+  # fine-tune the same float model.
   config.float = ml_collections.ConfigDict({'module': '', 'arguments': ''})
   config.data = '../shared/data'
   # Disjoint parts of the corpus (folds); their errors are pooled.
@@ -42,7 +43,7 @@ def matrix(
 
   Args:
     *cells: by name.
-    seeds: of the float models and of all that follows.
+    seeds: of fine-tuning, and of the float models if the config says so.
     split: 'eval', or 'dev' for what is tuned.
     parts: some of the corpus; () for all.
   """

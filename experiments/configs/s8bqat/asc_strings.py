@@ -33,7 +33,7 @@ def get_config(words='all'):
         'uniform qat:8?',
         *(
           f'{method}:{bits}?'
-          for bits in (2, 4)
+          for bits in (2, 3, 4)
           for method in (
             's8bqat',
             'straight-through',

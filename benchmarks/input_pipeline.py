@@ -41,7 +41,7 @@ class Loop:
     recognizer = trainer.make_recognizer(config, self.corpus)
     self.loader = trainer.make_loader(config, self.corpus, recognizer)
     step = fitting.make_step(config, recognizer)
-    self._update = jax.jit(step.update, donate_argnums=0)
+    self._update = fitting.compiled_step(step)
     params = recognizer.init(jax.random.key(0))
     state = jax.jit(step.init, static_argnums=1)(params, 0)
     self._state = training.replicate(state, self._mesh)

@@ -21,7 +21,7 @@ import optax
 import torch
 from absl import app, flags
 
-from experiments import results
+from experiments import fitting, results
 from s8bqat_jax import losses, training
 from s8bqat_jax.models import rnnt
 from s8bqat_jax.quantizers import step as quantizer_step
@@ -91,7 +91,7 @@ class JaxSide:
       learning_rate=RATE,
       clip_norm=CLIP,
     )
-    self.update = jax.jit(step.update, donate_argnums=0)
+    self.update = fitting.compiled_step(step)
     self.state = step.init(jax.tree.map(jnp.array, params))
     self.batch = jax.tree.map(jnp.asarray, batch)
 

@@ -19,21 +19,20 @@ import pathlib
 from absl import app, flags
 
 from experiments import exporting, trainer
-from experiments import recognizer as recognizer_lib
 
-_MODEL = flags.DEFINE_string('model', None, 'A packed recognizer.')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Of experiments.train.')
+_MODEL = flags.DEFINE_string(
+  'model', None, 'A packed recognizer with 8-bit activations.', required=True
+)
 _FORMAT = flags.DEFINE_enum('format', 'tflite', ['tflite', 'onnx'], 'Of files.')
 _OUT = flags.DEFINE_string('out', 'exported', 'Folder of the files.')
 
 
 def main(_) -> None:
   trainer.set_up()
-  path = recognizer_lib.find_model(_MODEL.value, _WORKDIR.value)
   folder = pathlib.Path(_OUT.value)
   folder.mkdir(parents=True, exist_ok=True)
   told = {}
-  for name, fn in exporting.functions(path).items():
+  for name, fn in exporting.functions(_MODEL.value).items():
     file = folder / f'{name}.{_FORMAT.value}'
     agreements = exporting.write(fn, _FORMAT.value, file)
     told[name] = {'file': file.name, **exporting.describe(fn)}

@@ -10,6 +10,7 @@ extra.
 
 from __future__ import annotations
 
+import pathlib
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -26,8 +27,9 @@ from s8bqat_jax.export.onnxfile import runtime as onnx_runtime
 from s8bqat_jax.export.tflite import runtime as tflite_runtime
 from s8bqat_jax.speech import wer
 
-_MODEL = flags.DEFINE_string('model', None, 'A packed recognizer.')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Of experiments.train.')
+_MODEL = flags.DEFINE_string(
+  'model', None, 'A packed recognizer with 8-bit activations.', required=True
+)
 _DATA = flags.DEFINE_string('data', 'espeak:digits?split=eval', 'A data spec.')
 _UTTERANCES = flags.DEFINE_integer('utterances', 100, 'The first so many.')
 _MAX_SYMBOLS = 4
@@ -94,7 +96,7 @@ def _zeros(fn: Any) -> list[np.ndarray]:
 
 def main(_) -> None:
   trainer.set_up()
-  path = recognizer_lib.find_model(_MODEL.value, _WORKDIR.value)
+  path = pathlib.Path(_MODEL.value)
   recognizer, _, _ = recognizer_lib.load(path)
   functions = exporting.functions(path)
   corpus = data.load(_DATA.value)

@@ -27,9 +27,9 @@ def functions(path: os.PathLike | str) -> dict[str, integer.IntegerFunction]:
   ranges = config.get(integer_recognizer.CONFIG_KEY)
   if ranges is None:
     raise ValueError(
-      f'{path} was trained with float activations, so that its integers are '
-      'not defined: train it with 8-bit activations, or calibrate it '
-      '(experiments.integer_wer)'
+      f'{path} has no ranges of 8-bit activations, so that its integers are '
+      'not defined: give a file that experiments.s8bqat shipped under '
+      'config.activation_bits=8, such as those in experiments/models'
     )
   tree = packed_file.load(path).tree
   programs = integer_recognizer.Programs(recognizer, tree, ranges)

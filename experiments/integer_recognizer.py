@@ -373,8 +373,9 @@ def load(
     )
   if ranges is None:
     raise ValueError(
-      f'{path} was trained with float activations: its config has no '
-      f'{CONFIG_KEY!r}; calibrate it first (experiments.integer_wer)'
+      f'{path} has no ranges of 8-bit activations (its config has no '
+      f'{CONFIG_KEY!r}): give a file that experiments.s8bqat shipped under '
+      'config.activation_bits=8, such as those in experiments/models'
     )
   tree = packed_file.load(path).tree
   if arithmetic == 'twin':

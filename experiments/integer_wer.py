@@ -1,6 +1,6 @@
 """One recognizer in three arithmetics: float, its 8-bit twin, integers.
 
-  python -m experiments.integer_wer --model=runs/demo/model.safetensors \
+  python -m experiments.integer_wer --model=FILE \
     --data='espeak:digits?split=eval&utterances=500&snr=15-35'
 
 A file of float weights is quantized without training, uniformly to 8 bits and
@@ -36,6 +36,7 @@ _UTTERANCES = flags.DEFINE_integer('utterances', 256, 'To calibrate on.')
 _FOLDER = flags.DEFINE_string('out', str(results.FOLDER), 'For the result.')
 
 _STREAMED = 16  # utterances
+_AUDITED_FRAMES = 400  # of a whole utterance
 
 
 class Weights(NamedTuple):
@@ -57,7 +58,7 @@ def quantized_weights(
   bits = max((x.bits for x in leaves if qtensor.is_qtensor(x)), default=32)
   if ranges is not None:
     return [Weights('as shipped', bits, packed.tree, ranges)]
-  spec = calibration or packed.config.get('dev', {}).get('spec')
+  spec = calibration or packed.config.get('dev_data')
   if spec is None:
     raise ValueError(
       f'{path} has neither ranges nor development data: give --calibration'
@@ -119,11 +120,12 @@ def streaming_mismatches(
 def audits(
   recognizer: recognizer_lib.Recognizer, weights: Weights
 ) -> dict[str, Any]:
-  """Audits and prints the programs that a device would run."""
+  """Audits and prints the programs of a stream and of a whole utterance."""
   programs = integer_recognizer.Programs(recognizer, *weights[2:])
   width = recognizer.model.joint_width
   found = {}
   for name, program in {
+    'encode': programs.encode(1, _AUDITED_FRAMES),
     'encode_chunk': programs.encode_chunk(1),
     'predict_step': programs.predict_step(1),
     'joint': programs.joint((1, width), (1, width)),

@@ -17,19 +17,18 @@ import importlib.util
 from absl import app, flags
 
 from experiments import exporting, trainer
-from experiments import recognizer as recognizer_lib
 from s8bqat_jax import npu
 from s8bqat_jax.npu import ethos, vela
 
-_MODEL = flags.DEFINE_string('model', None, 'A packed recognizer.')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Of experiments.train.')
+_MODEL = flags.DEFINE_string(
+  'model', None, 'A packed recognizer with 8-bit activations.', required=True
+)
 _PER_OP = flags.DEFINE_bool('per_op', False, 'Print every operation.')
 
 
 def main(_) -> None:
   trainer.set_up()
-  path = recognizer_lib.find_model(_MODEL.value, _WORKDIR.value)
-  functions = exporting.functions(path)
+  functions = exporting.functions(_MODEL.value)
   with_vela = importlib.util.find_spec('ethosu') is not None
   if not with_vela:
     print('Vela is not installed (the export extra): our estimates only')

@@ -1,6 +1,7 @@
 """Prints what is said in audio files.
 
-  python -m experiments.transcribe --model=runs/demo/model.safetensors x.wav
+  python -m experiments.transcribe \
+    --model=experiments/models/digits_4bit.safetensors x.wav
 
 --stream feeds the audio in pieces, as a microphone would, and shows the text
 grow; the words are the same.

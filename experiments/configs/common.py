@@ -1,6 +1,36 @@
-"""The fields that every config has, with values that are rarely wrong."""
+"""Arguments of configs, and the fields that every recognizer's config has."""
 
 import ml_collections
+
+
+def arguments(
+  text: str | None, **defaults: str | tuple[str, ...]
+) -> dict[str, str]:
+  """Reads `name=value,name=value`, the part of --config after the colon.
+
+  Args:
+    text: that part, if there is one.
+    **defaults: of every name; where several are listed, no other value is
+      taken, and the first is the default.
+
+  Raises:
+    ValueError: saying what the config takes.
+  """
+  found = {k: v if isinstance(v, str) else v[0] for k, v in defaults.items()}
+  for item in filter(None, (text or '').split(',')):
+    name, equals, value = item.partition('=')
+    if not equals or name not in defaults:
+      raise ValueError(
+        f'config argument {item!r}: expected name=value, with a name of '
+        f'{", ".join(defaults)}'
+      )
+    choices = defaults[name]
+    if not isinstance(choices, str) and value not in choices:
+      raise ValueError(
+        f'config argument {item!r}: expected one of {", ".join(choices)}'
+      )
+    found[name] = value
+  return found
 
 
 def default() -> ml_collections.ConfigDict:

@@ -1,13 +1,12 @@
 """The smallest recognizer that still goes all the way, for tests."""
 
-from experiments.configs import float as float_configs
-from experiments.configs import s8bqat
+from experiments.configs import common, s8bqat
 from experiments.configs.demo import digits
 
 
 def get_config(text=None):
   """Returns the demo's config on sixteen strings and six steps."""
-  args = float_configs.arguments(text, seed='0', part='all')
+  args = common.arguments(text, seed='0', part='all')
   config = digits.get_config(f'seed={args["seed"]}')
   options = 'utterances=16&snr=20-30'
   config.data.train = f'espeak:digits?split=train&{options}'

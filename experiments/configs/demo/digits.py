@@ -6,12 +6,11 @@ heart.
 """
 
 from experiments.configs import common
-from experiments.configs import float as float_configs
 
 
 def get_config(text=None):
   """Returns the config of the demo's floating-point model."""
-  args = float_configs.arguments(text, seed='0')
+  args = common.arguments(text, seed='0')
   config = common.default()
   config.seed = int(args['seed'])
   config.tokenizer = 'word'

@@ -22,14 +22,3 @@ def set_size(config, size: str) -> None:
   config.model.predictor_width = widths['predictor']
   config.model.embed_width = widths['embed']
   config.model.joint_width = widths['joint']
-
-
-def arguments(text: str | None, **defaults: str) -> dict[str, str]:
-  """Reads `name=value,name=value`, the part of --config after the colon."""
-  given = dict(item.split('=', 1) for item in (text or '').split(',') if item)
-  unknown = sorted(set(given) - set(defaults))
-  if unknown:
-    raise ValueError(
-      f'this config takes {", ".join(defaults)}, not {unknown[0]!r}'
-    )
-  return {**defaults, **given}

@@ -14,8 +14,13 @@ _DIGITS = 'zero,one,two,three,four,five,six,seven,eight,nine'
 
 def get_config(text=None):
   """Returns the config of one size and fold."""
-  args = float_configs.arguments(
-    text, size='90k', fold='0', words='all', seed='0', data='../shared/data'
+  args = common.arguments(
+    text,
+    size='90k',
+    fold='0',
+    words=('all', 'digits'),
+    seed='0',
+    data='../shared/data',
   )
   config = common.default()
   config.seed = int(args['seed'])

@@ -12,7 +12,7 @@ from experiments.configs import float as float_configs
 
 def get_config(text=None):
   """Returns the config of one size and seed."""
-  args = float_configs.arguments(text, size='90k', seed='0')
+  args = common.arguments(text, size='90k', seed='0')
   config = common.default()
   config.seed = int(args['seed'])
   config.tokenizer = 'char'

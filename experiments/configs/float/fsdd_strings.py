@@ -9,7 +9,7 @@ from experiments.configs import float as float_configs
 
 def get_config(text=None):
   """Returns the config that evaluates on one speaker."""
-  args = float_configs.arguments(
+  args = common.arguments(
     text, size='90k', speaker='theo', seed='0', data='../shared/data'
   )
   config = common.default()

@@ -11,7 +11,6 @@ decodes with a lexicon and a word n-gram.
 """
 
 from experiments.configs import common
-from experiments.configs import float as float_configs
 
 
 def split(folder: str, name: str) -> str:
@@ -24,8 +23,8 @@ def split(folder: str, name: str) -> str:
 
 def get_config(text=None):
   """Returns the config of a stage and seed."""
-  args = float_configs.arguments(
-    text, stage='train', seed='0', data='../shared/data'
+  args = common.arguments(
+    text, stage=('train', 'pretrain'), seed='0', data='../shared/data'
   )
   config = common.default()
   config.seed = int(args['seed'])
@@ -64,6 +63,4 @@ def get_config(text=None):
     config.model.dropout = 0.05
     config.train.learning_rate = 2.5e-3
     config.train.eval_every = 1500
-  elif args['stage'] != 'train':
-    raise ValueError(f'stage={args["stage"]}: expected pretrain or train')
   return config

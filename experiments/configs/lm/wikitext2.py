@@ -3,14 +3,14 @@
   python -m experiments.mixed_precision_lm \
     --config=experiments/configs/lm/wikitext2.py
 
-`:form=spoken` takes its sentences as a recognizer writes them, lower case and
+`:size=1m` is another of SIZES, `data=` the folder of the corpora.
+`:form=spoken` takes the sentences as a recognizer writes them, lower case and
 without punctuation, for rescoring. `:rows=yes` gives each row of the tied
 embedding a scale of its own; stages that this leaves alone, the float model
 among them, are those of `rows=no`.
 """
 
-from experiments.configs import float as float_configs
-from experiments.configs import lm
+from experiments.configs import common, lm
 
 # About the parameters in the name, with 4k subwords and a tied output layer.
 SIZES = {
@@ -22,11 +22,13 @@ SIZES = {
 
 def get_config(text=None):
   """Returns the config of one size."""
-  args = float_configs.arguments(
-    text, size='2m5', form='written', data='../shared/data', rows='no'
+  args = common.arguments(
+    text,
+    size=('2m5', *SIZES),
+    form=('written', 'spoken'),
+    rows=('no', 'yes'),
+    data='../shared/data',
   )
-  if args['rows'] not in ('yes', 'no'):
-    raise ValueError(f'rows is {args["rows"]!r}, expected yes or no')
   config = lm.default()
   config.name = f'lm_wikitext2_{args["size"]}'
   if args['form'] != 'written':

@@ -4,11 +4,12 @@
     --config=experiments/configs/s8bqat/asc_strings.py --matrix=curve
 """
 
-from experiments.configs import s8bqat
+from experiments.configs import common, s8bqat
 
 
-def get_config(words='all'):
-  """Returns the config; `words` is that of the float config."""
+def get_config(text=None):
+  """Returns the config; `words=digits` is that of the float config."""
+  words = common.arguments(text, words=('all', 'digits'))['words']
   config = s8bqat.default()
   config.name = f's8bqat_b_{words}' if words != 'all' else 's8bqat_b'
   config.float.module = 'experiments.configs.float.asc_strings'
@@ -23,6 +24,7 @@ def get_config(words='all'):
   # rates wait for the matrix `rates`.
   config.finetune.rates['s8bqat:2'] = 4e-3
   config.finetune.rates['straight-through:2'] = 4e-3
+  config.finetune.rates['s8bqat:3'] = 4e-3
   # The learning rate, and the compressor, at the width where they matter most.
   config.matrices.rates = s8bqat.matrix(
     *(

@@ -16,7 +16,7 @@ import numpy as np
 
 from s8bqat_jax.artifacts import qtensor
 from s8bqat_jax.integer import _jax_internals as internals
-from s8bqat_jax.integer import primitives, spec
+from s8bqat_jax.integer import keys, primitives, spec
 
 # A longer scan is a loop, and no longer a step.
 MAX_UNROLLED = 64
@@ -261,7 +261,7 @@ class _Reader:
   ) -> tuple[float | None, int]:
     """Scale and zero point of what an operation makes."""
     if name == 'q_embed':
-      weight = self._weights[params['site'].split(':')[0].split('[')[0]]
+      weight = self._weights[keys.weight_of(params['site'])]
       return _weight_scale(weight), 0
     if 'out' in params and not (name == 'q_pool' and params['kind'] == 'max'):
       return params['out'].scale, params['out'].zero

@@ -12,7 +12,8 @@ stands: the path of the last weight consumed, plus what was done since.
   f * c, inside            mul(enc/bias:add[4].logistic,~)
 
 Reshapes and broadcasts keep the name, and so do slices along any axis but the
-last. Equal names share one range: the union. Long names end in a digest.
+last. Equal names share one range: the union. Long names end in a digest, but
+name their weight in full.
 """
 
 from __future__ import annotations
@@ -137,10 +138,21 @@ def _shape(a: internals.Atom) -> tuple[int, ...]:
 
 
 def _shorten(key: Key) -> Key:
-  if len(key.name) <= MAX_LENGTH:
+  if len(key.name) <= MAX_LENGTH or key.const:
     return key
   digest = hashlib.sha1(key.name.encode()).hexdigest()[:8]
-  return Key(f'{key.name[: MAX_LENGTH // 2]}..{digest}', key.const)
+  kept = max(MAX_LENGTH // 2, len(weight_of(key.name)) + 1)
+  return Key(f'{key.name[:kept]}..{digest}')
+
+
+def weight_of(name: str) -> str:
+  """Returns the path of the parameter that a value's name begins with.
+
+  Args:
+    name: of a value. Of one that was made from no parameter directly, what
+      comes back is the path of none.
+  """
+  return name.split(':')[0].split('[')[0]
 
 
 def of_params(paths: Sequence[str]) -> list[Key]:

@@ -23,7 +23,7 @@ import numpy as np
 
 from s8bqat_jax.artifacts import qtensor
 from s8bqat_jax.integer import _jax_internals as internals
-from s8bqat_jax.integer import primitives
+from s8bqat_jax.integer import keys, primitives
 
 
 class NpuSpec(NamedTuple):
@@ -192,7 +192,7 @@ def _macs(e: Any) -> int:
 def _weight_bytes(e: Any, bits: dict[str, int]) -> int:
   """Stored bytes of the parameter a product reads; 0 if it reads none."""
   name = e.primitive.name
-  path = e.params['site'].split(':')[0].split('[')[0]
+  path = keys.weight_of(e.params['site'])
   if path not in bits:
     return 0
   if name == 'q_embed':

@@ -61,3 +61,14 @@ def test_long_names_end_in_a_digest():
 
   a, b = names(deep, (2,))
   assert a != b and max(len(a), len(b)) <= keys.MAX_LENGTH + 20
+
+
+def test_long_names_still_say_their_weight():
+  path = '/'.join(['a_block_of_a_deep_model'] * 8)
+
+  def sliced(w, x):
+    return x @ w[1:], jnp.tanh(x @ w[1:])
+
+  found = names(sliced, (4, 3), (5, 3), const=(path,))
+  assert [keys.weight_of(name) for name in found] == [path, path]
+  assert found[0] != found[1]

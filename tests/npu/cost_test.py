@@ -37,6 +37,13 @@ def test_packed_bytes_and_macs(levels, bits):
   assert latency(fn, INT8_NPU).weight_bytes == K * N
 
 
+def test_weights_are_counted_whatever_their_name():
+  (w,) = weight(4).values()
+  name = 'a_block_of_a_deep_model/' * 8
+  fn = lowered(lambda p, x: x @ p[name], {name: w}, np.ones((1, K), 'f'))
+  assert latency(fn, INDEX_NPU).weight_bytes == K * N // 4 + 4
+
+
 def test_bounds_and_buffering():
   fn = lowered(product, weight(16), R.normal(size=(1, K)).astype('f'))
   slow = INDEX_NPU._replace(dram_bytes_per_second=1e6, overhead_cycles=7)

@@ -141,7 +141,8 @@ def _shorten(key: Key) -> Key:
   if len(key.name) <= MAX_LENGTH or key.const:
     return key
   digest = hashlib.sha1(key.name.encode()).hexdigest()[:8]
-  kept = max(MAX_LENGTH // 2, len(weight_of(key.name)) + 1)
+  whole = key.name.index(':') + 1 if weight_of(key.name) else 0
+  kept = max(MAX_LENGTH // 2, whole)
   return Key(f'{key.name[:kept]}..{digest}')
 
 
@@ -149,10 +150,10 @@ def weight_of(name: str) -> str:
   """Returns the path of the parameter that a value's name begins with.
 
   Args:
-    name: of a value. Of one that was made from no parameter directly, what
-      comes back is the path of none.
+    name: of a value; '' comes back for one that begins with none.
   """
-  return name.split(':')[0].split('[')[0]
+  path, colon, _ = name.partition(':')
+  return path.split('[')[0] if colon and '(' not in path else ''
 
 
 def of_params(paths: Sequence[str]) -> list[Key]:

@@ -112,9 +112,12 @@ def jobs(config: ml_collections.ConfigDict, matrix: str) -> list[Job]:
     )
   _check_rates(config)
   chosen = config.matrices[matrix]
+  found = [parse(text) for text in chosen.cells]
+  for cell in found:
+    _check_made(cell)
   return [
     Job(cell, part, seed, chosen.split)
-    for cell in map(parse, chosen.cells)
+    for cell in found
     for seed in chosen.seeds
     for part in parts(config, matrix)
   ]
@@ -182,6 +185,17 @@ def by_cell(found: Mapping[Job, Any]) -> Iterator[tuple[Cell, int, dict]]:
     groups.setdefault((job.cell, job.seed), {})[job.part] = value
   for (cell, seed), parts in groups.items():
     yield cell, seed, parts
+
+
+def _check_made(cell: Cell) -> None:
+  """Raises ValueError for a method that cannot be made as the cell says."""
+  options = {k: v for k, v in cell.options if k != _RATE}
+  rules = methods.rules_for(cell.bits, ctc=False)
+  run = methods.Run(steps=100, learning_rate=lambda _: 1e-3, peak=1e-3)
+  try:
+    methods.make(cell.method, cell.bits, rules, run, options)
+  except ValueError as e:
+    raise ValueError(f'cell {str(cell)!r}: {e}') from e
 
 
 def _check_rates(config: ml_collections.ConfigDict) -> None:

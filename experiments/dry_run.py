@@ -10,16 +10,15 @@ its jaxpr. Nothing is allocated and nothing runs.
 
 from __future__ import annotations
 
+import argparse
 import os
-import sys
 from typing import Any
-
-_DEVICES_FLAG = '--devices='
 
 
 def _devices() -> int:
-  given = [a for a in sys.argv if a.startswith(_DEVICES_FLAG)]
-  return int(given[-1].removeprefix(_DEVICES_FLAG)) if given else 8
+  early = argparse.ArgumentParser(add_help=False)
+  early.add_argument('--devices', type=int, default=8)
+  return early.parse_known_args()[0].devices
 
 
 if __name__ == '__main__':

@@ -215,6 +215,18 @@ def main(argv):
   unknown = sorted(set(_TASKS.value) - set(TASKS))
   if unknown:
     raise app.UsageError(f'--tasks: {unknown[0]!r} is not one of {list(TASKS)}')
+  unknown = sorted(set(_SIZES.value) - set(float_configs.SIZES))
+  if unknown:
+    raise app.UsageError(
+      f'--sizes: {unknown[0]!r} is not one of {list(float_configs.SIZES)}'
+    )
+  for name in _TASKS.value:
+    kind, parts = TASKS[name].part
+    unknown = sorted(set(_PARTS.value) - set(parts))
+    if unknown:
+      raise app.UsageError(
+        f'--parts: {unknown[0]!r} is no {kind} of task {name}: {list(parts)}'
+      )
   for name in _TASKS.value:
     run_task(name)
 

@@ -2,13 +2,14 @@
 
 A cell of a matrix names a method, its bits and its options; `make` turns that
 into a Quantizer for a training of so many steps at such a learning rate. All
-of them end in the same final phase. What is compared is data:
+that train and quantize end in the same final phase. What is compared is data:
 
   float                 the checkpoint itself
   float continued       it, trained on
   ptq uniform           uniform grid of least squared error, no training
   ptq lloyd-max         Lloyd-Max centroids, no training
   uniform qat           straight-through on that grid; INT8 QAT at 8 bits
+  learned step          the same with a step that is learned (LSQ)
   straight-through      straight-through on Lloyd-Max centroids
   coarse int8           int8 codes on a step so coarse that they code well
   s8bqat                centroids, pull and hard compressor, and its ablations
@@ -25,14 +26,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from s8bqat_jax import quantizers
-from s8bqat_jax.artifacts import qtensor
 from s8bqat_jax.quantizers import codebook as books
 from s8bqat_jax.quantizers import lloyd_max, row_scales
 from s8bqat_jax.quantizers import rules as rule_lib
+from s8bqat_jax.quantizers.uniform import book as uniform_book
 
 FINAL_PHASE = 0.85  # of the steps; then codes are frozen
 # Entropy of the codes that Lloyd-Max centroids give Gaussian weights: what a
@@ -103,22 +103,6 @@ def fit_centroids(w: jax.Array, levels: int, rows: bool) -> books.Codebook:
   return (row_scales if rows else lloyd_max).fit(w, levels)
 
 
-def uniform_book(
-  w: jax.Array, levels: int, channel_axis: int | None = None
-) -> books.Codebook:
-  """Returns the uniform grid of least squared error as centroids.
-
-  Args:
-    w: float weights.
-    levels: how many centroids.
-    channel_axis: the axis that keeps a step of its own; None for one step.
-  """
-  low, high = qtensor.uniform_range(levels)
-  values = [-1, 1] if levels == 2 else list(range(low, high + 1))
-  scale = quantizers.mse_scale(w, levels, channel_axis)
-  return books.Codebook(jnp.array(values, jnp.int8), scale)
-
-
 def _s8bqat(
   rules,
   run,
@@ -132,30 +116,23 @@ def _s8bqat(
 ):
   """S8BQAT; a `pull` of 0 leaves MRACos out, 0 `every` the hard compressor."""
   del bits
-  if reading not in (quantizers.AT_CODES, quantizers.OVERWRITE):
-    raise ValueError(f"reading must be 'loss' or 'overwrite', got {reading!r}")
   fits = {
     'lloyd-max': run.fit,
     'uniform': functools.partial(uniform_book, channel_axis=run.channel_axis),
   }
   if centroids not in fits:
     raise ValueError(f'centroids {centroids!r}: not one of {list(fits)}')
-  fit = fits[centroids]
-  if pull:
-    method = quantizers.mracos(
-      rules,
-      pressure=run.pressure(pull),
-      power=power,
-      coupling=coupling,
-      fit=fit,
-    )
-  else:
-    method = quantizers.centroids(rules, fit=fit)
-  if not every:
-    return method
-  if reading == quantizers.AT_CODES:
-    return quantizers.loss_at_codes(method, every)
-  return quantizers.hard_compressor(method, every, run.peak)
+  return quantizers.s8bqat(
+    rules,
+    total_steps=run.free_steps,
+    learning_rate=run.learning_rate,
+    total_pull=pull,
+    every=every,
+    reading=reading,
+    coupling=coupling,
+    power=power,
+    fit=fits[centroids],
+  )
 
 
 def _acosr(rules, run, bits, pull=4.0, coupling='loss'):
@@ -166,7 +143,13 @@ def _acosr(rules, run, bits, pull=4.0, coupling='loss'):
 def _coarse(rules, run, bits, rate=None):
   """Codes of the entropy that centroids of `bits` have, or of `rate` bits."""
   del run
-  rate = CODE_ENTROPY[bits] if rate is None else rate
+  if rate is None:
+    if bits not in CODE_ENTROPY:
+      raise ValueError(
+        f'coarse int8 knows the entropy of {", ".join(map(str, CODE_ENTROPY))} '
+        f'bits, not of {bits}: give it as ?rate='
+      )
+    rate = CODE_ENTROPY[bits]
   coarse = [rule._replace(bits=rule.bits and 8) for rule in rules]
   return quantizers.uniform(
     coarse, scale=quantizers.entropy_scale(rate), refit_every=0

@@ -57,6 +57,12 @@ def main(argv):
     and (not _PARTS.value or job.part in _PARTS.value)
     and (not _SEEDS.value or str(job.seed) in _SEEDS.value)
   ]
+  if not asked:
+    raise app.UsageError(
+      f'--only={_ONLY.value} --parts={",".join(_PARTS.value)} '
+      f'--seeds={",".join(_SEEDS.value)}: no such job of {_MATRIX.value}, for '
+      f'instance {planned[0]}'
+    )
   hours = matrix.estimated_hours(stages, asked)
   print(f'{len(asked)} of {len(planned)} jobs; about {hours:.2f} h to go')
   if _ESTIMATE.value:

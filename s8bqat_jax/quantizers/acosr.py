@@ -15,7 +15,6 @@ References:
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from s8bqat_jax.artifacts import qtensor
@@ -23,7 +22,7 @@ from s8bqat_jax.quantizers import codebook as books
 from s8bqat_jax.quantizers import rules as rule_lib
 from s8bqat_jax.quantizers import types
 from s8bqat_jax.quantizers.mracos import FLOW, mracos
-from s8bqat_jax.quantizers.uniform import mse_scale
+from s8bqat_jax.quantizers.uniform import book
 from s8bqat_jax.quantizers.uniform import quantize as round_to_grid
 
 
@@ -50,15 +49,9 @@ def acosr(
     published.
   """
   return mracos(
-    rules, pressure=pressure, coupling=coupling, fit=_fit, quantize=_quantize
+    rules, pressure=pressure, coupling=coupling, fit=book, quantize=_quantize
   )
 
 
-def _fit(w: jax.Array, levels: int) -> books.Codebook:
-  low, high = qtensor.uniform_range(levels)
-  values = [-1, 1] if levels == 2 else range(low, high + 1)
-  return books.Codebook(jnp.array(list(values), jnp.int8), mse_scale(w, levels))
-
-
-def _quantize(w: jax.Array, book: books.Codebook) -> qtensor.QTensor:
-  return round_to_grid(w, book.scale, len(book.values))
+def _quantize(w: jax.Array, codebook: books.Codebook) -> qtensor.QTensor:
+  return round_to_grid(w, codebook.scale, len(codebook.values))

@@ -19,6 +19,7 @@ from s8bqat_jax.quantizers import codebook as books
 from s8bqat_jax.quantizers import row_scales
 from s8bqat_jax.quantizers.lloyd_max import distortion
 from s8bqat_jax.quantizers.lloyd_max import fit as fit_lloyd_max
+from s8bqat_jax.quantizers.uniform import grid
 
 _CANDIDATES = 48
 _TURNS = 4  # of alternation
@@ -60,7 +61,7 @@ def table(kind: str, fit: Fit | None = None) -> Table:
   if fit is not None and kind != 'lloyd_max':
     raise ValueError(f"fit is for the table 'lloyd_max', not for {kind!r}")
   if kind == 'uniform':
-    return Table(_scaled(uniform_levels), improve_scale, _ship_uniform)
+    return Table(_scaled(grid), improve_scale, _ship_uniform)
   if kind == 'powers_of_two':
     return Table(_scaled(power_levels), improve_scale, books.quantize)
   if kind == 'lloyd_max':
@@ -68,21 +69,6 @@ def table(kind: str, fit: Fit | None = None) -> Table:
   raise ValueError(
     f"table must be 'uniform', 'powers_of_two' or 'lloyd_max', got {kind!r}"
   )
-
-
-def uniform_levels(levels: int) -> list[int]:
-  """Returns -1, 1 (binary), -1, 0, 1 (ternary), or n-bit integers.
-
-  Args:
-    levels: 2..256.
-
-  Returns:
-    The levels in ascending order.
-  """
-  if levels == 2:
-    return [-1, 1]
-  low, high = qtensor.uniform_range(levels)
-  return list(range(low, high + 1))
 
 
 def power_levels(levels: int) -> list[int]:

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from s8bqat_jax.artifacts import qtensor
 from s8bqat_jax.quantizers import lift, types
 from s8bqat_jax.quantizers import rules as rule_lib
-from s8bqat_jax.quantizers.uniform import ScaleFit, mse_scale, quantize
+from s8bqat_jax.quantizers.uniform import ScaleFit, grid, mse_scale, quantize
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -59,7 +59,7 @@ def _quantized_jvp(levels, primals, tangents):
   wide = jnp.promote_types(w.dtype, jnp.float32)
   x, s, by_w, by_s = (a.astype(wide) for a in (w, scale, *tangents))
   codes = qtensor.grid_values(q).astype(wide)
-  low, high = (-1, 1) if levels == 2 else qtensor.uniform_range(levels)
+  low, *_, high = grid(levels)
   inside = (low * s <= x) & (x <= high * s)
   by_scale = jnp.where(inside, codes - x / s, codes)
   # LSQ's normalization: the step's gradient, a sum over the weights that share

@@ -27,6 +27,7 @@ import optax
 from s8bqat_jax.quantizers import codebook as books
 from s8bqat_jax.quantizers import rules as rule_lib
 from s8bqat_jax.quantizers import types
+from s8bqat_jax.quantizers.centroids import centroids
 from s8bqat_jax.quantizers.hard_compressor import hard_compressor, loss_at_codes
 from s8bqat_jax.quantizers.lloyd_max import fit as fit_lloyd_max
 from s8bqat_jax.quantizers.mracos import FLOW, mracos, pressure_schedule
@@ -43,6 +44,7 @@ def s8bqat(
   every: int | None = None,
   reading: str = AT_CODES,
   coupling: str = FLOW,
+  power: float = 2.0,
   fit: Callable[[jax.Array, int], books.Codebook] = fit_lloyd_max,
 ) -> types.Quantizer:
   """Trains float weights until they sit on the centroids of the baseline.
@@ -54,12 +56,14 @@ def s8bqat(
     total_steps: steps of this training; before a final phase, if there is
       one, since frozen weights feel no pull (0.85 of all by its default).
     learning_rate: of this training, number or schedule, as `make_step` gets.
-    total_pull: the hyperparameter of `mracos.pressure_schedule`.
+    total_pull: the hyperparameter of `mracos.pressure_schedule`; 0 leaves the
+      penalty out.
     every: N, steps from one call of the hard compressor to the next; by
-      default 1, and 200 where it overwrites.
+      default 1, and 200 where it overwrites. 0 leaves it out.
     reading: what it does: 'loss' takes the loss at the quantized weights,
       'overwrite' replaces the weights by them.
     coupling: 'flow', or 'loss' for the penalty in the loss as published.
+    power: p of MRACos.
     fit: (w, levels) -> Codebook.
 
   Returns:
@@ -75,10 +79,19 @@ def s8bqat(
   """
   if reading not in (AT_CODES, OVERWRITE):
     raise ValueError(f"reading must be 'loss' or 'overwrite', got {reading!r}")
-  pressure = pressure_schedule(total_pull, total_steps, learning_rate)
-  penalty = mracos(rules, pressure=pressure, coupling=coupling, fit=fit)
+  if every is None:
+    every = 1 if reading == AT_CODES else 200
+  if total_pull:
+    pressure = pressure_schedule(total_pull, total_steps, learning_rate)
+    pulled = mracos(
+      rules, pressure=pressure, power=power, coupling=coupling, fit=fit
+    )
+  else:
+    pulled = centroids(rules, fit=fit)
+  if not every:
+    return pulled
   if reading == AT_CODES:
-    return loss_at_codes(penalty, 1 if every is None else every)
+    return loss_at_codes(pulled, every)
   rate, steps = learning_rate, jnp.arange(total_steps)
   peak = float(jnp.max(jax.vmap(rate)(steps)) if callable(rate) else rate)
-  return hard_compressor(penalty, 200 if every is None else every, peak)
+  return hard_compressor(pulled, every, peak)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from s8bqat_jax.artifacts import qtensor
+from s8bqat_jax.quantizers import codebook as books
 from s8bqat_jax.quantizers import lift, types
 from s8bqat_jax.quantizers import rules as rule_lib
 from s8bqat_jax.quantizers.straight_through import straight_through
@@ -46,6 +47,32 @@ def quantize(w: jax.Array, scale: jax.Array, levels: int) -> qtensor.QTensor:
   low, high = qtensor.uniform_range(levels)
   codes = jnp.clip(jnp.round(_steps(w, scale)), low, high).astype(jnp.int8)
   return qtensor.QTensor(codes, scale, None, levels)
+
+
+def book(
+  w: jax.Array, levels: int, channel_axis: int | None = None
+) -> books.Codebook:
+  """Returns the uniform grid of least squared error as centroids.
+
+  Args:
+    w: float weights.
+    levels: 2..256.
+    channel_axis: the axis that keeps a step of its own; None for one step.
+  """
+  values = jnp.array(grid(levels), jnp.int8)
+  return books.Codebook(values, mse_scale(w, levels, channel_axis))
+
+
+def grid(levels: int) -> list[int]:
+  """Returns -1, 1 (binary), -1, 0, 1 (ternary), or n-bit integers.
+
+  Args:
+    levels: 2..256.
+  """
+  if levels == 2:
+    return [-1, 1]
+  low, high = qtensor.uniform_range(levels)
+  return list(range(low, high + 1))
 
 
 def max_scale(

@@ -92,6 +92,21 @@ def test_every_matrix_can_be_read_and_made(module):
     cells.jobs(config, 'curv')
 
 
+@pytest.mark.parametrize(
+  'text, message',
+  [
+    ('tiny/coarse int8:8', 'knows the entropy of 2, 3, 4, 5 bits, not of 8'),
+    ('tiny/s8bqat:2?reading=x', "reading must be 'loss' or 'overwrite'"),
+    ('tiny/s8bqat:2?centroids=x', "not one of .'lloyd-max', 'uniform'"),
+  ],
+)
+def test_cells_that_no_method_can_be_made_of(text, message):
+  config = tiny.experiment()
+  config.matrices.quick.cells = ('tiny/float', text)
+  with pytest.raises(ValueError, match=message):
+    cells.jobs(config, 'quick')
+
+
 def test_configs_differ_by_their_method_only():
   config = tiny.experiment()
   ours, control = (

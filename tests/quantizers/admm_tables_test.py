@@ -7,6 +7,7 @@ import pytest
 from s8bqat_jax.artifacts import qtensor
 from s8bqat_jax.quantizers import admm_tables as tables
 from s8bqat_jax.quantizers import codebook as books
+from s8bqat_jax.quantizers.uniform import grid
 
 GAUSS = np.random.default_rng(0).normal(size=20_000)
 
@@ -19,9 +20,9 @@ def error(w, values, scale):
 
 
 def test_levels():
-  assert tables.uniform_levels(2) == tables.power_levels(2) == [-1, 1]
-  assert tables.uniform_levels(3) == tables.power_levels(3) == [-1, 0, 1]
-  assert tables.uniform_levels(8) == list(range(-4, 4))
+  assert grid(2) == tables.power_levels(2) == [-1, 1]
+  assert grid(3) == tables.power_levels(3) == [-1, 0, 1]
+  assert grid(8) == list(range(-4, 4))
   assert tables.power_levels(4) == [-2, -1, 0, 1]
   assert tables.power_levels(8) == [-8, -4, -2, -1, 0, 1, 2, 4]
   for levels in range(2, 17):

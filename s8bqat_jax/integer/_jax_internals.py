@@ -204,6 +204,11 @@ def inner_jaxprs(eqn: Any) -> list[Any]:
   return found
 
 
+def aval(a: Atom) -> Any:
+  """Returns what has the shape and dtype of an atom."""
+  return a if isinstance(a, Var) else a.value
+
+
 def scan_varying(eqn: Any) -> int:
   """Returns how many inputs of a raw scan equation's body are not constant."""
   p = eqn.params

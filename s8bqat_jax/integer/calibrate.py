@@ -84,12 +84,13 @@ def calibrate(
       also what `lower` and `twin` take.
     params: pytree of its parameters; QTensor leaves are decoded.
     batches: the inputs of each call: a tuple, or one array.
-    method: 'minmax'; 'ema' (minima and maxima averaged over batches with
-      weight 0.95 on the past, as in Q-ASR); 'percentile' (the central 99.99%);
-      'mse' (the clipping with the least 8-bit error).
+    method: 'minmax'; 'ema' (minima and maxima averaged with weight 0.95 on the
+      past, as in Q-ASR, over the batches that reach the value); 'percentile'
+      (the central 99.99%); 'mse' (the clipping with the least 8-bit error).
 
   Returns:
-    {name: (low, high)}, plain floats, fit for JSON.
+    {name: (low, high)}, plain floats, fit for JSON. A value that no batch
+    reached (in an untaken branch) has none.
 
   Raises:
     ValueError: unknown method, no batch, or NaN in a value.
@@ -209,6 +210,8 @@ def _extremes_over(
   for inputs in batches:
     for key, value in run(params, *inputs).items():
       new = np.asarray(value, np.float64)
+      if new[0] > new[1]:
+        continue  # This batch did not reach it: an untaken branch, a mask.
       old = total.get(key, new)
       if weight is None:
         low, high = np.minimum(old[0], new[0]), np.maximum(old[1], new[1])
@@ -221,9 +224,7 @@ def _extremes_over(
       f'NaN in {broken[:5]} ({len(broken)} values in all); check the '
       'calibration data and the model'
     )
-  # What no batch reached (an untaken branch) has no range.
-  reached = {k: v for k, v in total.items() if np.all(np.isfinite(v))}
-  return {k: (float(v[0]), float(v[1])) for k, v in reached.items()}
+  return {k: (float(v[0]), float(v[1])) for k, v in total.items()}
 
 
 def _percentile(counts: np.ndarray, low: float, high: float):

@@ -13,7 +13,7 @@ import numpy as np
 
 from s8bqat_jax.artifacts import qtensor
 from s8bqat_jax.integer import _jax_internals as internals
-from s8bqat_jax.integer import control, interpreter, keys
+from s8bqat_jax.integer import checks, control, interpreter, keys
 from s8bqat_jax.integer import normalize as _normalize  # noqa: F401  rules
 from s8bqat_jax.integer import products as _products  # noqa: F401  rules
 from s8bqat_jax.integer import rules as _rules  # noqa: F401  rules
@@ -24,7 +24,7 @@ from s8bqat_jax.integer.spec import Spec
 from s8bqat_jax.integer.values import Const, Exact, QValue, Weight
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class IntegerFunction:
   """An integer program and how reals enter and leave it.
 
@@ -51,14 +51,37 @@ class IntegerFunction:
   weights: dict[str, Any]
 
   def quantize(self, *inputs: Any) -> list[jax.Array]:
-    """Returns the integers of real inputs (flattened)."""
+    """Returns the integers of real inputs (flattened).
+
+    Args:
+      *inputs: as `lower` was given them: same structure and shapes.
+
+    Returns:
+      One array per flat input.
+
+    Raises:
+      ValueError: number, structure or a shape of the inputs differs.
+      TypeError: an input has the wrong dtype.
+    """
+    checks.check_reals(inputs, self.in_tree, self.in_specs, self.jaxpr.in_avals)
     return [
       jnp.asarray(x) if s is None else s.quantize(jnp.asarray(x))
       for x, s in zip(jax.tree.leaves(inputs), self.in_specs)
     ]
 
   def integers(self, *codes: Any) -> list[jax.Array]:
-    """Runs the integer program: integers in, integers out."""
+    """Runs the integer program: integers in, integers out.
+
+    Args:
+      *codes: what `quantize` returns, or codes that came out of a program.
+
+    Returns:
+      One array per flat output.
+
+    Raises:
+      ValueError: the number of codes or a shape differs.
+      TypeError: codes are not of the dtype that the program reads.
+    """
     return self._run(self.jaxpr.consts, *codes)
 
   def dequantize(self, codes: Any) -> Any:
@@ -74,11 +97,12 @@ class IntegerFunction:
   @functools.cached_property
   def _run(self) -> Callable[..., Any]:
     # Weights are arguments: as literals they would be compiled in.
-    return jax.jit(
-      lambda consts, *codes: jax.core.eval_jaxpr(
-        self.jaxpr.jaxpr, consts, *codes
-      )
-    )
+    def run(consts, *codes):
+      # Checked when traced, that is, once for every new signature.
+      checks.check_codes(codes, self.jaxpr.in_avals)
+      return jax.core.eval_jaxpr(self.jaxpr.jaxpr, consts, *codes)
+
+    return jax.jit(run)
 
   @functools.cached_property
   def _whole(self) -> Callable[..., Any]:
@@ -118,7 +142,11 @@ def lower(
     UnsupportedPrimitive: names the primitive, its source line and the way to
       register a rule.
     MissingRange: a value was not reached by calibration.
+    TypeError: `ranges` is not a mapping.
+    ValueError: a parameter is not finite or a malformed QTensor, `output_bits`
+      is not supported, or, with `carry`, the states differ.
   """
+  checks.check_options(ranges, output_bits)
   program = Program(fn, params, ranges, inputs, carry, twin=False)
   out_specs: list[Spec | None] = []
 
@@ -167,6 +195,10 @@ class Program:
     self.graph, self.out_tree = internals.trace(
       fn, float_params, *jax.tree.unflatten(self.in_tree, shapes)
     )
+    if carry:
+      old = self.graph.ins[len(self.leaves) :]
+      new = [internals.aval(a) for a in self.graph.outs]
+      checks.check_carry(inputs, self.out_tree, old, new)
     self.ctx = Context(ranges, twin)
     self.carry = len(jax.tree.leaves(inputs[0])) if carry else 0
     self._name_inputs(carry)
@@ -229,7 +261,14 @@ class Program:
 
 def _constant(leaf: Any, path: str) -> Const:
   if not qtensor.is_qtensor(leaf):
-    return Const(np.asarray(leaf), None, None, path)
+    value = np.asarray(leaf)
+    broken = int(np.sum(~np.isfinite(value.astype(np.float32))))
+    if broken:
+      raise ValueError(
+        f'parameter {path!r} {value.shape} is NaN or infinite in {broken} of '
+        f'{value.size} places; integers have neither'
+      )
+    return Const(value, None, None, path)
   qtensor.check(leaf, path)
   grid = np.asarray(qtensor.grid_values(leaf))
   if grid.dtype != np.int8:

@@ -149,6 +149,12 @@ def _convert(ctx: Context, e: Any, x: Value) -> Value:
 
 def _epilogue(ctx: Context, e: Any, x: Any, c: Const, **change: Any):
   """The dot product behind x with its epilogue extended by a constant."""
+  for value in change.values():
+    if not np.all(np.isfinite(value)):
+      raise ValueError(
+        f'constant {c.name or "of the function"} is NaN or infinite, at '
+        f'{e.where()}; integers have neither: mask with jnp.where'
+      )
   acc = x.acc._replace(**change)
   live = ctx.live(e, x, c) if e.ins[0] is not e.ins[1] else None
   source = x.source._replace(emit=acc.emit)

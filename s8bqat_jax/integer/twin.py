@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from s8bqat_jax.artifacts import qtensor
+from s8bqat_jax.integer import checks
 from s8bqat_jax.integer.calibrate import Ranges
 from s8bqat_jax.integer.lower import Program
 from s8bqat_jax.integer.spec import fake_quantize
@@ -39,7 +40,12 @@ def twin(
   Returns:
     A function (params, *inputs) -> outputs of the same structure, to be jitted
     and differentiated with respect to float `params` of the same structure.
+
+  Raises:
+    TypeError: `ranges` is not a mapping.
+    ValueError: `output_bits` is neither 8 nor 16.
   """
+  checks.check_options(ranges, output_bits)
 
   def run(live_params: Any, *inputs: Any) -> Any:
     program = Program(fn, params, ranges, inputs, carry, twin=True)

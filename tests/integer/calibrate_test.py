@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from s8bqat_jax.integer import calibrate, saturation
+from s8bqat_jax.integer import audit, calibrate, lower, saturation
 
 PARAMS = {'w': jnp.asarray([[2.0, -1.0], [0.5, 3.0]])}
 R = np.random.default_rng(0)
@@ -73,6 +73,64 @@ def test_scan_cond_while_and_custom_derivatives_are_entered():
   assert ranges['~.mul'] == (42.0, 168.0)  # 7 * 3, doubled three times.
   assert ranges['add(~,in:0).mul'] == (21.0, 21.0)
   assert ranges['~.mul.mul'] == (336.0, 336.0)
+
+
+@jax.custom_jvp
+def cube(x):
+  return x * x * x
+
+
+cube.defjvp(lambda p, t: (cube(*p), 3 * p[0] ** 2 * t[0]))
+
+METHODS = ['minmax', 'ema', 'percentile', 'mse']
+
+
+def _scan(p, x, n):
+  step = lambda c, v: (v, jax.lax.cond(n > 0, jnp.exp, jnp.negative, v))
+  return jax.lax.scan(step, x[0], x)[1]
+
+
+# function of (x, n), and the name of its value that only n > 0 reaches.
+BODIES = {
+  'scan': (_scan, 'in:0.exp'),
+  'cond': (
+    lambda p, x, n: jax.lax.cond(n > 0, jnp.exp, jnp.negative, x),
+    'in:0.exp',
+  ),
+  'jit': (
+    lambda p, x, n: jax.lax.cond(n > 0, jax.jit(jnp.exp), jnp.negative, x),
+    'in:0.exp',
+  ),
+  'custom_jvp': (
+    lambda p, x, n: jax.lax.cond(n > 0, cube, jnp.negative, x),
+    'mul(in:0,in:0)',
+  ),
+}
+
+
+@pytest.mark.parametrize('body', BODIES)
+@pytest.mark.parametrize('method', METHODS)
+def test_batches_that_miss_a_branch_leave_its_range_alone(method, body):
+  fn, name = BODIES[body]
+  batches = [
+    (R.normal(size=(20, 3)).astype(np.float32), np.int32(n))
+    for n in (0, 1, 0, 1, 0)
+  ]
+  ranges = calibrate(fn, {}, batches, method)
+  taken = calibrate(fn, {}, [b for b in batches if b[1]], method)
+  assert name in ranges and ranges[name] == taken[name]
+  assert np.all(np.isfinite([*ranges.values()]))
+  # The other branch has its range as well, so the function can be lowered.
+  assert audit(lower(fn, {}, ranges, *batches[0])).ok
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_a_branch_that_no_batch_takes_has_no_range(method):
+  fn, name = BODIES['cond']
+  ranges = calibrate(fn, {}, [(np.ones(3, np.float32), np.int32(0))], method)
+  assert name not in ranges
+  with pytest.raises(ValueError, match='NaN in'):
+    calibrate(fn, {}, [(np.full(3, np.nan), np.int32(1))], method)
 
 
 def test_masks_are_not_data():

@@ -160,7 +160,7 @@ def main(argv):
   )
   for name, shape in row.pop('parameter_shapes').items():
     print(f'{name:32} {shape}')
-  results.write(_OUT.value, [{'system': 'rnnt', 'metrics': row}])
+  results.write(_OUT.value, [{'system': 'RNN-T', 'metrics': row}])
   for name, value in row.items():
     print(f'{name:32} {value if value is None else format(value, ",")}')
 

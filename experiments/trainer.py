@@ -42,8 +42,9 @@ def make_recognizer(
 
   Args:
     config: the whole config.
-    corpus: training data, whose texts make the vocabulary and whose first
-      `config.data.normalize_utterances` recordings give the statistics.
+    corpus: training data, whose texts make the vocabulary; the statistics are
+      those of at least `config.data.normalize_utterances` of its recordings,
+      spread evenly.
   """
   tokenizer = make_tokenizer(config.tokenizer, corpus.texts_N)
   log_mel = features.LogMel(**config.features)
@@ -117,7 +118,7 @@ def run(
   """Trains, or goes on training, in `workdir`.
 
   Args:
-    config: see configs/demo/digits.py for the fields.
+    config: see configs/common.py for the fields.
     workdir: created if it is missing.
     progress: whether to show a progress bar.
     quantizer: the method; None trains in floating point. Development scores

@@ -19,8 +19,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-END = 0
-
 
 class TransformerLm(nn.Module):
   """The language model; sizes come from the config.
@@ -150,30 +148,6 @@ def token_losses(logits_BxTxV: jax.Array, targets_BxT: jax.Array) -> jax.Array:
   logits_BxTxV = logits_BxTxV.astype(jnp.float32)
   chosen_BxT = jnp.take_along_axis(logits_BxTxV, targets_BxT[..., None], -1)
   return jax.nn.logsumexp(logits_BxTxV, -1) - chosen_BxT[..., 0]
-
-
-def sentence_losses(
-  model: TransformerLm, params: Any, labels_BxU: jax.Array, lengths_B: jax.Array
-) -> jax.Array:
-  """Negative log-likelihood of whole sentences, ends included.
-
-  Args:
-    model: the language model.
-    params: its params, as `model.init` returns them.
-    labels_BxU: tokens of each sentence, anything beyond its length.
-    lengths_B: tokens of each sentence.
-
-  Returns:
-    nll_B, float32, in nats: what N-best rescoring interpolates.
-  """
-  inputs_BxU1 = jnp.pad(labels_BxU, ((0, 0), (1, 0)), constant_values=END)
-  steps_U1 = jnp.arange(inputs_BxU1.shape[1])
-  targets_BxU1 = jnp.pad(labels_BxU, ((0, 0), (0, 1)))
-  targets_BxU1 = jnp.where(steps_U1 < lengths_B[:, None], targets_BxU1, END)
-  # Causal: padding after the end changes nothing before it.
-  logits: Any = model.apply(params, inputs_BxU1)
-  nll_BxU1 = token_losses(logits, targets_BxU1)
-  return jnp.sum(nll_BxU1 * (steps_U1 <= lengths_B[:, None]), -1)
 
 
 def check_vocabulary(model: TransformerLm, params: Any) -> None:

@@ -1,7 +1,5 @@
 """The language model: causality, shapes, sentence scores, learning."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,21 +88,6 @@ def test_token_losses_match_log_softmax(params):
   )
   with pytest.raises(ValueError, match=r'\(2, 3, 11\).*\(2, 4\)'):
     lib.token_losses(logits, jnp.zeros((2, 4), jnp.int32))
-
-
-def test_sentence_losses_ignore_padding_and_add_up(params):
-  sentences = [[3, 1, 4], [], [5, 9, 2, 6, 5]]
-  labels = np.full((3, 5), 7, np.int32)  # padding of any value
-  for row, sentence in zip(labels, sentences):
-    row[: len(sentence)] = sentence
-  score = jax.jit(functools.partial(lib.sentence_losses, MODEL))
-  found = score(params, labels, jnp.array([3, 0, 5]))
-  for sentence, nll in zip(sentences, found):
-    inputs = jnp.array([[lib.END, *sentence]])
-    logp = jax.nn.log_softmax(apply(params, inputs))[0]
-    targets = [*sentence, lib.END]
-    expected = -sum(logp[i, t] for i, t in enumerate(targets))
-    np.testing.assert_allclose(nll, expected, rtol=1e-5)
 
 
 def test_learns_to_count():

@@ -6,13 +6,15 @@ Our fitted estimate beside Vela's (a compiler's own model of the machine, not a
 measurement), for three Ethos-U; and the idealized machine of the papers, which
 reads n-bit indices, against the same machine reading bytes. One frame is one
 encoder step, and per emitted label one predictor step; the joint runs once per
-frame and once per label. --per_op prints our tables. Vela's part needs the
-export extra; operators that it leaves to the CPU cost nothing there.
+frame and once per label. --per_op prints our tables, --plot=FOLDER draws them,
+one picture per machine and function. Vela's part needs the export extra;
+operators that it leaves to the CPU cost nothing there.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import pathlib
 
 from absl import app, flags
 
@@ -24,6 +26,7 @@ _MODEL = flags.DEFINE_string(
   'model', None, 'A packed recognizer with 8-bit activations.', required=True
 )
 _PER_OP = flags.DEFINE_bool('per_op', False, 'Print every operation.')
+_PLOT = flags.DEFINE_string('plot', None, 'Folder of pictures.')
 
 
 def main(_) -> None:
@@ -37,8 +40,7 @@ def main(_) -> None:
     for name, fn in functions.items():
       cost = npu.latency(fn, spec)
       print(f'{spec.name:16}{name:11}{1e3 * cost.milliseconds:10.1f}')
-      if _PER_OP.value:
-        print(cost)
+      _show(name, cost)
   for machine in ethos.machines().values():
     for name, fn in functions.items():
       cost = ethos.latency(fn, machine)
@@ -51,8 +53,18 @@ def main(_) -> None:
         if report.on_cpu:
           line += f'  (CPU: {", ".join(report.on_cpu)})'
       print(line)
-      if _PER_OP.value:
-        print(cost)
+      _show(name, cost)
+
+
+def _show(name: str, cost: npu.Latency) -> None:
+  """What the flags ask for beside the line."""
+  if _PER_OP.value:
+    print(cost)
+  if _PLOT.value:
+    folder = pathlib.Path(_PLOT.value)
+    folder.mkdir(parents=True, exist_ok=True)
+    machine = cost.spec.name.replace(' ', '_')
+    npu.plot(cost, folder / f'{machine}_{name}.png', title=name)
 
 
 if __name__ == '__main__':

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from s8bqat_jax.artifacts import qtensor
+from s8bqat_jax.integer import IntegerFunction, keys, primitives
 from s8bqat_jax.integer import _jax_internals as internals
-from s8bqat_jax.integer import keys, primitives
 
 
 class NpuSpec(NamedTuple):
@@ -129,8 +129,15 @@ def latency(integer_fn: Any, spec: NpuSpec) -> Latency:
     A Latency; `str` is the table.
 
   Raises:
-    ValueError: the program has a while loop, whose length is not known.
+    TypeError: `integer_fn` is no IntegerFunction.
+    ValueError: the program has a while loop, whose length is not known, or the
+      machine has no clock, multipliers, lanes or bandwidth.
   """
+  check_lowered(integer_fn)
+  for name in ('clock_hz', 'multipliers', 'lanes', 'dram_bytes_per_second'):
+    value = getattr(spec, name)
+    if not value > 0:
+      raise ValueError(f'{spec.name}: {name} is {value}, expected more than 0')
   found: list[_Found] = []
   _collect(integer_fn.jaxpr.jaxpr, 1, (), found)
   bits = {
@@ -146,6 +153,15 @@ def latency(integer_fn: Any, spec: NpuSpec) -> Latency:
     spec,
     tuple(_cost(f, s, per_loop, spec) for f, s in zip(found, stored)),
   )
+
+
+def check_lowered(integer_fn: Any) -> None:
+  """Raises a TypeError that says what to do with a function in float."""
+  if not isinstance(integer_fn, IntegerFunction):
+    raise TypeError(
+      f'got {type(integer_fn).__name__}, expected an IntegerFunction: lower '
+      'the function first, integer.lower(fn, params, ranges, *inputs)'
+    )
 
 
 def _collect(jaxpr, repeats: int, loops, found: list[_Found]) -> None:

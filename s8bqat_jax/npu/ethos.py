@@ -31,7 +31,7 @@ import numpy as np
 
 from s8bqat_jax.export import program, tables
 from s8bqat_jax.export.program import Op, Value
-from s8bqat_jax.npu.cost import Latency, NpuSpec, OpCost
+from s8bqat_jax.npu.cost import Latency, NpuSpec, OpCost, check_lowered
 
 CONSTANTS = pathlib.Path(__file__).parent / 'ethos.json'
 # Output channels for which the inputs are read once.
@@ -127,6 +127,7 @@ def latency(integer_fn: Any, machine: Ethos) -> Latency:
     A Latency; `str` is the table.
 
   Raises:
+    TypeError: `integer_fn` is no IntegerFunction.
     UnsupportedExport: the program loops or branches.
     ValueError: it holds an operation whose kind was not fitted.
   """
@@ -139,6 +140,7 @@ def latency(integer_fn: Any, machine: Ethos) -> Latency:
 
 def works(integer_fn: Any) -> list[Work]:
   """Returns the operations of an integer function, as the model sees them."""
+  check_lowered(integer_fn)
   read = program.read(integer_fn)
   inside = {v for op in read.ops for v in op.outs}
   ends = set(read.outputs)

@@ -52,13 +52,15 @@ def test_codes_stand_for_reals(save, ranges, recognizer):
 
 
 def test_a_file_of_float_activations_is_refused(save):
-  with pytest.raises(ValueError, match='calibrate it'):
+  with pytest.raises(ValueError, match='no ranges of 8-bit'):
     exporting.functions(save('plain'))
 
 
-def test_latency_prints_every_machine(save, ranges):
+def test_latency_prints_and_draws_every_machine(save, ranges, tmp_path):
   path = save('model', ranges)
-  text = printed('experiments.latency', f'--model={path}', '--per_op')
+  text = printed(
+    'experiments.latency', f'--model={path}', '--per_op', f'--plot={tmp_path}'
+  )
   names = {'encoder', 'predictor', 'joint'}
   for machine in ('n-bit-index NPU', 'int8 NPU', 'ethos-u55-128'):
     rows = [x for x in text.splitlines() if x.startswith(f'{machine:16}')]
@@ -67,3 +69,6 @@ def test_latency_prints_every_machine(save, ranges):
     assert set(found) == names, machine
     assert found['encoder'] > found['joint'] > 0
   assert 'q_dot' in text  # --per_op
+  drawn = {p.name for p in tmp_path.glob('*.png')}
+  assert len(drawn) == 5 * len(names)
+  assert {'int8_NPU_joint.png', 'ethos-u85-512_encoder.png'} < drawn

@@ -2,12 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import matplotlib
 import numpy as np
 import pytest
 
 from s8bqat_jax.artifacts.qtensor import QTensor
 from s8bqat_jax.integer import calibrate, lower
-from s8bqat_jax.npu import INDEX_NPU, INT8_NPU, latency
+from s8bqat_jax.npu import INDEX_NPU, INT8_NPU, ethos, latency, plot
 
 R = np.random.default_rng(0)
 K, N, STEPS = 64, 64, 10
@@ -77,3 +78,41 @@ def test_while_has_no_length():
   integer = lowered(fn, weight(16), R.normal(size=(1, K)).astype('f'))
   with pytest.raises(ValueError, match='no known length'):
     latency(integer, INDEX_NPU)
+
+
+@pytest.mark.parametrize(
+  'field', ['clock_hz', 'multipliers', 'lanes', 'dram_bytes_per_second']
+)
+@pytest.mark.parametrize('value', [0, -1, float('nan')])
+def test_a_machine_without_speed_is_refused(field, value):
+  fn = lowered(product, weight(16), np.ones((1, K), 'f'))
+  with pytest.raises(ValueError, match=f'n-bit-index NPU: {field} is'):
+    latency(fn, INDEX_NPU._replace(**{field: value}))
+
+
+@pytest.mark.parametrize('fn', [product, jax.jit(product), None])
+def test_only_lowered_functions_have_a_cost(fn):
+  with pytest.raises(TypeError, match='expected an IntegerFunction: lower'):
+    latency(fn, INDEX_NPU)
+  with pytest.raises(TypeError, match='expected an IntegerFunction: lower'):
+    ethos.latency(fn, ethos.machines()['ethos-u55-128'])
+
+
+def test_a_picture_shows_the_dearest_operations(tmp_path):
+  def deep(p, x):
+    for _ in range(45):
+      x = jnp.tanh(x @ p['w'])
+    return x
+
+  fn = lowered(deep, weight(16), R.normal(size=(1, K)).astype('f'))
+  found = latency(fn, INDEX_NPU)
+  assert len(found.ops) == 90
+  path = tmp_path / 'deep.svg'
+  with matplotlib.rc_context({'svg.fonttype': 'none'}):
+    plot(found, path, title='deep')
+  text = path.read_text()
+  assert 'deep, n-bit-index NPU' in text and '50 other operations' in text
+  assert all(f'>{part}<' in text for part in ('memory', 'overhead', 'weights'))
+  empty = lowered(lambda p, x: x, {}, np.ones((1, K), 'f'))
+  with pytest.raises(ValueError, match='costs anything'):
+    plot(latency(empty, INDEX_NPU), path)

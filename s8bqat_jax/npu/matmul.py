@@ -90,7 +90,8 @@ def int8_matmul(
     TypeError: an operand has the wrong dtype, or a scale is traced (scales
       are constants of an integer program; pass concrete numbers).
     ValueError: shapes do not match, a scale is zero, negative or not finite,
-      or a code lies outside the table.
+      the scales of a column leave no multiplier, the table is empty or larger
+      than codes can tell apart, or a code lies outside it.
   """
   plan = _prepare(x_q, w_q, x_scale, w_scale, out_scale, bias, table)
   return _product(
@@ -149,6 +150,10 @@ def _prepare(x_q, w_q, x_scale, w_scale, out_scale, bias, table) -> _Plan:
     w_q = _operand('w_q', w_q, np.uint8, 2)
     table = _operand('table', table, np.int8, 1)
     levels = table.shape[0]
+    if not 1 <= levels <= 256:
+      raise ValueError(
+        f'table has {levels} entries, expected 1 to 256: a code is one byte'
+      )
     if not isinstance(w_q, jax.core.Tracer) and w_q.size:
       highest = int(w_q.max())
       if highest >= levels:
@@ -171,7 +176,26 @@ def _prepare(x_q, w_q, x_scale, w_scale, out_scale, bias, table) -> _Plan:
     if bias.shape != (n,):
       raise ValueError(f'bias has shape {bias.shape}, expected ({n},)')
   (fixed,) = requantize.to_multiplier(ratio)
+  _require_multipliers(ratio, fixed)
   return _Plan(x_q, w_q, bias, fixed.multiplier, fixed.shift)
+
+
+def _require_multipliers(
+  ratio: np.ndarray, fixed: requantize.Multiplier
+) -> None:
+  """Refuses columns that would be zero whatever they hold."""
+  lost = np.flatnonzero(fixed.multiplier == 0)
+  if not lost.size:
+    return
+  least = ratio.reshape(-1)[lost[0]]
+  where = f' of column {lost[0]}' if ratio.ndim else ''
+  raise ValueError(
+    f'x_scale * w_scale / out_scale{where} is {least:.3g}: its multiplier is 0 '
+    f'at {requantize.MULTIPLIER_BITS} bits below the largest ratio '
+    f'{ratio.max():.3g} and shift <= {requantize.MAX_SHIFT}, so that every '
+    'output would be 0; check the units of the scales (a column of zero '
+    'weights may take any scale)'
+  )
 
 
 def _operand(name: str, value: Any, dtype: Any, ndim: int) -> jax.Array:

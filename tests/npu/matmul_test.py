@@ -127,11 +127,39 @@ X, W = np.zeros((2, 3), np.int8), np.zeros((3, 4), np.int8)
       ValueError,
       'code 9',
     ),
+    (
+      (X, np.zeros((3, 4), np.uint8), 1.0, 1.0, 1.0, None, np.int8([])),
+      ValueError,
+      'table has 0 entries, expected 1 to 256',
+    ),
+    (
+      (X, W.view(np.uint8), 1.0, 1.0, 1.0, None, np.zeros(257, np.int8)),
+      ValueError,
+      'table has 257 entries',
+    ),
+    ((X, W, 1e-200, 1e-200, 1.0), ValueError, 'is 0: its multiplier is 0'),
+    ((X, W, 1e-15, 1e-15, 1.0), ValueError, 'is 1e-30: its multiplier is 0'),
+    (
+      (X, W, 1.0, np.array([1.0, 1e-12, 1.0, 1.0]), 1.0),
+      ValueError,
+      r'of column 1 is 1e-12: .* largest ratio 1 and .* check the units',
+    ),
   ],
 )
 def test_malformed_use(args, error, match):
   with pytest.raises(error, match=match):
     int8_matmul(*args)
+
+
+def test_the_smallest_ratio_that_has_a_multiplier():
+  x, w = np.full((1, 1), 127, np.int8), np.full((1, 1), 127, np.int8)
+  bias = np.int32([2**31 - 1 - 127 * 127])
+  # (2^31 - 1) 2^-32 is just short of a half.
+  assert int8_matmul(x, w, 2.0**-32, 1.0, 1.0, bias)[0, 0] == 0
+  assert int8_matmul(x, w, 2.0**-31, 1.0, 1.0, bias)[0, 0] == 1
+  assert int8_matmul(x, w, 2.0**-62, 1.0, 1.0)[0, 0] == 0
+  with pytest.raises(ValueError, match='its multiplier is 0'):
+    int8_matmul(x, w, 2.0**-64, 1.0, 1.0)
 
 
 def test_traced_scale_is_an_error():

@@ -1,13 +1,23 @@
-"""The int8 product and whole integer functions against their float peers.
+"""The int8 product against its float and integer peers, in one run.
 
-  python -m benchmarks.int8_matmul [--noencoder]
+  python -m benchmarks.int8_matmul
 
-Products: [M, K] x [K, N], the same codes for all: ours (`int8_matmul`: product,
-bias, requantization to int8), the float32 product, the bare int8
-`lax.dot_general` (int32 result), torch's int8 linear (static, prepacked, int8
-result) and, if installed, ONNX Runtime's QLinearMatMul. Encoders: the
-RNN-T's, lowered, against the same function in float32, a batch of utterances
-and one frame at a time. Rounds interleave the sides; medians are reported.
+[M, K] x [K, N], the same integers for all:
+  ours                 `int8_matmul`: product, bias, requantization to int8
+  float32              the product alone
+  dot_general int8     bare `lax.dot_general`, int32 result
+  torch int8           static, prepacked, bias, 8-bit result
+  onnxruntime int8     QLinearMatMul, prepacked, no bias, 8-bit result
+
+The last two, if installed, read the same integers as their quick kernels want
+them: activations as codes + 128 of zero point 128 (unsigned), and so the
+weights of ONNX Runtime, whose signed x signed kernel is many times slower on
+AVX2. Its unsigned x signed kernel, and torch's only one, add pairs of products
+in saturating int16 where the processor has no VNNI. Every side that returns
+codes is checked against exact arithmetic first: `identical` is the share of
+equal codes, `largest` the largest difference; a side of exact sums may differ
+by one, where rounding in float meets a tie. Rounds interleave the sides;
+medians are reported.
 """
 
 from __future__ import annotations
@@ -15,7 +25,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,18 +34,13 @@ from absl import app, flags
 from jax import lax
 
 from experiments import results
-from s8bqat_jax import integer
-from s8bqat_jax.models import rnnt
 from s8bqat_jax.npu import int8_matmul
 
 _ROUNDS = flags.DEFINE_integer('rounds', 15, 'Interleaved timed rounds.')
-_ENCODER = flags.DEFINE_bool('encoder', True, 'Also time whole functions.')
 _MS = flags.DEFINE_multi_integer('m', [1, 2, 8, 64, 256, 512], 'Rows.')
 
 K, N = 1024, 1024
 X_SCALE, W_SCALE, OUT_SCALE = 0.02, 0.01, 0.5
-FRAMES = 64
-ENCODERS = ((512, 8), (512, 32), (1024, 8), (1024, 32))
 
 
 def race(sides: dict[str, Callable[[], Any]]) -> dict[str, float]:
@@ -60,14 +65,44 @@ def race(sides: dict[str, Callable[[], Any]]) -> dict[str, float]:
   return {name: statistics.median(s) for name, s in seconds.items()}
 
 
-def product_sides(m: int) -> dict[str, Callable[[], Any]]:
-  """The contestants for one M, on the same integers."""
+class Side(NamedTuple):
+  """A contestant.
+
+  Attributes:
+    run: the timed call.
+    zero: of its codes; None if it returns none.
+    bias: whether it adds the bias.
+    exact: whether its sums are exact on every processor.
+  """
+
+  run: Callable[[], Any]
+  zero: int | None = None
+  bias: bool = True
+  exact: bool = True
+
+
+class Operands(NamedTuple):
+  """int8 [M, K], int8 [K, N] and int32 [N]."""
+
+  x: np.ndarray
+  w: np.ndarray
+  bias: np.ndarray
+
+
+def operands(m: int) -> Operands:
+  """Random integers of the whole range."""
   r = np.random.default_rng(m)
-  x = r.integers(-128, 128, (m, K)).astype(np.int8)
-  w = r.integers(-127, 128, (K, N)).astype(np.int8)
-  bias = r.integers(-1000, 1000, N).astype(np.int32)
-  xj, wj, bj = map(jnp.asarray, (x, w, bias))
-  xf, wf = xj.astype(jnp.float32), wj.astype(jnp.float32)
+  return Operands(
+    r.integers(-128, 128, (m, K)).astype(np.int8),
+    r.integers(-127, 128, (K, N)).astype(np.int8),
+    r.integers(-1000, 1000, N).astype(np.int32),
+  )
+
+
+def product_sides(o: Operands) -> dict[str, Side]:
+  """The contestants, on the same integers."""
+  x, w, bias = map(jnp.asarray, o)
+  xf, wf = x.astype(jnp.float32), w.astype(jnp.float32)
   ours = jax.jit(
     lambda x, w, b: int8_matmul(x, w, X_SCALE, W_SCALE, OUT_SCALE, b)
   )
@@ -76,131 +111,136 @@ def product_sides(m: int) -> dict[str, Callable[[], Any]]:
     lambda x, w: lax.dot_general(x, w, dims, preferred_element_type=jnp.int32)
   )
   float32 = jax.jit(jnp.matmul)
-  sides = {
-    'ours': lambda: ours(xj, wj, bj).block_until_ready(),
-    'float32': lambda: float32(xf, wf).block_until_ready(),
-    'dot_general int8': lambda: bare(xj, wj).block_until_ready(),
+  return {
+    'ours': Side(lambda: ours(x, w, bias).block_until_ready(), zero=0),
+    'float32': Side(lambda: float32(xf, wf).block_until_ready()),
+    'dot_general int8': Side(lambda: bare(x, w).block_until_ready()),
+    **torch_side(o),
+    **onnxruntime_sides(o),
   }
-  sides.update(torch_side(x, w, bias))
-  sides.update(onnxruntime_side(x, w))
-  return sides
 
 
-def torch_side(x, w, bias) -> dict[str, Callable[[], Any]]:
+def unsigned(codes: np.ndarray) -> np.ndarray:
+  """The same integers as uint8 of zero point 128."""
+  return (codes.astype(np.int16) + 128).astype(np.uint8)
+
+
+def torch_side(o: Operands) -> dict[str, Side]:
   try:
     import torch
   except ImportError:
     return {}
-  # uint8 activations, as its kernels want them: the same reals.
-  xt = torch._make_per_tensor_quantized_tensor(
-    torch.from_numpy((x.astype(np.int16) + 128).astype(np.uint8)), X_SCALE, 128
+  x = torch._make_per_tensor_quantized_tensor(
+    torch.from_numpy(unsigned(o.x)), X_SCALE, 128
   )
-  wt = torch._make_per_tensor_quantized_tensor(
-    torch.from_numpy(np.ascontiguousarray(w.T)), W_SCALE, 0
+  w = torch._make_per_tensor_quantized_tensor(
+    torch.from_numpy(np.ascontiguousarray(o.w.T)), W_SCALE, 0
   )
-  real_bias = torch.from_numpy((bias * X_SCALE * W_SCALE).astype(np.float32))
-  packed = torch.ops.quantized.linear_prepack(wt, real_bias)
-  return {
-    'torch int8': lambda: torch.ops.quantized.linear(xt, packed, OUT_SCALE, 128)
-  }
+  bias = torch.from_numpy((o.bias * X_SCALE * W_SCALE).astype(np.float32))
+  packed = torch.ops.quantized.linear_prepack(w, bias)
+  run = lambda: torch.ops.quantized.linear(x, packed, OUT_SCALE, 128)
+  return {'torch int8': Side(run, zero=128, exact=False)}
 
 
-def onnxruntime_side(x, w) -> dict[str, Callable[[], Any]]:
+def onnxruntime_sides(o: Operands) -> dict[str, Side]:
   try:
     import onnx
     import onnxruntime
   except ImportError:
     return {}
   names = ['x', 'xs', 'xz', 'w', 'ws', 'wz', 'ys', 'yz']
-  zero = np.int8(0)
-  consts = {
-    'xs': np.float32(X_SCALE), 'xz': zero, 'w': w, 'ws': np.float32(W_SCALE),
-    'wz': zero, 'ys': np.float32(OUT_SCALE), 'yz': zero,
-  }  # fmt: skip
-  graph = onnx.helper.make_graph(
-    [onnx.helper.make_node('QLinearMatMul', names, ['y'])],
-    'product',
-    [onnx.helper.make_tensor_value_info('x', onnx.TensorProto.INT8, x.shape)],
-    [onnx.helper.make_tensor_value_info('y', onnx.TensorProto.INT8, None)],
-    [onnx.numpy_helper.from_array(np.asarray(v), k) for k, v in consts.items()],
-  )
-  model = onnx.helper.make_model(
-    graph, opset_imports=[onnx.helper.make_opsetid('', 13)], ir_version=8
-  )
+  zero, codes = np.uint8(128), onnx.TensorProto.UINT8
   options = onnxruntime.SessionOptions()
   # Its idle threads would spin on the cores of whoever is timed next.
   options.add_session_config_entry('session.intra_op.allow_spinning', '0')
-  session = onnxruntime.InferenceSession(model.SerializeToString(), options)
-  return {'onnxruntime int8': lambda: session.run(None, {'x': x})}
 
+  def call(w: np.ndarray, w_zero: np.generic) -> Callable[[], Any]:
+    consts = {
+      'xs': np.float32(X_SCALE), 'xz': zero, 'w': w, 'ws': np.float32(W_SCALE),
+      'wz': w_zero, 'ys': np.float32(OUT_SCALE), 'yz': zero,
+    }  # fmt: skip
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+      [onnx.helper.make_node('QLinearMatMul', names, ['y'])],
+      'product',
+      [value('x', codes, o.x.shape)],
+      [value('y', codes, None)],
+      [
+        onnx.numpy_helper.from_array(np.asarray(v), k)
+        for k, v in consts.items()
+      ],
+    )
+    model = onnx.helper.make_model(
+      graph, opset_imports=[onnx.helper.make_opsetid('', 13)], ir_version=8
+    )
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+    x = unsigned(o.x)
+    return lambda: session.run(None, {'x': x})[0]
 
-def encoder_sides(hidden: int, batch: int) -> tuple[dict[str, Any], float]:
-  """Float and integer, whole encoder and one frame; also their agreement."""
-  model = rnnt.RNNT(
-    64, encoder_width=hidden, encoder_layers=2, joint_width=hidden, stack=1
-  )
-  key = jax.random.key(0)
-  x = jax.random.normal(key, (batch, FRAMES, 80))
-  lengths = jnp.full(batch, FRAMES)
-  labels = jnp.ones((batch, 2), jnp.int32)
-  params = model.init(key, x, lengths, labels)['params']
-  params = {k: v for k, v in params.items() if k.startswith('encoder')}
-  call = lambda p, *a, method: model.apply({'params': p}, *a, method=method)
-  encode = lambda p, x, n: call(p, x, n, method='encode')
-  step = lambda p, c, x: call(p, c, x, method='encode_chunk')
-  ranges = integer.calibrate(encode, params, [(x, lengths)])
-  whole = integer.lower(encode, params, ranges, x, lengths)
-  carry = model.apply({'params': params}, 1, method='initial_carry')
-  frame = x[:1, :1]
-  one = integer.lower(step, params, ranges, carry, frame, carry=True)
-  codes, step_codes = whole.quantize(x, lengths), one.quantize(carry, frame)
-  float_encode, float_step = jax.jit(encode), jax.jit(step)
-  y = np.asarray(encode(params, x, lengths)[0], np.float64)
-  z = np.asarray(whole(x, lengths)[0], np.float64)
-  snr = 10 * np.log10((y**2).mean() / ((y - z) ** 2).mean())
-  ready = jax.block_until_ready
   return {
-    'integer': lambda: ready(whole.integers(*codes)),
-    'float32': lambda: ready(float_encode(params, x, lengths)),
-    'integer step': lambda: ready(one.integers(*step_codes)),
-    'float32 step': lambda: ready(float_step(params, carry, frame)),
-  }, float(snr)
+    'onnxruntime int8': Side(call(unsigned(o.w), zero), 128, bias=False),
+    'onnxruntime int8, signed weights': Side(
+      call(o.w, np.int8(0)), 128, bias=False, exact=False
+    ),
+  }
+
+
+def check(name: str, side: Side, o: Operands) -> dict[str, float]:
+  """Compares a side's codes with exact arithmetic.
+
+  Args:
+    name: of the side.
+    side: the side.
+    o: what it multiplies.
+
+  Returns:
+    The share of identical codes and the largest difference; nothing for a
+    side without codes.
+
+  Raises:
+    AssertionError: a side of exact sums differs by more than a rounding.
+  """
+  if side.zero is None:
+    return {}
+  # Exact in float64, whose product is quicker than that of integers.
+  sums = o.x.astype(np.float64) @ o.w.astype(np.float64)
+  sums += o.bias if side.bias else 0
+  truth = np.rint(sums * (X_SCALE * W_SCALE / OUT_SCALE)).clip(-128, 127)
+  y = side.run()
+  found = y.int_repr().numpy() if hasattr(y, 'int_repr') else np.asarray(y)
+  apart = np.abs(found.astype(np.int64) - side.zero - truth)
+  if side.exact and apart.max() > 1:
+    raise AssertionError(f'{name} differs from exact sums by {apart.max()}')
+  return {
+    'identical': float(np.mean(apart == 0)),
+    'largest': int(apart.max()),
+  }
 
 
 def main(_) -> None:
+  results.revision()
   rows, comparisons = [], []
-
-  def compare(a: str, b: str, seconds: dict[str, float], **what: Any) -> None:
-    ratio = seconds[b] / seconds[a]
-    comparisons.append(
-      {'a': a, 'b': b, 'metric': 'speed', 'ratio': ratio, **what}
-    )
-
   for m in _MS.value:
-    seconds = race(product_sides(m))
+    o = operands(m)
+    sides = product_sides(o)
+    agreement = {name: check(name, side, o) for name, side in sides.items()}
+    seconds = race({name: side.run for name, side in sides.items()})
     for name, s in seconds.items():
       gops = 2 * m * K * N / s / 1e9
-      metrics = {'milliseconds': s * 1e3, 'gops': gops, 'm': m, 'k': K, 'n': N}
-      system = f'product M={m}'
-      rows.append({'system': system, 'method': name, 'metrics': metrics})
-      print(f'M={m:4d} {name:18s} {s * 1e3:8.3f} ms {gops:8.1f} GOP/s')
+      size = {'m': m, 'k': K, 'n': N}
+      found = {'milliseconds': s * 1e3, 'gops': gops, **agreement[name]}
+      rows.append(
+        {'system': f'product M={m}', 'method': name, 'metrics': found | size}
+      )
+      ratio = s / seconds['ours']
       if name != 'ours':
-        compare('ours', name, seconds, m=m)
-        print(f'       ours is {seconds[name] / seconds["ours"]:.2f}x {name}')
-  for hidden, batch in ENCODERS if _ENCODER.value else ():
-    sides, snr = encoder_sides(hidden, batch)
-    seconds = race(sides)
-    system = f'RNN-T encoder H={hidden} B={batch}'
-    for name, s in seconds.items():
-      metrics = {'milliseconds': s * 1e3, 'snr_db': snr}
-      rows.append({'system': system, 'method': name, 'metrics': metrics})
-    compare('integer', 'float32', seconds, system=system)
-    compare('integer step', 'float32 step', seconds, system=system)
-    print(
-      f'{system}: {seconds["float32"] / seconds["integer"]:.2f}x float32, one '
-      f'frame {seconds["float32 step"] / seconds["integer step"]:.2f}x '
-      f'({seconds["integer step"] * 1e3:.3f} ms), {snr:.1f} dB'
-    )
+        comparisons.append(
+          {'a': 'ours', 'b': name, 'metric': 'speed', 'ratio': ratio, 'm': m}
+        )
+      print(
+        f'M={m:4d} {name:34s} {s * 1e3:8.3f} ms {gops:8.1f} GOP/s, '
+        f'{ratio:6.2f} of ours {agreement[name] or ""}'
+      )
   results.write('int8_matmul', rows=rows, comparisons=comparisons)
 
 

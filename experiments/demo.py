@@ -16,7 +16,15 @@ import time
 
 from absl import app, flags
 
-from experiments import cells, matrix, plots, results, stages, trainer
+from experiments import (
+  cells,
+  matrix,
+  plots,
+  results,
+  stage_cache,
+  stages,
+  trainer,
+)
 from experiments.configs.s8bqat import digits
 from s8bqat_jax import data
 
@@ -61,7 +69,7 @@ def main(argv):
   print('2/3  a floating-point RNN transducer, then each method from it')
   try:
     found, _ = matrix.run(kept, jobs)
-  except stages.Interrupted:
+  except stage_cache.Interrupted:
     print('interrupted; run the same command again to resume')
     return
   print('3/3  what ships, recognizing voices never heard in training')

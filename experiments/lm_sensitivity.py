@@ -25,7 +25,7 @@ import numpy as np
 import optax
 
 from experiments import lm_stages, methods
-from experiments.stages import RESULT, cached
+from experiments.stage_cache import RESULT, cached
 from s8bqat_jax import sensitivity
 from s8bqat_jax.artifacts import packed_file, qtensor
 from s8bqat_jax.data import text_windows

@@ -20,7 +20,7 @@ import ml_collections
 import numpy as np
 
 from experiments import fitting, language_model, methods, results
-from experiments.stages import RESULT, Interrupted, cached
+from experiments.stage_cache import RESULT, Interrupted, cached
 from s8bqat_jax import quantizers, sensitivity
 from s8bqat_jax.artifacts import packed_file, qtensor
 from s8bqat_jax.data import text as text_lib

@@ -29,7 +29,7 @@ from experiments import (
   results,
   trainer,
 )
-from experiments.stages import Interrupted
+from experiments.stage_cache import Interrupted
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'A file of experiments/configs/lm.'

@@ -18,7 +18,8 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from experiments import cells, matrix, results, trainer
-from experiments.stages import Interrupted, Stages
+from experiments.stage_cache import Interrupted
+from experiments.stages import Stages
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'A file of experiments/configs/s8bqat.'

@@ -1,9 +1,4 @@
-"""The stages of a job, each done once: float, fine-tuning, evaluation.
-
-A stage lives in a folder named by the hash of all that it depends on, and is
-done when its `result.json` is there. A rerun therefore goes on where the last
-one stopped, and a changed config never meets old files.
-"""
+"""The stages of a job: float model, fine-tuning, evaluation, each done once."""
 
 from __future__ import annotations
 
@@ -11,11 +6,9 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import pathlib
 import re
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -32,46 +25,13 @@ from experiments import (
   trainer,
 )
 from experiments import recognizer as recognizer_lib
+from experiments.stage_cache import RESULT, Interrupted, cached
 from s8bqat_jax import data, quantizers
 from s8bqat_jax.artifacts import packed_file, qtensor
 
-RESULT, SHIPPED = 'result.json', 'shipped.safetensors'
+SHIPPED = 'shipped.safetensors'
 HYPOTHESES = 'hypotheses.jsonl'
 _CALIBRATION_BATCHES = 16
-
-
-class Interrupted(Exception):
-  """Training was asked to stop; its checkpoint is written."""
-
-
-def cached(
-  folder: pathlib.Path,
-  config: Mapping[str, Any],
-  work: Callable[[pathlib.Path], dict[str, Any]],
-) -> dict[str, Any]:
-  """Returns a stage's result, working for it if it is not there.
-
-  Args:
-    folder: of the stage; its name should tell configs apart.
-    config: what the stage depends on, written beside the result.
-    work: (folder) -> JSON-able result.
-  """
-  path = folder / RESULT
-  if not path.exists():
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / 'stage.json', config)
-    start = time.perf_counter()
-    result = work(folder)
-    commit, dirty = results.revision()
-    _write(
-      path,
-      {
-        'seconds': time.perf_counter() - start,
-        'revision': f'{commit}+' if dirty else commit,
-        **result,
-      },
-    )
-  return json.loads(path.read_text())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -389,10 +349,3 @@ def _calibrate(config, recognizer, params) -> Any:
   loader = trainer.make_loader(config, data.load(config.data.train), recognizer)
   batches = loader.batches(0, _CALIBRATION_BATCHES)
   return integer_recognizer.calibrate(recognizer, params, batches)
-
-
-def _write(path: pathlib.Path, value: Any) -> None:
-  # Two processes may work on the parts of one matrix.
-  partial = path.with_suffix(f'.{os.getpid()}.partial')
-  partial.write_text(json.dumps(value, indent=1, default=str))
-  os.replace(partial, path)

@@ -20,12 +20,8 @@ from experiments import (
   scoring,
 )
 from experiments.configs.s8bqat import asc_strings, digits, espeak_grammar
-from experiments.stages import (
-  HYPOTHESES,
-  RESULT,
-  Stages,
-  trained_hypotheses,
-)
+from experiments.stage_cache import RESULT
+from experiments.stages import HYPOTHESES, Stages, trained_hypotheses
 from s8bqat_jax.artifacts import packed_file
 from s8bqat_jax.quantizers import Ctx
 from s8bqat_jax.quantizers import tree as trees

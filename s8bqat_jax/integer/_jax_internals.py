@@ -55,7 +55,9 @@ class Eqn(NamedTuple):
 
   def bind(self, *args: Any) -> list[Any]:
     """Applies the primitive to arrays; always a list of results."""
-    out = self.primitive.bind(*args, **self.params)
+    # What is traced here comes from the user's line, as the audit reports it.
+    with source_info_util.user_context(self.source[0].traceback):
+      out = self.primitive.bind(*args, **self.params)
     return list(out) if self.primitive.multiple_results else [out]
 
   def where(self) -> str:
@@ -168,13 +170,18 @@ def drop_dead(graph: Graph) -> Graph:
 def scan_parts(eqn: Eqn) -> Scan:
   """Returns the parts of a scan equation, whatever the jax version."""
   p = eqn.params
-  if 'ft_in' in p:  # jax 0.12: the split is that of a flat tree.
-    consts, carry, _ = (len(list(t)) for t in p['ft_in'].unpack())
-  else:
-    consts, carry = p['num_consts'], p['num_carry']
+  consts, carry = scan_split(p)
   return Scan(
     to_graph(p['jaxpr']), consts, carry, p['length'], p['reverse'], p['unroll']
   )
+
+
+def scan_split(params: dict[str, Any]) -> tuple[int, int]:
+  """Returns how many inputs of a scan are constants, and how many carries."""
+  if 'ft_in' in params:  # jax 0.12: the split is that of a flat tree.
+    consts, carry, _ = (len(list(t)) for t in params['ft_in'].unpack())
+    return consts, carry
+  return params['num_consts'], params['num_carry']
 
 
 def cond_parts(eqn: Eqn) -> list[Graph]:
@@ -209,11 +216,11 @@ def aval(a: Atom) -> Any:
   return a if isinstance(a, Var) else a.value
 
 
-def scan_varying(eqn: Any) -> int:
-  """Returns how many inputs of a raw scan equation's body are not constant."""
-  p = eqn.params
-  if 'ft_in' in p:
-    consts = len(list(p['ft_in'].unpack()[0]))
-  else:
-    consts = p['num_consts']
-  return len(eqn.invars) - consts
+def source_line(eqn: Any) -> str:
+  """Returns where a raw jaxpr equation comes from."""
+  return source_info_util.summarize(eqn.source_info)
+
+
+def is_call(eqn: Any) -> bool:
+  """Whether a raw jaxpr equation does nothing but call its inner jaxpr."""
+  return eqn.primitive.name in _INLINED

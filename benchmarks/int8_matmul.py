@@ -11,7 +11,7 @@
 
 The last two, if installed, read the same integers as their quick kernels want
 them: activations as codes + 128 of zero point 128 (unsigned), and so the
-weights of ONNX Runtime, whose signed x signed kernel is many times slower on
+weights of ONNX Runtime, whose signed x signed kernel is several times slower on
 AVX2. Its unsigned x signed kernel, and torch's only one, add pairs of products
 in saturating int16 where the processor has no VNNI. Every side that returns
 codes is checked against exact arithmetic first: `identical` is the share of

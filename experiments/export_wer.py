@@ -4,15 +4,27 @@
 
 The streaming step of our integer program, of its .tflite in LiteRT and of its
 ONNX file in ONNX Runtime take the same features and decode greedily, each on
-its own states. Writes experiments/results/export_wer.json. Needs the export
-extra.
+its own states. Writes experiments/results/export_wer.json: error rates as
+rows; and as comparisons, of the first few utterances, how many codes of every
+kind of operation are those that ours makes of the same operands, and the
+largest difference in units of the last place. That part runs LiteRT without
+delegates, whose inner values can't be seen. Needs the export extra.
+
+Where LiteRT differs:
+  q_dot int16  its rescaling rounds to a code 2^-s finer, then shifts by s, ties
+               up: with the small s of 16-bit results every few codes round
+               twice; an 8-bit result has a large s, and seldom does
+  q_lut int16  its 16-bit sigmoid and tanh interpolate between the entries of a
+               short table; so do 8-bit results, which are rescaled from it and
+               mostly hide the difference
+  q_add, q_mul likewise round twice, from scales kept in float32
 """
 
 from __future__ import annotations
 
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +34,7 @@ from absl import app, flags
 from experiments import exporting, results, trainer
 from experiments import recognizer as recognizer_lib
 from s8bqat_jax import data
-from s8bqat_jax.export import onnxfile, tflite
+from s8bqat_jax.export import onnxfile, tflite, witness
 from s8bqat_jax.export.onnxfile import runtime as onnx_runtime
 from s8bqat_jax.export.tflite import runtime as tflite_runtime
 from s8bqat_jax.speech import wer
@@ -32,7 +44,11 @@ _MODEL = flags.DEFINE_string(
 )
 _DATA = flags.DEFINE_string('data', 'espeak:digits?split=eval', 'A data spec.')
 _UTTERANCES = flags.DEFINE_integer('utterances', 100, 'The first so many.')
+_WATCHED = flags.DEFINE_integer(
+  'watched', 5, 'Of those, the first so many whose every operation is judged.'
+)
 _MAX_SYMBOLS = 4
+_FORMATS = {'litert': 'tflite', 'onnxruntime': 'onnx'}
 
 Runner = Callable[..., Any]
 
@@ -86,6 +102,30 @@ def recognize(
   return labels
 
 
+def agreements(
+  functions: Mapping[str, Any], features: Sequence[Any]
+) -> list[dict[str, Any]]:
+  """Judges the runtimes' operations on the codes that they really see.
+
+  Args:
+    functions: the integer programs.
+    features: of the utterances to decode.
+
+  Returns:
+    One comparison per runtime, function and kind of operation.
+  """
+  found = []
+  for runtime, kind in _FORMATS.items():
+    run = {k: exporting.Watched(fn, kind) for k, fn in functions.items()}
+    for feats in features:
+      recognize(functions, run, feats)
+    for name, watched in run.items():
+      for op, agreement in witness.summary(watched.rows).items():
+        what = {'metric': 'codes', 'function': name, 'operation': op}
+        found.append({'a': runtime, 'b': 'ours', **what, **agreement._asdict()})
+  return found
+
+
 def _zeros(fn: Any) -> list[np.ndarray]:
   """The codes of zero for every input."""
   return [
@@ -128,8 +168,21 @@ def main(_) -> None:
       f'{name:12} WER {100 * errors.wer:.2f}%, {100 * same:.1f}% of the '
       f'transcripts equal ours ({seconds:.1f} s)'
     )
+  comparisons = agreements(functions, features[: _WATCHED.value])
+  for c in comparisons:
+    print(
+      f'{c["a"]:12} {c["function"]:10} {c["operation"]:14} '
+      f'{100 * c["identical"]:9.4f}% of {c["codes"]} codes identical, largest '
+      f'difference {c["largest"]}'
+    )
   corpus_info = {'spec': corpus.spec, 'fingerprint': corpus.fingerprint}
-  results.write('export_wer', rows, corpus=corpus_info)
+  results.write(
+    'export_wer',
+    rows,
+    comparisons=comparisons,
+    corpus=corpus_info,
+    watched_utterances=min(_WATCHED.value, count),
+  )
 
 
 if __name__ == '__main__':

@@ -12,6 +12,7 @@ from experiments import integer_recognizer
 from experiments import recognizer as recognizer_lib
 from s8bqat_jax import integer
 from s8bqat_jax.artifacts import packed_file
+from s8bqat_jax.export import witness
 
 
 def functions(path: os.PathLike | str) -> dict[str, integer.IntegerFunction]:
@@ -43,9 +44,45 @@ def functions(path: os.PathLike | str) -> dict[str, integer.IntegerFunction]:
   }
 
 
+class Watched:
+  """An exported function in its runtime, every operation judged by ours.
+
+  Attributes:
+    rows: one witness.Row per operation of every call so far.
+  """
+
+  def __init__(self, fn: integer.IntegerFunction, kind: str):
+    """Exports and loads a function.
+
+    Args:
+      fn: the function.
+      kind: 'tflite' or 'onnx'.
+    """
+    if kind == 'tflite':
+      from s8bqat_jax.export import tflite
+      from s8bqat_jax.export.tflite import runtime
+
+      exported: Any = tflite.export(fn)
+      self._session: Any = runtime.Session(exported, keep_all=True)
+    else:
+      from s8bqat_jax.export import onnxfile
+      from s8bqat_jax.export.onnxfile import runtime as onnx_runtime
+
+      exported = onnxfile.export(fn, keep_all=True)
+      self._session = onnx_runtime.Session(exported)
+    self._program = exported.program
+    self.rows: list[witness.Row] = []
+
+  def __call__(self, *codes: Any) -> list[np.ndarray]:
+    """Runs the function: codes in, codes out."""
+    results = self._session(*codes)
+    self.rows += witness.per_op(self._program, self._session.value)
+    return results
+
+
 def write(
   fn: integer.IntegerFunction, kind: str, path: pathlib.Path
-) -> dict[str, Any]:
+) -> dict[str, witness.Agreement]:
   """Writes one function and runs it once beside our own program.
 
   Args:
@@ -56,26 +93,20 @@ def write(
   Returns:
     {operation: its Agreement on random codes}.
   """
-  from s8bqat_jax.export import witness
-
   if kind == 'tflite':
     from s8bqat_jax.export import tflite
-    from s8bqat_jax.export.tflite import runtime
 
-    exported: Any = tflite.export(fn)
-    judged: Any = exported
-    session: Any = runtime.Session(exported, keep_all=True)
+    exporter: Any = tflite
   else:
     from s8bqat_jax.export import onnxfile
-    from s8bqat_jax.export.onnxfile import runtime as onnx_runtime
 
-    exported, judged = onnxfile.export(fn), onnxfile.export(fn, keep_all=True)
-    session = onnx_runtime.Session(judged)
+    exporter = onnxfile
   partial = path.with_suffix('.partial')
-  partial.write_bytes(exported.data)
+  partial.write_bytes(exporter.export(fn).data)
   os.replace(partial, path)
-  session(*_random_codes(fn))
-  return witness.summary(witness.per_op(judged.program, session.value))
+  watched = Watched(fn, kind)
+  watched(*_random_codes(fn))
+  return witness.summary(watched.rows)
 
 
 def _random_codes(fn: integer.IntegerFunction) -> list[np.ndarray]:

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from experiments import exporting, integer_recognizer
+from experiments import export_wer, exporting, integer_recognizer
+from s8bqat_jax.export import program
 from tests.experiments.commands import printed
 
 
@@ -72,3 +73,20 @@ def test_latency_prints_and_draws_every_machine(save, ranges, tmp_path):
   drawn = {p.name for p in tmp_path.glob('*.png')}
   assert len(drawn) == 5 * len(names)
   assert {'int8_NPU_joint.png', 'ethos-u85-512_encoder.png'} < drawn
+
+
+@pytest.mark.parametrize('kind', ['tflite', 'onnx'])
+def test_every_operation_of_a_decoded_utterance_is_judged(save, ranges, kind):
+  module = {'tflite': 'ai_edge_litert', 'onnx': 'onnxruntime'}[kind]
+  pytest.importorskip(module, reason='needs the export extra')
+  functions = exporting.functions(save('model', ranges))
+  frames = functions['encoder'].jaxpr.in_avals[-1].shape
+  feats = np.random.default_rng(0).normal(size=(3 * frames[1], frames[2]))
+  run = {k: exporting.Watched(fn, kind) for k, fn in functions.items()}
+  labels = export_wer.recognize(functions, run, feats.astype(np.float32))
+  # One predictor step per label and one to begin with.
+  for name, calls in (('encoder', 3), ('predictor', 1 + len(labels))):
+    ops = program.read(functions[name]).ops
+    per_call = [op.name for op in ops if op.name.startswith('q_')]
+    assert [row.op for row in run[name].rows] == calls * per_call
+    assert all(row.agreement.largest <= 2 for row in run[name].rows)

@@ -4,8 +4,9 @@ XLA's CPU backend runs integer convolutions hundreds of times slower than
 float ones, while im2col followed by an int8 product is exact and fast; and
 a depthwise convolution is one multiply-add per tap over shifted views.
 
-Error bounds: exact int32 accumulators, then one requantization
-(requantize.py); q_pool of kind `max` is exact.
+Error bounds, in LSB of the result before saturation:
+  q_conv, q_depthwise   those of q_dot (dot.py): the int32 sum is exact.
+  q_pool, q_sum         0.5 + |code| 2^-31; 0 for a pool of kind `max`.
 """
 
 from __future__ import annotations

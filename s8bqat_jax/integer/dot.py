@@ -1,4 +1,9 @@
-"""q_dot: an integer dot product of any dimension numbers, requantized."""
+"""q_dot: an integer dot product of any dimension numbers, requantized.
+
+Error bound: the int32 accumulator is exact, so only its requantization errs, by
+at most 0.5 + |code| 2^-31 LSB before saturation (2^(k-31) for a channel whose
+ratio is 2^-k of the largest).
+"""
 
 from __future__ import annotations
 

@@ -3,9 +3,11 @@
 Error bounds (in units of the output's last place, LSB, before saturation):
   q_rescale, q_add, q_mul   0.5 + |code| 2^-30: one rounding, half up.
   q_lut                     0: the table holds the rounded value of each of
-                            the 256 or 65,536 codes. (Knots with lines between
-                            them take two look-ups, and err by many LSB where
-                            a 16-bit input's range is wide.)
+                            the 256 or 65,536 codes; another size is an error.
+                            (Knots with lines between them take two look-ups,
+                            and err by many LSB where a 16-bit input's range is
+                            wide.)
+  q_embed                   0: rows are copied.
 """
 
 from __future__ import annotations
@@ -98,7 +100,13 @@ q_mul: Callable[..., Any] = primitives.define(
 
 def _lut(x, table, *, out, site):
   del site
-  index = lax.convert_element_type(x, jnp.int32) + table.shape[0] // 2
+  codes = 2 ** (8 * x.dtype.itemsize)
+  if table.shape != (codes,):
+    raise ValueError(
+      f'q_lut of {x.dtype} needs a table of shape ({codes},), an entry for '
+      f'every code, got {table.shape}'
+    )
+  index = lax.convert_element_type(x, jnp.int32) + codes // 2
   return jnp.take(table, index, axis=0, mode='clip').astype(out.dtype)
 
 

@@ -7,9 +7,9 @@ With N the width and c = N x - sum x (or N x for RMSNorm), in codes:
   output    requantize(n m_gamma + bias)
 
 so that one integer division and one square root serve a row; `epsilon` is in
-units of v. Error bound: the normalized value errs by at most 2^-13 |n| + 2^-13
-where the deviation is at least 2^9 / N codes (below that, the root's own
-resolution, 2^-4 of c, dominates), then half an output LSB.
+units of v. Error bound: with d the deviation of the row in codes, a normalized
+value n errs by at most (2^-13 + 2^-4 / (N d)) |n| + 2^-13, then half an output
+LSB. The term with d is the floor of the root: it matters below d = 2^9 / N.
 
 References:
   Kim et al., I-BERT: Integer-only BERT Quantization (arXiv 2101.01321), whose

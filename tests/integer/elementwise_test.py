@@ -56,3 +56,22 @@ def test_a_table_of_all_16_bit_inputs(bits):
   table = np.clip(np.rint(real), -high, high).astype(out.dtype)
   y = ew.q_lut(x.astype(np.int16), table, out=out, site='')
   assert y.dtype == out.dtype and near(y, real, out) <= 0.5
+
+
+@pytest.mark.parametrize('bits', [8, 16])
+@pytest.mark.parametrize('fn', [np.tanh, np.exp, np.square], ids=str)
+def test_a_table_of_all_8_bit_inputs(fn, bits):
+  x = np.arange(-128, 128, dtype=np.int8)
+  real = fn((x - 3.0) * 0.03)
+  out_scale = np.abs(real).max() / 2 ** (bits - 1)
+  high = 2 ** (bits - 1) - 1
+  out = Out(0, -high - 1, high, f'int{bits}')
+  table = np.clip(np.floor(real / out_scale + 0.5), out.low, out.high)
+  y = ew.q_lut(x, table.astype(out.dtype), out=out, site='')
+  assert y.dtype == out.dtype and near(y, real / out_scale, out) <= 0.5
+
+
+@pytest.mark.parametrize('dtype, size', [('int8', 255), ('int16', 256)])
+def test_a_table_of_another_size_is_an_error(dtype, size):
+  with pytest.raises(ValueError, match=rf'{dtype} needs .* got \({size},\)'):
+    ew.q_lut(np.zeros(3, dtype), np.zeros(size, np.int8), out=Out(), site='')

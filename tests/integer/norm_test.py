@@ -60,3 +60,31 @@ def test_error_bound(dtype, center, width):
   bound = bound + step * 0.502
   error = np.abs(np.asarray(y) * step - np.clip(n * gamma + beta, -16, 16))
   assert np.all(error <= bound)
+
+
+@pytest.mark.parametrize('center', [True, False])
+@pytest.mark.parametrize(
+  'scale, epsilon, zero',
+  [(0.01, 1e-6, 4), (0.05, 1e-6, -128), (0.001, 1e-5, 0), (0.1, 1e-3, 127)],
+)
+def test_all_pairs(scale, epsilon, zero, center):
+  """Exhaustive: every pair of 8-bit inputs, within the module's bound."""
+  width, step = 2, 2.0**-11
+  x = np.stack(np.meshgrid(*[np.arange(-128, 128)] * width), -1).astype(np.int8)
+  real = (x.astype(np.float64) - zero) * scale
+  c = real - real.mean(-1, keepdims=True) if center else real
+  deviation = np.sqrt((c**2).mean(-1, keepdims=True) + epsilon)
+  n = c / deviation
+  fixed, _ = to_multiplier(
+    np.ones(width) / 2.0**norm.VALUE_BITS / step, 2.0**-norm.BIAS_BITS
+  )
+  y = norm.q_layernorm(
+    x, fixed.multiplier, np.zeros(width, np.int32), center=center,
+    epsilon=round(epsilon * (16 * width / scale) ** 2), zero=zero,
+    shift=fixed.shift, out=Out(0, -32767, 32767, 'int16'), site='',
+  )  # fmt: skip
+  error = np.abs(np.asarray(y) * step - n)
+  # The root is a floor: off by at most 1 in 16 N deviations, in codes.
+  root = 1 / (16 * width * deviation / scale)
+  bound = (2.0**-13 + root) * np.abs(n) + 2.0**-13
+  assert np.all(error <= bound + 0.502 * step)

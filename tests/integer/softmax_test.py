@@ -82,6 +82,30 @@ def test_softmax_of_all_pairs():
   assert np.abs(np.asarray(y) - expected).max() <= 0.5 + 256 * 3 * 2.0**-16
 
 
+PAIRS = np.stack(np.meshgrid(*[np.arange(-128, 128)] * 2), -1).astype(np.int8)
+
+
+@pytest.mark.parametrize('step', [1 / 8, 1 / 256, 1 / 4096])
+@pytest.mark.parametrize('scale', [0.005, 0.05, 0.3, 2.0, 20.0])
+def test_log_softmax_of_all_pairs(scale, step):
+  """Exhaustive: every pair of 8-bit inputs, within the module's bound."""
+  first, second = to_multiplier(
+    scale / step, np.log(2) * 2.0**-softmax.LOG_BITS / step
+  )
+  limit = 2**31 - 1
+  y = softmax.q_log_softmax(
+    PAIRS, softmax.exp_table(scale), softmax.log_table(), first.multiplier,
+    second.multiplier, masked=False, shift=first.shift,
+    out=Out(0, -limit, limit, 'int32'), site='',
+  )  # fmt: skip
+  real = PAIRS * scale
+  expected = real - np.logaddexp(*np.moveaxis(real, -1, 0))[..., None]
+  error = np.abs(np.asarray(y) * step - expected)
+  # A multiplier of 31 bits errs by 2^-31 of the value.
+  rounding = step / 2 + np.abs(expected) * 2.0**-30
+  assert np.all(error <= 2.0**-12 + 2 * 2.0**-16 + rounding)
+
+
 def test_masked_entries_have_no_weight():
   x = np.int8([[-128, 0, 0, -128], [-128] * 4])
   y = softmax.q_softmax(

@@ -17,6 +17,10 @@ in between mostly on the chip.
 Weight bytes are what a compiler's entropy coder would store: the histogram's
 entropy, plus fitted overheads. Operations that Vela fuses into others cost
 (almost) nothing here for the same reason.
+
+Weak on windows, on the U65 and U85: how often a map is read follows from the
+blocks that a compiler cuts it into, by jumps that no linear term has.
+benchmarks/cost_model.py measures each kind.
 """
 
 from __future__ import annotations
@@ -179,7 +183,10 @@ def _kind(op: Op) -> str:
   """Operations of one kind share constants."""
   x, y = op.ins[0], op.outs[0]
   if op.name == 'q_dot':
-    return 'dense' if any(v.const is not None for v in op.ins[:2]) else 'matmul'
+    if all(v.const is None for v in op.ins[:2]):
+      return 'matmul'
+    # A 16-bit result takes 16-bit inputs, at another rate.
+    return 'dense int16' if y.dtype == np.int16 else 'dense'
   if op.name in _PRODUCTS:
     return op.name[2:]
   if op.name == 'q_lut':
@@ -189,7 +196,7 @@ def _kind(op: Op) -> str:
     data = [v for v in op.ins if v.dtype.itemsize <= 2]
     widest = max((v.dtype for v in data), key=lambda d: d.itemsize)
     return f'{op.name[2:]} {widest}->{y.dtype}'
-  return op.name
+  return f'{op.name} {x.dtype}'
 
 
 def _entropy_bytes(weights: np.ndarray) -> float:
@@ -219,7 +226,7 @@ def cost(work: Work, machine: Ethos) -> OpCost:
       _dot(constants[f'{work.kind} weights'], work.stream_features(stored)),
       _dot(constants[f'{work.kind} maps'], work.map_features()),
     )
-  elif alike := _fitted_as(work.kind, constants):
+  elif not work.macs and (alike := _fitted_as(work.kind, constants)):
     compute = max(_dot(constants[k], work.plain_features()) for k in alike)
     memory = 0.0
   else:
@@ -235,13 +242,18 @@ def cost(work: Work, machine: Ethos) -> OpCost:
 
 
 def _fitted_as(kind: str, constants: dict[str, list[float]]) -> list[str]:
-  """Kinds whose constants may apply; an unknown table is the dearest of its
-  types, of those that the compiler did not fuse away."""
-  if kind in constants or not kind.startswith('lut '):
-    return [kind] if kind in constants else []
-  types = kind.rsplit(' ', 1)[-1]
-  tables = (k for k in constants if k.startswith('lut ') and k.endswith(types))
-  return [k for k in tables if any(constants[k])]
+  """Kinds whose constants may apply: an unknown table is the dearest of its
+  types, an unknown movement the dearest of its name, of those that the
+  compiler did not fuse away."""
+  if kind in constants:
+    return [kind]
+  if kind.startswith('lut '):
+    types = kind.rsplit(' ', 1)[-1]
+    alike = [k for k in constants if k.startswith('lut ') and k.endswith(types)]
+    return [k for k in alike if any(constants[k])]
+  if '->' in kind:
+    return []
+  return [k for k in constants if k.split(' ')[0] == kind.split(' ')[0]]
 
 
 def _dot(a: list[float], b: list[float]) -> float:

@@ -99,6 +99,25 @@ def test_an_unknown_table_costs_the_dearest_of_its_types():
     cycles(gelu=[0.0] * 4)
 
 
+def test_a_sum_makes_the_product_before_it_sixteen_bits():
+  weight = {'w': cases.normal(0, 32, 32)}
+  x = cases.normal(1, 4, 32)
+  alone = cases.lowered(lambda p, x: x @ p['w'], weight, x)
+  summed = cases.lowered(lambda p, x: x + x @ p['w'], weight, x)
+  assert [w.kind for w in ethos.works(alone)] == ['dense']
+  assert ethos.works(summed)[0].kind == 'dense int16'
+
+
+def test_an_unknown_movement_costs_the_dearest_of_its_name():
+  fitted = {'squeeze int8': [3.0, 0, 0, 0], 'squeeze int32': [7.0, 0, 0, 0]}
+  machine = TRUTH._replace(constants={**TRUTH.constants, **fitted})
+  assert cost(work('squeeze int16', 4, 0, 0), machine) == 7
+  # A product has no such kin, nor has an operation that was never fitted.
+  for kind, depth in (('dense int16', 8), ('slice int8', 0)):
+    with pytest.raises(ValueError, match=f'no constants for .{kind}'):
+      cost(work(kind, 4, depth, 8 if depth else 0), machine)
+
+
 def test_fused_rows_count_for_the_product():
   fn = lambda p, x: jnp.tanh(x @ p['w'])
   weight = {'w': cases.normal(0, 64, 32)}

@@ -138,6 +138,8 @@ def audits(
       'equations': report.equations,
       'floats': list(report.floats),
       'overflows': len(report.overflows),
+      'unproven': list(report.unproven),
+      'assumptions': list(report.assumptions),
     }
   return found
 

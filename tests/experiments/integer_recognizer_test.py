@@ -128,7 +128,7 @@ def test_files_say_which_arithmetic_they_are_for(
 ):
   plain, ranged = save('plain'), save('ranged', ranges)
   assert integer_recognizer.load(plain)[0].transformed is None
-  with pytest.raises(ValueError, match='float activations'):
+  with pytest.raises(ValueError, match='no ranges of 8-bit activations'):
     integer_recognizer.load(plain, 'integer')
   with pytest.raises(ValueError, match="'float', 'twin' or 'integer'"):
     integer_recognizer.load(ranged, 'int8')

@@ -146,21 +146,20 @@ def recognizer(part: str, width: int, layers: int, bits: int) -> Any:
     lambda: model.init(jax.random.key(0), feats, np.array([2]), one)
   )['params']
   apply = lambda p, *a, method: model.apply({'params': p}, *a, method=method)
+  inputs: Any
+  options: dict[str, Any] = {'carry': True}
   if part == 'encoder':
-    fn, options = (
-      functools.partial(apply, method='encode_chunk'),
-      {'carry': True},
-    )
-    inputs: Any = (model.apply({}, 1, method='initial_carry'), feats)
+    method = 'encode_chunk'
+    inputs = (model.apply({}, 1, method='initial_carry'), feats)
   elif part == 'predictor':
-    fn, options = (
-      functools.partial(apply, method='predict_step'),
-      {'carry': True},
-    )
+    method = 'predict_step'
     inputs = (model.apply({}, 1, method='initial_prediction'), one[0])
   else:
-    fn, options = functools.partial(apply, method='joint'), {}
+    method = 'joint'
     inputs = (np.zeros((1, width), np.float32),) * 2
+    # Logits of 16 bits, as a shipped recognizer's.
+    options = {'output_bits': 16}
+  fn = functools.partial(apply, method=method)
   return _lower(fn, params, *inputs, bits=bits, **options)
 
 

@@ -173,9 +173,11 @@ def _alternated(parts, cycles: np.ndarray, values) -> list[np.ndarray]:
 
 def _polished(parts, cycles: np.ndarray, values) -> list[np.ndarray]:
   """Least squares of the logarithm; squares keep constants non-negative."""
-  scales = [np.maximum(np.abs(f).max(axis=0), 1e-30) for f in parts]
+  peaks = [np.abs(f).max(axis=0) for f in parts]
+  # What no sample has costs nothing: its constant can't be known.
+  scales = [np.where(p > 0, p, np.inf) for p in peaks]
   floor = 1e-3 * np.median(cycles)
-  start = [np.sqrt(np.maximum(x * s, floor)) for x, s in zip(values, scales)]
+  start = [np.sqrt(np.maximum(x * p, floor)) for x, p in zip(values, peaks)]
   ends = np.cumsum([len(x) for x in start])[:-1]
 
   def constants(roots):

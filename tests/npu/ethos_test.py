@@ -52,14 +52,25 @@ def cost(w, machine):
   return ethos.cost(w._replace(op=_Named), machine).cycles
 
 
-def test_a_machine_is_recovered_from_its_own_costs():
-  samples = [
+def samples_of_truth():
+  return [
     fit.Sample(w, cost(w, TRUTH), round(ethos.weight_bytes(w, TRUTH)))
     for w in sweep(0)
   ]
-  found = fit.fit('found', 1e9, 256, samples)
+
+
+def test_a_machine_is_recovered_from_its_own_costs():
+  found = fit.fit('found', 1e9, 256, samples_of_truth())
   errors = [cost(w, found) / cost(w, TRUTH) - 1 for w in sweep(1)]
   assert np.mean(np.abs(errors)) < 0.03
+
+
+def test_what_no_sample_has_costs_nothing():
+  found = fit.fit('found', 1e9, 256, samples_of_truth())
+  # The sweep reads and writes within the chip only.
+  outside = work('dense', 4, 64, 64, 4.0)._replace(outside_out=4 * 64)
+  inside = outside._replace(outside_out=0)
+  assert cost(outside, found) == cost(inside, found)
 
 
 def test_products_and_what_lies_outside_are_counted():

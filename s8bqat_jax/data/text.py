@@ -38,7 +38,7 @@ _OPTIONS = {
   'tfds': ('dir', 'field'),
 }
 # Of WikiText: ` = Title = `, and not the section titles ` = = Section = = `.
-_HEADING = re.compile(r'\s*= [^=].*[^=] =\s*')
+_HEADING = re.compile(r'\s*= [^=](?:.*[^=])? =\s*')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +114,7 @@ def load_text(spec: str) -> TextCorpus:
 
 def _read_file(path: pathlib.Path) -> list[str]:
   try:
-    text = path.read_text(encoding='utf-8')
+    text = path.read_text(encoding='utf-8-sig')
   except FileNotFoundError:
     raise FileNotFoundError(f'no text file {path}') from None
   except UnicodeDecodeError as e:

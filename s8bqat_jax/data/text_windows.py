@@ -46,6 +46,10 @@ class TrainBatches:
       length: predictions per window.
       seed: of offsets and orders.
     """
+    if batch_size < 1 or length < 1:
+      raise ValueError(
+        f'batch_size={batch_size}, length={length}: expected at least 1'
+      )
     # One window is given up to the random offset.
     self._windows = len(ids_N) // length - 1
     self.steps_per_epoch = self._windows // batch_size
@@ -112,12 +116,12 @@ def perplexity(nll: float, words: int) -> float:
     words: `TokenStream.words` or `TextCorpus.words`.
 
   Returns:
-    exp(nll / words); infinity where that overflows.
+    exp(nll / words); infinity where that overflows, NaN for NaN.
   """
   if words < 1:
     raise ValueError('perplexity of no words: the corpus is empty')
   rate = float(nll) / words
-  return math.exp(rate) if rate < 700 else math.inf
+  return math.inf if rate >= 700 else math.exp(rate)
 
 
 def token_nats(

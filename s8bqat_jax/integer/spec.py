@@ -98,8 +98,9 @@ def from_range(
   low, high = min(float(low), 0.0), max(float(high), 0.0)
   peak = max(high, -low)
   if peak < 1e-30:
-    peak = low = high = 1e-30  # All zero: any scale represents it.
-    low = 0.0
+    # All zero: any scale represents it, but one far from those of the values
+    # around it would make no ratio with them.
+    peak, low, high = 1.0, 0.0, 1.0
   if bits == 16:
     return Spec(peak / 32767, 0, -32767, 32767, 16)
   scale = (high - low) / 255

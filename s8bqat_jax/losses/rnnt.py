@@ -85,7 +85,12 @@ def rnnt_loss(
     raise ValueError(
       f'enc {enc_BxTxD.shape} and pred {pred_BxU1xE.shape} differ in batch size'
     )
-  V = jax.eval_shape(joint, enc_BxTxD[:, 0], pred_BxU1xE[:, 0]).shape[-1]
+  frame, label = (
+    jax.ShapeDtypeStruct((B, x.shape[-1]), x.dtype)
+    for x in (enc_BxTxD, pred_BxU1xE)
+  )
+  V = jax.eval_shape(joint, frame, label).shape[-1]
+  _check_blank(blank, V)
   chunks = _num_chunks(B * T, U1, V)
   C = -(-U1 // chunks)
 
@@ -94,7 +99,8 @@ def rnnt_loss(
   targets_BxU1 = jnp.pad(labels_BxU, [(0, 0), (0, 1)])
   pad_u = [(0, 0), (0, chunks * C - U1)]
   pred_xs = jnp.pad(pred_BxU1xE, [*pad_u, (0, 0)])
-  pred_xs = jnp.moveaxis(pred_xs.reshape(B, chunks, C, -1), 1, 0)
+  E = pred_BxU1xE.shape[-1]
+  pred_xs = jnp.moveaxis(pred_xs.reshape(B, chunks, C, E), 1, 0)
   targets_xs = jnp.pad(targets_BxU1, pad_u).reshape(B, chunks, C)
   targets_xs = jnp.moveaxis(targets_xs, 1, 0)
   # Cast back inside the loop, so that its transpose adds up in float32.
@@ -147,6 +153,7 @@ def rnnt_loss_from_logits(
     enc_lengths_B,
     label_lengths_B,
   )
+  _check_blank(blank, logits_BxTxU1xV.shape[-1])
   targets_BxU1 = jnp.pad(labels_BxU, [(0, 0), (0, 1)])
   blank_BxTxU1, label_BxTxU1 = _arc_log_probs(
     logits_BxTxU1xV, targets_BxU1, blank
@@ -230,12 +237,17 @@ def _skew(x_BxTxU1):
   x_U1xBxT = jnp.moveaxis(x_BxTxU1, 2, 0)
   pad = [(0, 0), (0, 0), (0, U1)]
   x_U1xBxW = jnp.pad(x_U1xBxT, pad, constant_values=_UNREACHABLE)
-  flat = jnp.moveaxis(x_U1xBxW, 1, 0).reshape(B, -1)[:, :-U1]
+  flat = jnp.moveaxis(x_U1xBxW, 1, 0).reshape(B, U1 * (T + U1))[:, :-U1]
   return jnp.transpose(flat.reshape(B, U1, T + U1 - 1), (2, 0, 1))
 
 
 def _at_least_float32(x):
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _check_blank(blank, V):
+  if not 0 <= blank < V:
+    raise ValueError(f'blank={blank} is none of {V} labels: 0..{V - 1}')
 
 
 def _check_shapes(name, shape_BxTxU1, labels, enc_lengths, label_lengths):

@@ -123,9 +123,10 @@ def on_grid(values_K: jax.Array, scale: jax.Array) -> Codebook:
 def nearest(w: jax.Array, codebook: Codebook) -> jax.Array:
   """Returns the code of the nearest centroid of each weight.
 
-  A weight halfway between two centroids takes the lower one, and equal
-  centroids are all known by the first of them, so that the codes of decoded
-  weights are the codes they came from. Weights outside the range take the
+  A weight halfway between two centroids, in units of the scale as float32
+  divides them, takes the lower one, and equal centroids are all known by the
+  first of them, so that the codes of decoded weights are the codes they came
+  from, inside jit and outside alike. Weights outside the range take the
   nearest end; NaN takes code 0.
 
   Args:
@@ -269,13 +270,15 @@ def _exact(codebook: Codebook) -> jax.Array:
 
 def _in_steps(w: jax.Array, scale: jax.Array) -> jax.Array:
   # In float32 whatever the dtype: 127 steps need more bits than bfloat16 has.
+  # The reciprocal is spelled out because XLA takes it or not, as it likes, and
+  # a weight near a tie would get one code inside jit and another outside.
   w, scale = jnp.asarray(w), jnp.asarray(scale).astype(jnp.float32)
   if not qtensor.scales_fit(scale.shape, w.shape):
     raise ValueError(
       f'scales of shape {scale.shape} do not broadcast to weights of shape '
       f'{w.shape}'
     )
-  return w.astype(jnp.float32) / scale
+  return w.astype(jnp.float32) * (1.0 / scale)
 
 
 def _look_up(table: jax.Array, cell: jax.Array, lowest: int) -> jax.Array:

@@ -55,6 +55,12 @@ class TestLoad:
     assert dev.words + held.words == whole.words
     assert len({c.fingerprint for c in (dev, held, whole)}) == 3
 
+  def test_short_titles_and_byte_order_marks(self, tmp_path):
+    text = '\ufeff = Q = \na1\n = Bb = \nb1\n = Ccc = \nc1\n'
+    (tmp_path / 'x.txt').write_text(text, encoding='utf-8')
+    dev = lib.load_text(f'text:{tmp_path}/x.txt?part=dev')
+    assert dev.lines == (' = Q = ', 'a1', ' = Ccc = ', 'c1')
+
   def test_spoken_form_is_what_the_synthesizer_reads(self, tmp_path):
     path = tmp_path / 'plain.txt'
     path.write_text('Yes , he did . " No " , she said !\nin 1920 it fell .\n')

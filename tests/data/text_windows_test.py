@@ -36,6 +36,11 @@ class TestBatches:
     assert not np.array_equal(a(0), make(1)(0))
     assert not np.array_equal(a(0), a(a.steps_per_epoch))
 
+  @pytest.mark.parametrize('batch_size, length', [(0, 8), (4, 0)])
+  def test_sizes_of_nothing(self, batch_size, length):
+    with pytest.raises(ValueError, match='expected at least 1'):
+      lib.TrainBatches(np.zeros(99, np.int32), batch_size, length)
+
   def test_too_short(self):
     with pytest.raises(ValueError, match='at least 40 are needed'):
       lib.TrainBatches(np.zeros(39, np.int32), batch_size=4, length=8)
@@ -93,3 +98,4 @@ def test_bad_scores():
   with pytest.raises(ValueError, match='context=4'):
     next(lib.windows(np.zeros(3), 4, 4, 1))
   assert lib.perplexity(1e9, 1) == math.inf
+  assert math.isnan(lib.perplexity(math.nan, 1))

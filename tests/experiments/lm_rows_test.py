@@ -150,5 +150,5 @@ def test_the_config_of_rows_shares_the_stages_of_the_one_without():
   )  # fmt: skip
   assert rows.name == 'lm_wikitext2_1m_rows' and rows.stages == plain.name
   assert rows.row_scales == EMBED
-  with pytest.raises(ValueError, match="expected one of no, yes"):
+  with pytest.raises(ValueError, match='expected one of no, yes'):
     wikitext2.get_config('rows=maybe')

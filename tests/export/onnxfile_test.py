@@ -82,6 +82,60 @@ def test_everything_else_is_exact(name):
   assert found.identical == 1.0
 
 
+def on(fn, *inputs):
+  """Our codes and ONNX Runtime's, of the same inputs."""
+  lowered = cases.lowered(fn, {}, *inputs)
+  codes = [np.asarray(x) for x in lowered.quantize(*inputs)]
+  session = runtime.Session(onnxfile.export(lowered))
+  return [np.asarray(x) for x in lowered.integers(*codes)], session(*codes)
+
+
+@pytest.mark.parametrize('width', [8, 64, 256])
+def test_layernorm_of_quiet_rows_is_exact(width):
+  model = nn.LayerNorm(use_bias=False, use_scale=False)
+  x = cases.normal(0, 4, width)
+  lowered = cases.lowered(lambda p, x: model.apply({}, x), {}, x)
+  codes = np.zeros((4, width), np.int8)
+  codes[:, 0] = 1, 2, 3, 100
+  (found,) = runtime.Session(onnxfile.export(lowered))(codes)
+  np.testing.assert_array_equal(found, lowered.integers(codes)[0])
+
+
+def test_comparisons_of_unsigned_integers():
+  i = np.array([3_000_000_000, 1, 5], np.uint32)
+  j = np.array([7, 7, 4_000_000_000], np.uint32)
+  fn = lambda p, x, i, j: jnp.where(i < j, x, 2 * x) + jnp.where(i != j, x, 0)
+  ours, found = on(fn, cases.normal(0, 3), i, j)
+  np.testing.assert_array_equal(found[0], ours[0])
+
+
+@pytest.mark.parametrize(
+  'fn, shape',
+  [
+    (lambda p, x: jnp.sin(x[:, None]) + x[:, None], (2, 0)),
+    (lambda p, x: jnp.sin(x).reshape(2, -1, 3), (2, 0, 3)),
+  ],
+)
+def test_empty_axes(fn, shape):
+  lowered = cases.lowered(
+    fn,
+    {},
+    np.zeros(shape, np.float32),
+    batches=[(np.ones([n or 1 for n in shape], np.float32),)],
+  )
+  codes = np.zeros(shape, np.int8)
+  (found,) = runtime.Session(onnxfile.export(lowered))(codes)
+  (ours,) = lowered.integers(codes)
+  assert found.shape == ours.shape and found.dtype == ours.dtype
+
+
+def test_products_that_contract_all_axes():
+  w = cases.normal(1, 8, 6)
+  fn = lambda p, x: jnp.einsum('ij,ij->', x, w)
+  ours, found = on(fn, cases.normal(0, 8, 6))
+  assert np.abs(found[0].astype(int) - ours[0]).max() <= 1
+
+
 @pytest.mark.parametrize('part', ['encoder step', 'predictor step', 'joint'])
 def test_recognizer_parts_agree(part):
   fn, inputs = cases.rnnt_parts()[part]

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from s8bqat_jax import integer
 from s8bqat_jax.integer import fake_quantize
 from s8bqat_jax.integer.spec import Spec, from_range
 
@@ -24,6 +25,20 @@ def test_range_is_covered_and_zero_is_exact(a, b, bits):
                  - ends)  # fmt: skip
   # The zero point's rounding may cost the ends half a step.
   assert np.all(error <= 1.01 * spec.scale)
+
+
+@pytest.mark.parametrize(
+  'fn',
+  [
+    lambda p, x, y: jnp.where(y > 10, x, 0.0),
+    lambda p, x, y: x - y,
+    lambda p, x, y: jnp.maximum(jnp.minimum(x, y), 0) * x,
+  ],
+)
+def test_values_that_were_all_zero_when_calibrated_can_be_lowered(fn):
+  x = np.float32([-1, -2, -3])
+  lowered = integer.lower(fn, {}, integer.calibrate(fn, {}, [(x, x)]), x, x)
+  np.testing.assert_allclose(lowered(x, x), fn({}, x, x), atol=1e-6)
 
 
 def test_numpy_and_jax_round_alike():

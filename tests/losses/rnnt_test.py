@@ -358,6 +358,30 @@ def test_vmap_over_models():
     np.testing.assert_allclose(both[i], _chunked(p, e, q, *rest), rtol=1e-6)
 
 
+def test_axes_of_length_zero():
+  joint = lambda enc, pred: enc + pred
+  for B, T, U in ((2, 0, 1), (0, 3, 2), (0, 0, 0)):
+    nll_B = rnnt.rnnt_loss(
+      joint,
+      jnp.zeros((B, T, 5)),
+      jnp.zeros((B, U + 1, 5)),
+      jnp.ones((B, U), jnp.int32),
+      jnp.zeros(B, jnp.int32),
+      jnp.arange(B),
+    )
+    np.testing.assert_array_equal(nll_B, [0.0, np.inf][:B])
+
+
+@pytest.mark.parametrize('blank', [5, -1])
+def test_a_blank_that_is_no_label(blank):
+  zeros = jnp.zeros((1, 2, 2, 5))
+  lengths = jnp.ones(1, jnp.int32)
+  with pytest.raises(ValueError, match='is none of 5 labels'):
+    rnnt.rnnt_loss_from_logits(
+      zeros, jnp.ones((1, 1), jnp.int32), lengths, lengths, blank=blank
+    )
+
+
 def test_shape_errors_print_both_shapes():
   params, enc, pred, labels, enc_lengths, label_lengths = _problem()
   with pytest.raises(ValueError, match=r'\(3, 5\).*expected labels \(3, 4\)'):

@@ -104,6 +104,15 @@ def test_on_grid_rounds_clips_and_sorts():
   assert book.values.tolist() == [-1, 0, 6, 127]
 
 
+@pytest.mark.parametrize('scale', [7.0, 0.037, 1 / 3])
+def test_ties_are_decided_alike_inside_jit_and_outside(scale):
+  scale = np.float32(scale)
+  book = codebook.Codebook(jnp.arange(-128, 128, dtype=jnp.int8), scale)
+  w = jnp.asarray(np.arange(-255, 256) * np.float32(0.5) * scale)
+  both = jax.jit(lambda w: (codebook.nearest(w, book), w * 2))
+  np.testing.assert_array_equal(codebook.nearest(w, book), both(w)[0])
+
+
 def test_empty_and_scalar_weights():
   book = codebook.Codebook(np.array([-1, 1], np.int8), np.float32(1))
   assert codebook.nearest(np.zeros((0, 3), np.float32), book).shape == (0, 3)

@@ -108,15 +108,19 @@ _PLAIN = {
 @rule(*_PLAIN)
 def _plain(w: Writer, op: Op) -> None:
   (y,) = op.outs
-  wide = [w.cast(w.name(v), np.int32) for v in op.ins]
-  made = w.node(_PLAIN[op.name], *wide)
+  made = w.node(_PLAIN[op.name], *_wide(w, op))
   w.cast(made, y.dtype, to=y.name)
 
 
 @rule('ne')
 def _differ(w: Writer, op: Op) -> None:
-  wide = [w.cast(w.name(v), np.int32) for v in op.ins]
-  w.node('Not', w.node('Equal', *wide), to=op.outs[0].name)
+  w.node('Not', w.node('Equal', *_wide(w, op)), to=op.outs[0].name)
+
+
+def _wide(w: Writer, op: Op) -> list[str]:
+  """The operands in a type that holds them all."""
+  large = any(v.dtype in (np.uint32, np.int64, np.uint64) for v in op.ins)
+  return [w.cast(w.name(v), np.int64 if large else np.int32) for v in op.ins]
 
 
 @rule('argmax')

@@ -53,11 +53,11 @@ def _layernorm(w: Writer, op: Op) -> None:
   v = w.node('Mul', v, whole(4**norm.ROOT_FRACTION))
   v = w.node('Add', v, whole(p['epsilon']))
   v = w.node('Clip', v, whole(1), whole(2**62 - 1))
-  # float64 finds the root but for its last bits; two Newton steps from above
-  # end on the integer root.
+  # float64 finds the root but for its last bit; Newton steps from above end on
+  # the integer root.
   root = w.cast(w.node('Sqrt', w.cast(v, np.float64)), np.int64)
-  root = w.node('Add', root, whole(2**10))
-  for _ in range(3):
+  root = w.node('Add', root, whole(2))
+  for _ in range(2):
     mean = w.node('Div', w.node('Add', root, w.node('Div', v, root)), whole(2))
     root = w.node('Min', root, mean)
   inverse = w.node('Div', whole(1 << _INVERSE_BITS), root)

@@ -31,7 +31,7 @@ def _dot(w: Writer, op: Op) -> None:
   if list(m.order) != sorted(m.order):
     flat = w.transpose(flat, m.order)
   rows, depth, channels = math.prod(m.rows), m.weights.shape[1], len(m.weights)
-  if len(m.x.shape) != 2:
+  if [m.x.shape[i] for i in m.order] != [rows, depth]:
     flat = w.reshape(flat, (rows, depth))
   result = [rows, channels]
   direct = list(y.shape) == result

@@ -76,7 +76,9 @@ class Writer:
     return self._casts[key]
 
   def reshape(self, name: str, shape: Sequence[int], to: str | None = None):
-    return self.node('Reshape', name, self.constant(shape, np.int64), to=to)
+    # allowzero: an empty axis is one, and does not mean `as before`.
+    sizes = self.constant(shape, np.int64)
+    return self.node('Reshape', name, sizes, to=to, allowzero=1)
 
   def transpose(self, name: str, order: Sequence[int], to: str | None = None):
     return self.node('Transpose', name, to=to, perm=[int(i) for i in order])

@@ -370,6 +370,9 @@ def _means(errors) -> dict[tuple[str, str], tuple[float, float, int]]:
   }
 
 
+_TICKS = (0, 5, 10, 30, 100, 300)
+
+
 def _plot(comparisons, path) -> None:
   """Mean errors as bars, the largest as marks: models, then operations."""
   figure, axes = pyplot.subplots(2, 1, figsize=(11, 9), layout='constrained')
@@ -388,7 +391,10 @@ def _plot(comparisons, path) -> None:
     axis.set_xticks(range(len(names)), names, rotation=30, ha='right')
     axis.set_ylabel('relative error of cycles, %')
     axis.set_title(f'|estimate / Vela - 1| per {level}, cases not fitted')
-    axis.set_ylim(0)
+    # Linear up to 10%, which is where it begins to matter by how much.
+    axis.set_yscale('symlog', linthresh=10)
+    axis.set_yticks(_TICKS, [str(t) for t in _TICKS])
+    axis.set_ylim(0, 150 * max(c['largest'] for c in mine))
   axes[0].legend(fontsize=9)
   figure.savefig(path, dpi=110)
 

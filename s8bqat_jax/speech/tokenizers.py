@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 _SPACE = ' '
+_MARK = '\u2581'  # how sentencepiece spells a space
 
 
 class Tokenizer(Protocol):
@@ -164,6 +165,8 @@ class SubwordTokenizer:
     return self._processor.get_piece_size()
 
   def encode(self, text: str) -> list[int]:
+    if _MARK in text:  # Sentencepiece would read it as a space.
+      raise _unknown('character', _MARK, text)
     ids = self._processor.encode(_tidy(text))
     if 0 in ids:
       pieces = self._processor.encode_as_pieces(_tidy(text))

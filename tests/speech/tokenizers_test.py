@@ -80,6 +80,11 @@ def test_unknown_is_an_error_that_names_it(kind, unit):
   assert "'two route7 nine'" in str(error.value)
 
 
+def test_the_mark_of_a_space_is_no_space():
+  with pytest.raises(ValueError, match='\u2581'):
+    _make('subword').encode('two\u2581nine')
+
+
 @_ALL
 @pytest.mark.parametrize('bad', [-1, 10**6])
 def test_label_outside_the_vocabulary(kind, bad):

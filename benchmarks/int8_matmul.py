@@ -145,14 +145,12 @@ def torch_side(o: Operands) -> dict[str, Side]:
 def onnxruntime_sides(o: Operands) -> dict[str, Side]:
   try:
     import onnx
-    import onnxruntime
+
+    from s8bqat_jax.export.onnxfile import runtime
   except ImportError:
     return {}
   names = ['x', 'xs', 'xz', 'w', 'ws', 'wz', 'ys', 'yz']
   zero, codes = np.uint8(128), onnx.TensorProto.UINT8
-  options = onnxruntime.SessionOptions()
-  # Its idle threads would spin on the cores of whoever is timed next.
-  options.add_session_config_entry('session.intra_op.allow_spinning', '0')
 
   def call(w: np.ndarray, w_zero: np.generic) -> Callable[[], Any]:
     consts = {
@@ -173,7 +171,7 @@ def onnxruntime_sides(o: Operands) -> dict[str, Side]:
     model = onnx.helper.make_model(
       graph, opset_imports=[onnx.helper.make_opsetid('', 13)], ir_version=8
     )
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+    session = runtime.load(model.SerializeToString())
     x = unsigned(o.x)
     return lambda: session.run(None, {'x': x})[0]
 

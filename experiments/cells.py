@@ -191,7 +191,7 @@ def _check_made(cell: Cell) -> None:
   """Raises ValueError for a method that cannot be made as the cell says."""
   options = {k: v for k, v in cell.options if k != _RATE}
   rules = methods.rules_for(cell.bits, ctc=False)
-  run = methods.Run(steps=100, learning_rate=lambda _: 1e-3, peak=1e-3)
+  run = methods.Run(steps=100, learning_rate=lambda _: 1e-3)
   try:
     methods.make(cell.method, cell.bits, rules, run, options)
   except ValueError as e:

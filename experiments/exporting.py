@@ -25,13 +25,7 @@ def functions(path: os.PathLike | str) -> dict[str, integer.IntegerFunction]:
     ValueError: its activations have no ranges.
   """
   recognizer, _, config = recognizer_lib.load(path)
-  ranges = config.get(integer_recognizer.CONFIG_KEY)
-  if ranges is None:
-    raise ValueError(
-      f'{path} has no ranges of 8-bit activations, so that its integers are '
-      'not defined: give a file that experiments.s8bqat shipped under '
-      'config.activation_bits=8, such as those in experiments/models'
-    )
+  ranges = integer_recognizer.ranges_of(path, config)
   tree = packed_file.load(path).tree
   programs = integer_recognizer.Programs(recognizer, tree, ranges)
   encoder, predictor = programs.encode_chunk(1), programs.predict_step(1)

@@ -345,6 +345,26 @@ def _untrainable(*args: Any) -> Any:
   )
 
 
+def ranges_of(path: os.PathLike | str, config: Mapping[str, Any]) -> Ranges:
+  """Returns the ranges of activations in a packed file's config.
+
+  Args:
+    path: of the file.
+    config: of the file.
+
+  Raises:
+    ValueError: it has none.
+  """
+  if CONFIG_KEY not in config:
+    raise ValueError(
+      f'{path} has no ranges of 8-bit activations (its config has no '
+      f'{CONFIG_KEY!r}), so that its integers are not defined: give a file '
+      'that experiments.s8bqat shipped under config.activation_bits=8, such as '
+      'those in experiments/models'
+    )
+  return config[CONFIG_KEY]
+
+
 def load(
   path: os.PathLike | str, arithmetic: str | None = None
 ) -> tuple[Recognizer, Params, dict[str, Any]]:
@@ -363,20 +383,14 @@ def load(
     ValueError: an unknown arithmetic, or a file without ranges.
   """
   recognizer, params, config = recognizer_lib.load(path)
-  ranges = config.get(CONFIG_KEY)
-  arithmetic = arithmetic or ('float' if ranges is None else 'twin')
+  arithmetic = arithmetic or ('twin' if CONFIG_KEY in config else 'float')
   if arithmetic == 'float':
     return recognizer, params, config
   if arithmetic not in ('twin', 'integer'):
     raise ValueError(
       f"arithmetic must be 'float', 'twin' or 'integer', got {arithmetic!r}"
     )
-  if ranges is None:
-    raise ValueError(
-      f'{path} has no ranges of 8-bit activations (its config has no '
-      f'{CONFIG_KEY!r}): give a file that experiments.s8bqat shipped under '
-      'config.activation_bits=8, such as those in experiments/models'
-    )
+  ranges = ranges_of(path, config)
   tree = packed_file.load(path).tree
   if arithmetic == 'twin':
     return twin(recognizer, tree, ranges), params, config

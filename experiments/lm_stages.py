@@ -340,7 +340,7 @@ def make_quantizer(
     bits: of every tensor, or of each; 32 for floats.
   """
   _, schedule = fitting.make_optimizer(config.train)
-  run = methods.Run(config.train.steps, schedule, config.train.learning_rate)
+  run = methods.Run(config.train.steps, schedule)
   pattern = config.method.get('row_scales', '')
   if isinstance(bits, int):
     rules = rule_lib.as_rules(bits) if bits <= 8 else ()

@@ -48,13 +48,11 @@ class Run(NamedTuple):
   Attributes:
     steps: how many.
     learning_rate: their schedule.
-    peak: its highest value.
     rows: whether each row of a weight gets a scale of its own.
   """
 
   steps: int
   learning_rate: optax.Schedule
-  peak: float
   rows: bool = False
 
   @property

@@ -314,7 +314,7 @@ def make_quantizer(
 ) -> quantizers.Quantizer | None:
   """Returns the quantizer that a config's `method` section names."""
   _, schedule = fitting.make_optimizer(config.train)
-  run = methods.Run(config.train.steps, schedule, config.train.learning_rate)
+  run = methods.Run(config.train.steps, schedule)
   name, bits = config.method.name, config.method.bits
   rules = (
     methods.rules_for(bits, config.train.ctc_weight > 0) if bits <= 8 else ()

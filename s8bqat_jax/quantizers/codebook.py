@@ -145,7 +145,7 @@ def nearest(w: jax.Array, codebook: Codebook) -> jax.Array:
     x = jnp.nan_to_num(jnp.asarray(w).astype(jnp.float32), nan=-jnp.inf)
     return first[jnp.searchsorted(bounds, x, method='scan_unrolled')]
   # x > b / 2 exactly when ceil(2 x) > b, for the whole number b = v_i + v_i+1.
-  halves = jnp.ceil(2 * _in_steps(w, codebook.scale))
+  halves = jnp.ceil(2 * in_steps(w, codebook.scale))
   lowest = 2 * INT8_MIN
   steps = values.astype(jnp.int32)
   cells = jnp.arange(lowest, 2 * INT8_MAX + 2)
@@ -255,7 +255,7 @@ def _above_cells(values_K: jax.Array) -> jax.Array:
 
 def _cell(w: jax.Array, codebook: Codebook) -> jax.Array:
   # v <= x exactly when v <= floor(x), for whole v.
-  return jnp.floor(_in_steps(w, codebook.scale))
+  return jnp.floor(in_steps(w, codebook.scale))
 
 
 def _exact(codebook: Codebook) -> jax.Array:
@@ -268,7 +268,19 @@ def _exact(codebook: Codebook) -> jax.Array:
   return jnp.asarray(codebook.values).astype(jnp.float32) * scale
 
 
-def _in_steps(w: jax.Array, scale: jax.Array) -> jax.Array:
+def in_steps(w: jax.Array, scale: jax.Array) -> jax.Array:
+  """Returns weights in units of their scale, alike inside jit and outside.
+
+  Args:
+    w: float weights.
+    scale: one, or one for each of a channel, broadcastable to `w`.
+
+  Returns:
+    float32, the shape of `w`.
+
+  Raises:
+    ValueError: if the scales do not broadcast to the weights.
+  """
   # In float32 whatever the dtype: 127 steps need more bits than bfloat16 has.
   # The reciprocal is spelled out because XLA takes it or not, as it likes, and
   # a weight near a tie would get one code inside jit and another outside.

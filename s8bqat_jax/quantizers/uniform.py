@@ -45,8 +45,8 @@ def quantize(w: jax.Array, scale: jax.Array, levels: int) -> qtensor.QTensor:
     codes = (w >= 0).astype(jnp.uint8)
     return qtensor.QTensor(codes, scale, jnp.array([-1, 1], jnp.int8), 2)
   low, high = qtensor.uniform_range(levels)
-  codes = jnp.clip(jnp.round(_steps(w, scale)), low, high).astype(jnp.int8)
-  return qtensor.QTensor(codes, scale, None, levels)
+  codes = jnp.clip(jnp.round(books.in_steps(w, scale)), low, high)
+  return qtensor.QTensor(codes.astype(jnp.int8), scale, None, levels)
 
 
 def book(
@@ -294,13 +294,6 @@ def uniform(
       after_update=after_update,
     )
   )
-
-
-def _steps(w: jax.Array, scale: jax.Array) -> jax.Array:
-  # In float32: a bfloat16 quotient near 127 is off by half a code. The
-  # reciprocal is spelled out because XLA takes it or not, as it likes, and
-  # a weight near a tie would get one code inside jit and another outside.
-  return w.astype(jnp.float32) * (1.0 / scale.astype(jnp.float32))
 
 
 def _highest(levels: int) -> int:

@@ -113,7 +113,7 @@ def test_a_pattern_without_a_tensor_is_an_error(stages):
 
 
 _ABLE = [name for name, method in methods.METHODS.items() if method.rows]
-_RUN = methods.Run(20, lambda step: 1e-2, 1e-2)
+_RUN = methods.Run(20, lambda step: 1e-2)
 
 
 @pytest.mark.parametrize('name', _ABLE)

@@ -27,7 +27,7 @@ from s8bqat_jax.quantizers import Ctx
 from s8bqat_jax.quantizers import tree as trees
 from tests.experiments import tiny
 
-_RUN = methods.Run(20, lambda step: 1e-2, 1e-2)
+_RUN = methods.Run(20, lambda step: 1e-2)
 
 
 @pytest.fixture(scope='module')

@@ -10,14 +10,17 @@ interrupted goes on where it stopped; --fresh starts again.
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import shutil
 import time
 
+import jax
 from absl import app, flags
 
 from experiments import (
   cells,
+  copies,
   matrix,
   plots,
   results,
@@ -36,6 +39,16 @@ _PUBLISH = flags.DEFINE_bool(
   'Also write experiments/results/demo.json and .png, and the 4-bit model '
   'into experiments/models.',
 )
+_COPIES = flags.DEFINE_integer(
+  'copies',
+  None,
+  'How many methods train at a time; by default one per processor core, and '
+  'one at a time where there is an accelerator.',
+)
+_COPY = flags.DEFINE_bool(
+  'is_copy', False, 'Only train what no other copy trains.'
+)
+_COPIES_AT_MOST = 3  # as many methods are trained; each takes 2 GB
 MODELS = pathlib.Path(__file__).parent / 'models'
 # The cell whose file there is to try.
 _TRY = 'demo/s8bqat:4'
@@ -63,11 +76,17 @@ def main(argv):
   config = digits.get_config()
   kept = stages.Stages(config, workdir)
   jobs = cells.jobs(config, 'demo')
+  if _COPY.value:
+    with contextlib.suppress(stage_cache.Interrupted):
+      matrix.run(kept, jobs)
+    return
   print('1/3  speech: synthesizing digit strings with eSpeak NG')
   speech = cells.float_config(config, jobs[0]).data
   corpora = [data.load(s) for s in (speech.train, speech.dev, speech.eval)]
   print('2/3  a floating-point RNN transducer, then each method from it')
   try:
+    kept.ranges(jobs[0])
+    _train_side_by_side(kept, jobs, workdir)
     found, _ = matrix.run(kept, jobs)
   except stage_cache.Interrupted:
     print('interrupted; run the same command again to resume')
@@ -100,6 +119,19 @@ def main(argv):
   )
   print(f'the picture: {workdir / "demo.png"}')
   print(f'try it: python -m experiments.transcribe --model={model} your.wav')
+
+
+def _train_side_by_side(kept, jobs, workdir):
+  """Trains the methods in copies of this command, on a core each."""
+  count = _COPIES.value
+  if count is None:
+    on_cpu = jax.default_backend() == 'cpu'
+    count = min(len(copies.available_cores()), _COPIES_AT_MOST) if on_cpu else 1
+  left = [job for job in jobs if not kept.done(job)]
+  if min(count, len(left)) > 1:
+    command = 'experiments.demo', f'--workdir={workdir}', '--is_copy'
+    if not copies.run(command, min(count, len(left))):
+      raise stage_cache.Interrupted
 
 
 if __name__ == '__main__':

@@ -175,7 +175,7 @@ def fit(
   quantizer: quantizers.Quantizer | None = None,
   params: Params = None,
   learned_tx: optax.GradientTransformation | None = None,
-  progress: bool = True,
+  progress: bool | str = True,
 ) -> training.Outcome:
   """Trains, or goes on training, in `workdir`.
 
@@ -195,7 +195,7 @@ def fit(
       and the model file are those of what it encodes.
     params: where training starts; fresh ones if None.
     learned_tx: optimizer of what the method learns beside the params.
-    progress: whether to show a progress bar.
+    progress: whether to show a progress bar; a text is its label.
 
   Returns:
     How training ended.

@@ -11,6 +11,7 @@ import numpy as np
 import scipy.stats
 
 from experiments import lm_sensitivity, lm_stages, methods, results
+from experiments.stage_cache import Busy, Turns
 from s8bqat_jax import sensitivity
 from s8bqat_jax.speech import significance
 
@@ -105,6 +106,8 @@ def run(
 ) -> tuple[dict[tuple[int, Cell], dict[str, Any]], dict[Any, str]]:
   """Scores cells one after another and prints each row.
 
+  Cells that another process works on are waited for, after all others.
+
   Args:
     asked: seeds and cells.
     score: (seed, cell) -> row, after whatever training that takes.
@@ -115,11 +118,15 @@ def run(
   """
   start = time.perf_counter()
   rows, failed = {}, {}
-  for seed, cell in asked:
+  turns = Turns(asked)
+  for seed, cell in turns:
     if time.perf_counter() - start > 3600 * max_hours:
       break
     try:
       rows[seed, cell] = row = score(seed, cell)
+    except Busy:
+      turns.later((seed, cell))
+      continue
     except _FAILURES as e:
       # One that diverged or cannot be must not cost the others' results.
       failed[seed, cell] = f'{cell}, seed {seed}: failed: {e}'

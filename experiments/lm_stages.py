@@ -292,7 +292,7 @@ class Stages:
       model_file=MODEL_FILE,
       quantizer=quantizer,
       params=params,
-      progress=self.progress,
+      progress=self.progress and folder.name,
       **options,
     )
     if outcome.reason == 'interrupted':

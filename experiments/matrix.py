@@ -18,6 +18,7 @@ from experiments import (
   scoring,
   trainer,
 )
+from experiments.stage_cache import Busy, Turns
 from experiments.stages import HYPOTHESES, Stages, eight_bit_activations
 from s8bqat_jax.speech import significance
 
@@ -50,6 +51,8 @@ def run(
 ) -> tuple[dict[cells.Job, dict[str, Any]], list[str]]:
   """Runs jobs, those of one float model one after another.
 
+  Jobs that another process works on are waited for, after all others.
+
   Args:
     stages: where their stages are kept.
     jobs: what to run.
@@ -61,19 +64,20 @@ def run(
   start = time.perf_counter()
   found: dict[cells.Job, dict[str, Any]] = {}
   failed: dict[cells.Job, str] = {}
-  for i, job in enumerate(jobs):
+  turns = Turns(jobs)
+  for job in turns:
     late = time.perf_counter() - start > 3600 * max_hours
     if late and not stages.done(job):
       continue
-    print(f'[{i + 1}/{len(jobs)}] {job}', flush=True)
     try:
       found[job] = stages.evaluate(job)
+    except Busy:
+      turns.later(job)
+      continue
     except (FloatingPointError, RuntimeError) as e:
       # One job's training that diverged must not cost the others' results.
       failed[job] = f'{job}: failed: {e}'
       print(failed[job], flush=True)
-      continue
-    print(f'  WER {found[job]["wer"]:.2f}%', flush=True)
   return found, [failed.get(job, str(job)) for job in jobs if job not in found]
 
 

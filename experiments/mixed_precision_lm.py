@@ -8,7 +8,8 @@ divergences, a differentiable search, and two controls), allocates bits in the
 bytes of a point, trains each choice by ADMM beside uniform
 post-training and straight-through quantization, and scores the packed files.
 Every method starts from the same float model and takes the same steps. Stages
-are kept in --runs; the same command goes on where it stopped. Writes
+are kept in --runs; the same command goes on where it stopped, and copies of it
+that run at the same time share the cells. Writes
 experiments/results/<name>.json and pictures.
 """
 

@@ -6,8 +6,9 @@
 Every method fine-tunes from the same float model for the same steps on the
 same batches; what it encodes goes into a packed file, and every figure is that
 of the file. Stages are kept in --runs by the hash of their config: the same
-command goes on where it stopped. Writes experiments/results/<name>_<matrix>
-.json, .png and two further pictures.
+command goes on where it stopped, and copies of it that run at the same time
+share the jobs. Writes experiments/results/<name>_<matrix>.json, .png and two
+further pictures.
 """
 
 from __future__ import annotations

@@ -2,25 +2,66 @@
 
 A stage lives in a folder named by the hash of all that it depends on, and is
 done when its `result.json` is there. A rerun therefore goes on where the last
-one stopped, and a changed config never meets old files.
+one stopped, and a changed config never meets old files. Whoever works on a
+stage holds a lock that ends with the process, so that copies of one command
+share its jobs:
+
+  turns = Turns(jobs)
+  for job in turns:
+    try:
+      work(job)
+    except Busy:
+      turns.later(job)
 """
 
 from __future__ import annotations
 
+import collections
+import contextlib
+import fcntl
 import json
 import os
 import pathlib
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
 
 from experiments import results
 
 RESULT = 'result.json'
 
 
+_POLL_SECONDS = 1.0
+
+Job = TypeVar('Job')
+
+
 class Interrupted(Exception):
   """Training was asked to stop; its checkpoint is written."""
+
+
+class Busy(Exception):
+  """Another process works on the stage."""
+
+
+class Turns(Generic[Job]):
+  """Jobs in their order; those that were put off come again."""
+
+  def __init__(self, jobs: Iterable[Job]):
+    self._left = collections.deque(jobs)
+    self._put_off = 0
+
+  def __iter__(self) -> Iterator[Job]:
+    while self._left:
+      if self._put_off >= len(self._left):
+        time.sleep(_POLL_SECONDS)
+        self._put_off = 0
+      yield self._left.popleft()
+
+  def later(self, job: Job) -> None:
+    """Puts a job off, because somebody else works on what it needs."""
+    self._left.append(job)
+    self._put_off += 1
 
 
 def cached(
@@ -34,10 +75,17 @@ def cached(
     folder: of the stage; its name should tell configs apart.
     config: what the stage depends on, written beside the result.
     work: (folder) -> JSON-able result.
+
+  Raises:
+    Busy: another process is at it.
   """
   path = folder / RESULT
-  if not path.exists():
-    folder.mkdir(parents=True, exist_ok=True)
+  if path.exists():
+    return json.loads(path.read_text())
+  folder.mkdir(parents=True, exist_ok=True)
+  with _claimed(folder):
+    if path.exists():  # Finished between the two looks.
+      return json.loads(path.read_text())
     _write(folder / 'stage.json', config)
     start = time.perf_counter()
     result = work(folder)
@@ -53,8 +101,17 @@ def cached(
   return json.loads(path.read_text())
 
 
+@contextlib.contextmanager
+def _claimed(folder: pathlib.Path) -> Iterator[None]:
+  with (folder / 'lock').open('w') as f:
+    try:
+      fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise Busy(f'another process works on {folder}') from None
+    yield
+
+
 def _write(path: pathlib.Path, value: Any) -> None:
-  # Two processes may work on the parts of one matrix.
-  partial = path.with_suffix(f'.{os.getpid()}.partial')
+  partial = path.with_suffix('.partial')
   partial.write_text(json.dumps(value, indent=1, default=str))
   os.replace(partial, path)

@@ -78,7 +78,8 @@ class Stages:
     config = cells.float_config(self.config, job)
 
     def work(folder):
-      outcome = trainer.run(config, folder, self.progress)
+      label = self.progress and f'{job.cell.size}/float-{job.part}'
+      outcome = trainer.run(config, folder, label)
       if outcome.reason == 'interrupted':
         raise Interrupted
       return {'steps': config.train.steps, 'best': outcome.best}
@@ -171,7 +172,7 @@ class Stages:
       outcome = trainer.run(
         config,
         folder,
-        self.progress,
+        self.progress and str(job),
         quantizer=quantizer,
         recognizer=trained,
         params=params,
@@ -236,6 +237,9 @@ class Stages:
           f'{path}: {len(different)} of {len(hypotheses)} hypotheses differ '
           f'from those in training code, such as that of {different[:1]}'
         )
+      scores = scoring.summarize(hypotheses)
+      if self.progress:
+        print(f'{job}: WER {scores["wer"]:.2f}%', flush=True)
       packed = packed_file.load(path)
       ranges = about.get(integer_recognizer.CONFIG_KEY)
       costs_per_second = {}
@@ -247,7 +251,7 @@ class Stages:
         )
       return {
         **costs_per_second,
-        **scoring.summarize(hypotheses),
+        **scores,
         'parameters': sum(x.size for x in jax.tree.leaves(params)),
         'bytes': path.stat().st_size,
         'encoded_bytes': packed_file.encoded_bytes(

@@ -108,7 +108,7 @@ def keep_compiled(folder: os.PathLike | str) -> None:
 def run(
   config: ml_collections.ConfigDict,
   workdir: os.PathLike | str,
-  progress: bool = True,
+  progress: bool | str = True,
   *,
   quantizer: quantizers.Quantizer | None = None,
   recognizer: recognizer_lib.Recognizer | None = None,
@@ -120,7 +120,7 @@ def run(
   Args:
     config: see configs/common.py for the fields.
     workdir: created if it is missing.
-    progress: whether to show a progress bar.
+    progress: whether to show a progress bar; a text is its label.
     quantizer: the method; None trains in floating point. Development scores
       and the model file are those of what it encodes.
     recognizer: what to train; made from config and corpus if None.

@@ -70,7 +70,7 @@ def train(
   metrics_dir: Any = None,
   evaluate: Callable[[TrainState], Mapping[str, float]] | None = None,
   score: str = 'wer',
-  progress: bool = True,
+  progress: bool | str = True,
 ) -> Outcome:
   """Trains from `state`, or from the latest checkpoint if there is one.
 
@@ -83,7 +83,7 @@ def train(
     metrics_dir: for `metrics.jsonl` and TensorBoard; None writes none.
     evaluate: (state) -> metrics on the development data.
     score: which of them, lower being better, decides the best checkpoint.
-    progress: whether to show a progress bar.
+    progress: whether to show a progress bar; a text is its label.
 
   Returns:
     The Outcome.
@@ -112,6 +112,7 @@ def train(
     stop = stack.enter_context(_on_sigterm())
     bar = stack.enter_context(
       tqdm(
+        desc=progress if isinstance(progress, str) else None,
         total=config.steps,
         initial=step,
         unit='step',

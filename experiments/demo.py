@@ -49,7 +49,6 @@ _COPY = flags.DEFINE_bool(
   'is_copy', False, 'Only train what no other copy trains.'
 )
 _COPIES_AT_MOST = 3  # as many methods are trained; each takes 2 GB
-MODELS = pathlib.Path(__file__).parent / 'models'
 # The cell whose file there is to try.
 _TRY = 'demo/s8bqat:4'
 _COLUMNS = {
@@ -110,8 +109,8 @@ def main(argv):
   model = workdir / 'digits_4bit.safetensors'
   shutil.copyfile(shipped, model)
   if _PUBLISH.value:
-    MODELS.mkdir(exist_ok=True)
-    shutil.copyfile(shipped, MODELS / model.name)
+    results.MODELS.mkdir(exist_ok=True)
+    shutil.copyfile(shipped, results.MODELS / model.name)
   print(results.table(rows, _COLUMNS))
   print(
     'traffic: bytes of weights fetched per second of audio, 8 frames at a time;'

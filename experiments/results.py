@@ -27,7 +27,10 @@ from typing import Any
 
 import jax
 
+from experiments import copies
+
 FOLDER = pathlib.Path(__file__).parent / 'results'
+MODELS = pathlib.Path(__file__).parent / 'models'  # published ones
 _ROOT = pathlib.Path(__file__).parents[1]
 
 
@@ -36,9 +39,7 @@ def machine() -> dict[str, Any]:
   devices = jax.devices()
   return {
     'processor': _processor(),
-    'cores': len(os.sched_getaffinity(0))
-    if hasattr(os, 'sched_getaffinity')
-    else os.cpu_count(),
+    'cores': len(copies.available_cores()),
     'accelerator': devices[0].device_kind
     if devices[0].platform != 'cpu'
     else None,

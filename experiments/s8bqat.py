@@ -28,7 +28,9 @@ _CONFIG = config_flags.DEFINE_config_file(
 _MATRIX = flags.DEFINE_string('matrix', 'curve', 'One of config.matrices.')
 _RUNS = flags.DEFINE_string('runs', 'runs/s8bqat', 'Where stages are kept.')
 _FLOAT_RUNS = flags.DEFINE_list(
-  'float_runs', ['runs/float'], 'Where float models may be found.'
+  'float_runs',
+  ['runs/float', str(results.MODELS / 'float')],
+  'Where float models may be found.',
 )
 _ONLY = flags.DEFINE_string('only', '', 'Only cells that contain this.')
 _PARTS = flags.DEFINE_list('parts', [], 'Only these parts.')

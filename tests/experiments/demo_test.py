@@ -10,13 +10,14 @@ import soundfile
 
 pytest.importorskip('espeakng_loader')
 
-from experiments import demo
+from experiments import cells, results, stages
+from experiments.configs.s8bqat import asc_strings
 from s8bqat_jax import data
 from s8bqat_jax.artifacts import packed_file
 from s8bqat_jax.quantizers import tree as trees
 from tests.experiments.commands import ROOT, printed
 
-MODEL = demo.MODELS / 'digits_4bit.safetensors'
+MODEL = results.MODELS / 'digits_4bit.safetensors'
 
 
 def test_the_published_model_is_small_and_says_what_it_is():
@@ -65,3 +66,11 @@ def test_the_demo_refuses_arguments_it_does_not_know():
     timeout=120,
   )
   assert done.returncode != 0 and "['please']" in done.stderr + done.stdout
+
+
+def test_the_published_float_models_are_those_of_the_headline(tmp_path):
+  config = asc_strings.get_config()
+  kept = stages.Stages(config, tmp_path, (results.MODELS / 'float',))
+  for job in cells.jobs(config, 'headline'):
+    assert kept.float_done(job), job
+    assert packed_file.load(kept.float_model(job)).config['dev']['wer'] < 40

@@ -5,8 +5,6 @@ import json
 import shutil
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
 pytest.importorskip('espeakng_loader')
@@ -15,19 +13,14 @@ from experiments import (
   cells,
   integer_recognizer,
   matrix,
-  methods,
   recognizer,
   scoring,
 )
-from experiments.configs.s8bqat import asc_strings, digits, espeak_grammar
 from experiments.stage_cache import RESULT
 from experiments.stages import HYPOTHESES, Stages, trained_hypotheses
 from s8bqat_jax.artifacts import packed_file
-from s8bqat_jax.quantizers import Ctx
 from s8bqat_jax.quantizers import tree as trees
 from tests.experiments import tiny
-
-_RUN = methods.Run(20, lambda step: 1e-2)
 
 
 @pytest.fixture(scope='module')
@@ -43,76 +36,6 @@ def done(tmp_path_factory):
   return config, kept, jobs, found
 
 
-@pytest.mark.parametrize(
-  'text',
-  [
-    '90k/float',
-    '200k/s8bqat:4?pull=8&every=0',
-    '90k/ptq lloyd-max:2',
-    '90k/s8bqat:3?centroids=uniform&power=0',
-  ],
-)
-def test_a_cell_is_its_name(text):
-  assert str(cells.parse(text)) == text
-
-
-@pytest.mark.parametrize(
-  'text, message',
-  [
-    ('float', 'expected SIZE/METHOD:BITS'),
-    ('90k/s8bqat:four', 'expected SIZE/METHOD:BITS'),
-    ('90k/s9bqat:4', 'no method .s9bqat.; methods: float,'),
-    ('90k/s8bqat:4?pul=8', 'no option .pul.; options: pull, every'),
-    ('90k/s8bqat:4?pull', 'option .pull. has no value'),
-    ('90k/s8bqat', 's8bqat takes 1..8 bits'),
-    ('90k/uniform qat:12', 'uniform qat takes 1..8 bits'),
-    ('90k/float:8', 'float takes no bits'),
-  ],
-)
-def test_names_that_mean_nothing(text, message):
-  with pytest.raises(ValueError, match=message):
-    cells.parse(text)
-
-
-@pytest.mark.parametrize(
-  'module', [asc_strings, digits, espeak_grammar], ids=lambda m: m.__name__
-)
-def test_every_matrix_can_be_read_and_made(module):
-  config = module.get_config()
-  for name in config.matrices:
-    for job in cells.jobs(config, name):
-      made = cells.train_config(config, job)
-      assert 0 < made.train.steps <= 0.3 * made.float_steps
-  assert all(map(cells.parse, config.headline))
-  with pytest.raises(ValueError, match='no matrix .curv.; matrices'):
-    cells.jobs(config, 'curv')
-
-
-@pytest.mark.parametrize(
-  'text, message',
-  [
-    ('tiny/coarse int8:8', 'knows the entropy of 2, 3, 4, 5 bits, not of 8'),
-    ('tiny/s8bqat:2?reading=x', "reading must be 'loss' or 'overwrite'"),
-    ('tiny/s8bqat:2?centroids=x', "not one of .'lloyd-max', 'uniform'"),
-  ],
-)
-def test_cells_that_no_method_can_be_made_of(text, message):
-  config = tiny.experiment()
-  config.matrices.quick.cells = ('tiny/float', text)
-  with pytest.raises(ValueError, match=message):
-    cells.jobs(config, 'quick')
-
-
-def test_configs_differ_by_their_method_only():
-  config = tiny.experiment()
-  ours, control = (
-    cells.train_config(config, cells.Job(cells.parse(text), 'all', 0)).to_dict()
-    for text in ('tiny/s8bqat:2', 'tiny/uniform qat:8')
-  )
-  assert ours.pop('method') != control.pop('method')
-  assert ours == control
-
-
 def test_seeds_share_a_float_model_if_the_config_says_so(tmp_path):
   config = tiny.experiment()
   kept = Stages(config, tmp_path)
@@ -123,91 +46,6 @@ def test_seeds_share_a_float_model_if_the_config_says_so(tmp_path):
     assert [config.seed for config in made] == [0, 1]
     assert len({config.starts_from for config in made}) == models
     assert len({kept.float_folder(job) for job in jobs}) == models
-
-
-def test_what_is_tuned_is_scored_on_development_data():
-  config = asc_strings.get_config()
-  jobs = cells.jobs(config, 'ablation')
-  assert {job.split for job in jobs} == {'dev'}
-  claims = cells.jobs(config, 'curve')
-  assert {job.split for job in claims} == {'eval'}
-
-
-def test_a_rate_of_its_own_is_found_by_name_and_overruled_by_the_cell():
-  config = tiny.experiment()
-  config.finetune.rates['s8bqat:2'] = 0.5
-  rates = [
-    cells.train_config(
-      config, cells.Job(cells.parse(f'tiny/{text}'), 'all', 0)
-    ).train.learning_rate
-    for text in ('s8bqat:2', 's8bqat:2?lr=0.25', 's8bqat:4')
-  ]
-  assert rates == [0.5, 0.25, config.finetune.train.learning_rate]
-  config.finetune.rates['s8bqatt:2'] = 0.5
-  with pytest.raises(ValueError, match="'s8bqatt:2': expected METHOD:BITS"):
-    cells.jobs(config, 'quick')
-
-
-@pytest.mark.parametrize(
-  'name',
-  [n for n, m in methods.METHODS.items() if not n.startswith('float')],
-)
-def test_methods_encode_what_they_say(name):
-  w = np.random.default_rng(0).normal(size=(12, 8)).astype(np.float32)
-  params = {'a': {'kernel': w, 'bias': np.ones(8)}, 'ctc_out': {'kernel': w}}
-  quantizer = methods.make(name, 2, methods.rules_for(2, ctc=True), _RUN)
-  encoded = quantizer.encode(params, quantizer.init(params))
-  (q,) = trees.quantized(encoded).values()
-  assert q.bits == (8 if name == 'coarse int8' else 2)
-  np.testing.assert_array_equal(encoded['ctc_out']['kernel'], w)
-
-
-def test_a_coarse_step_has_the_entropy_of_centroids():
-  w = np.random.default_rng(0).normal(size=(300, 300)).astype(np.float32)
-  rules = methods.rules_for(4, ctc=False)
-  entropies = []
-  for name in ('coarse int8', 'ptq lloyd-max'):
-    quantizer = methods.make(name, 4, rules, _RUN)
-    q = quantizer.encode({'w': w}, quantizer.init({'w': w}))['w']
-    _, counts = np.unique(np.asarray(q.codes), return_counts=True)
-    p = counts / counts.sum()
-    entropies.append(-np.sum(p * np.log2(p)))
-  assert abs(entropies[0] - entropies[1]) < 0.02
-
-
-def test_ablations_differ():
-  """Every variant of S8BQAT moves weights another way."""
-  w = np.random.default_rng(1).normal(size=(16, 16)).astype(np.float32)
-  params = {'w': jnp.asarray(w)}
-  moved = {}
-  for text in (
-    '',
-    'every=0',
-    'every=4',
-    'pull=0',
-    'power=0',
-    'centroids=uniform',
-    'coupling=loss',
-    'every=4&reading=overwrite',
-  ):
-    options = dict(cells.parse(f'x/s8bqat:2?{text}').options)
-    quantizer = methods.make(
-      's8bqat', 2, methods.rules_for(2, ctc=False), _RUN, options
-    )
-    state = quantizer.init(params)
-    found = params
-    for i in (2, 3):  # every fourth step is the second of these
-      ctx = Ctx(jnp.int32(i), jax.random.key(0), jnp.float32(1e-2))
-      seen = quantizer.views(found, state, ctx)['main']['w']
-      penalty = quantizer.penalty(found, state, ctx)
-      found, state, _ = quantizer.after_update(found, state, ctx)
-      moved.setdefault(text, []).append((found['w'], seen, penalty))
-  base = moved.pop('')
-  for text, other in moved.items():
-    same = all(
-      np.array_equal(a, b) for x, y in zip(base, other) for a, b in zip(x, y)
-    )
-    assert not same, f'{text} changes nothing'
 
 
 def test_the_file_is_what_was_trained(done):

@@ -1,0 +1,100 @@
+"""Cells by name, and the configs that are made of them."""
+
+import pytest
+
+from experiments import cells
+from experiments.configs.s8bqat import asc_strings, digits, espeak_grammar
+from tests.experiments import tiny
+
+
+@pytest.mark.parametrize(
+  'text',
+  [
+    '90k/float',
+    '200k/s8bqat:4?pull=8&every=0',
+    '90k/ptq lloyd-max:2',
+    '90k/s8bqat:3?centroids=uniform&power=0',
+  ],
+)
+def test_a_cell_is_its_name(text):
+  assert str(cells.parse(text)) == text
+
+
+@pytest.mark.parametrize(
+  'text, message',
+  [
+    ('float', 'expected SIZE/METHOD:BITS'),
+    ('90k/s8bqat:four', 'expected SIZE/METHOD:BITS'),
+    ('90k/s9bqat:4', 'no method .s9bqat.; methods: float,'),
+    ('90k/s8bqat:4?pul=8', 'no option .pul.; options: pull, every'),
+    ('90k/s8bqat:4?pull', 'option .pull. has no value'),
+    ('90k/s8bqat', 's8bqat takes 1..8 bits'),
+    ('90k/uniform qat:12', 'uniform qat takes 1..8 bits'),
+    ('90k/float:8', 'float takes no bits'),
+  ],
+)
+def test_names_that_mean_nothing(text, message):
+  with pytest.raises(ValueError, match=message):
+    cells.parse(text)
+
+
+@pytest.mark.parametrize(
+  'module', [asc_strings, digits, espeak_grammar], ids=lambda m: m.__name__
+)
+def test_every_matrix_can_be_read_and_made(module):
+  config = module.get_config()
+  for name in config.matrices:
+    for job in cells.jobs(config, name):
+      made = cells.train_config(config, job)
+      assert 0 < made.train.steps <= 0.3 * made.float_steps
+  assert all(map(cells.parse, config.headline))
+  with pytest.raises(ValueError, match='no matrix .curv.; matrices'):
+    cells.jobs(config, 'curv')
+
+
+@pytest.mark.parametrize(
+  'text, message',
+  [
+    ('tiny/coarse int8:8', 'knows the entropy of 2, 3, 4, 5 bits, not of 8'),
+    ('tiny/s8bqat:2?reading=x', "reading must be 'loss' or 'overwrite'"),
+    ('tiny/s8bqat:2?centroids=x', "not one of .'lloyd-max', 'uniform'"),
+  ],
+)
+def test_cells_that_no_method_can_be_made_of(text, message):
+  config = tiny.experiment()
+  config.matrices.quick.cells = ('tiny/float', text)
+  with pytest.raises(ValueError, match=message):
+    cells.jobs(config, 'quick')
+
+
+def test_configs_differ_by_their_method_only():
+  config = tiny.experiment()
+  ours, control = (
+    cells.train_config(config, cells.Job(cells.parse(text), 'all', 0)).to_dict()
+    for text in ('tiny/s8bqat:2', 'tiny/uniform qat:8')
+  )
+  assert ours.pop('method') != control.pop('method')
+  assert ours == control
+
+
+def test_what_is_tuned_is_scored_on_development_data():
+  config = asc_strings.get_config()
+  jobs = cells.jobs(config, 'ablation')
+  assert {job.split for job in jobs} == {'dev'}
+  claims = cells.jobs(config, 'curve')
+  assert {job.split for job in claims} == {'eval'}
+
+
+def test_a_rate_of_its_own_is_found_by_name_and_overruled_by_the_cell():
+  config = tiny.experiment()
+  config.finetune.rates['s8bqat:2'] = 0.5
+  rates = [
+    cells.train_config(
+      config, cells.Job(cells.parse(f'tiny/{text}'), 'all', 0)
+    ).train.learning_rate
+    for text in ('s8bqat:2', 's8bqat:2?lr=0.25', 's8bqat:4')
+  ]
+  assert rates == [0.5, 0.25, config.finetune.train.learning_rate]
+  config.finetune.rates['s8bqatt:2'] = 0.5
+  with pytest.raises(ValueError, match="'s8bqatt:2': expected METHOD:BITS"):
+    cells.jobs(config, 'quick')

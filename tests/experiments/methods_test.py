@@ -1,0 +1,74 @@
+"""Methods by name ship what they say, and their options change something."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import cells, methods
+from s8bqat_jax.quantizers import Ctx
+from s8bqat_jax.quantizers import tree as trees
+
+_RUN = methods.Run(20, lambda step: 1e-2)
+
+
+@pytest.mark.parametrize(
+  'name',
+  [n for n, m in methods.METHODS.items() if not n.startswith('float')],
+)
+def test_methods_encode_what_they_say(name):
+  w = np.random.default_rng(0).normal(size=(12, 8)).astype(np.float32)
+  params = {'a': {'kernel': w, 'bias': np.ones(8)}, 'ctc_out': {'kernel': w}}
+  quantizer = methods.make(name, 2, methods.rules_for(2, ctc=True), _RUN)
+  encoded = quantizer.encode(params, quantizer.init(params))
+  (q,) = trees.quantized(encoded).values()
+  assert q.bits == (8 if name == 'coarse int8' else 2)
+  np.testing.assert_array_equal(encoded['ctc_out']['kernel'], w)
+
+
+def test_a_coarse_step_has_the_entropy_of_centroids():
+  w = np.random.default_rng(0).normal(size=(300, 300)).astype(np.float32)
+  rules = methods.rules_for(4, ctc=False)
+  entropies = []
+  for name in ('coarse int8', 'ptq lloyd-max'):
+    quantizer = methods.make(name, 4, rules, _RUN)
+    q = quantizer.encode({'w': w}, quantizer.init({'w': w}))['w']
+    _, counts = np.unique(np.asarray(q.codes), return_counts=True)
+    p = counts / counts.sum()
+    entropies.append(-np.sum(p * np.log2(p)))
+  assert abs(entropies[0] - entropies[1]) < 0.02
+
+
+def test_ablations_differ():
+  """Every variant of S8BQAT moves weights another way."""
+  w = np.random.default_rng(1).normal(size=(16, 16)).astype(np.float32)
+  params = {'w': jnp.asarray(w)}
+  moved = {}
+  for text in (
+    '',
+    'every=0',
+    'every=4',
+    'pull=0',
+    'power=0',
+    'centroids=uniform',
+    'coupling=loss',
+    'every=4&reading=overwrite',
+  ):
+    options = dict(cells.parse(f'x/s8bqat:2?{text}').options)
+    quantizer = methods.make(
+      's8bqat', 2, methods.rules_for(2, ctc=False), _RUN, options
+    )
+    state = quantizer.init(params)
+    found = params
+    for i in (2, 3):  # every fourth step is the second of these
+      ctx = Ctx(jnp.int32(i), jax.random.key(0), jnp.float32(1e-2))
+      seen = quantizer.views(found, state, ctx)['main']['w']
+      penalty = quantizer.penalty(found, state, ctx)
+      found, state, _ = quantizer.after_update(found, state, ctx)
+      moved.setdefault(text, []).append((found['w'], seen, penalty))
+  base = moved.pop('')
+  for text, other in moved.items():
+    same = all(
+      np.array_equal(a, b) for x, y in zip(base, other) for a, b in zip(x, y)
+    )
+    assert not same, f'{text} changes nothing'

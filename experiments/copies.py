@@ -42,6 +42,8 @@ def run(command: Sequence[str], count: int) -> bool:
   with _on_sigterm(stop):
     try:
       for i in range(count):
+        if stopped:
+          break
         # A line of the terminal for each copy's progress bar.
         env = {**os.environ, 'TQDM_POSITION': str(i)}
         copy = subprocess.Popen([sys.executable, '-m', *command], env=env)
@@ -54,6 +56,8 @@ def run(command: Sequence[str], count: int) -> bool:
         copy.wait()
     except BaseException:
       stop()
+      for copy in copies:
+        copy.wait()  # It saves first.
       raise
   return not stopped
 

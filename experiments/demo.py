@@ -90,6 +90,8 @@ def main(argv):
   except stage_cache.Interrupted:
     print('interrupted; run the same command again to resume')
     return
+  except stage_cache.Busy as e:
+    raise SystemExit(f'{e}: wait for it, or give another --workdir') from None
   print('3/3  what ships, recognizing voices never heard in training')
   rows = matrix.rows(config, found)
   for folder in (workdir, *([results.FOLDER] if _PUBLISH.value else [])):

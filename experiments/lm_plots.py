@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 from matplotlib import colors  # noqa: E402
 
-from experiments import lm_sensitivity  # noqa: E402
+from experiments import lm_sensitivity, plots  # noqa: E402
 from s8bqat_jax import training  # noqa: E402
 from s8bqat_jax.quantizers import tree as trees  # noqa: E402
 
@@ -71,8 +71,9 @@ def perplexity_against_bytes(rows: Rows, axes: Any) -> None:
     axes.plot(*zip(*sorted(mean)), 'o-', color=color, label=method, lw=1)
     for metrics in (m for p in points.values() for m in p):
       axes.plot(metrics['bytes'], metrics['perplexity'], '.', color=color, ms=3)
-  axes.set(xscale='log', yscale='log', xlabel='file, bytes')
-  axes.set(ylabel='perplexity per word')
+  plots.log_scale(axes, 'x')
+  plots.log_scale(axes, 'y')
+  axes.set(xlabel='file, bytes', ylabel='perplexity per word')
   axes.legend(fontsize=8)
 
 

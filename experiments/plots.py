@@ -12,6 +12,7 @@ matplotlib.use('Agg')
 import jax  # noqa: E402
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
+from matplotlib import ticker  # noqa: E402
 
 from experiments import cells  # noqa: E402
 from experiments import recognizer as recognizer_lib  # noqa: E402
@@ -21,6 +22,7 @@ from s8bqat_jax.artifacts import packed_file, qtensor  # noqa: E402
 from s8bqat_jax.quantizers import tree as trees  # noqa: E402
 
 _MARKERS = 'os^vDP*X<>hpd'
+_ROUNDING = 1e-6  # relative; nearer to its code no weight is
 Rows = Sequence[Mapping[str, Any]]
 Found = Mapping[cells.Job, Any]
 
@@ -113,10 +115,27 @@ def error_against_bytes(rows: Rows, axes: Any) -> None:
       )
   rates = [row['metrics']['wer'] for row in shown]
   if max(rates) > 5 * max(min(rates), 0.1):
-    axes.set(yscale='log')
-  axes.set(xscale='log', xlabel='file, kB', ylabel='WER, %')
+    log_scale(axes, 'y')
+  log_scale(axes, 'x')
+  axes.set(xlabel='file, kB', ylabel='WER, %')
   axes.set(title='error rate against size (bits per weight at the points)')
   axes.legend(fontsize=8)
+
+
+def log_scale(axes: Any, name: str) -> None:
+  """Makes an axis logarithmic and labels it in plain numbers.
+
+  Args:
+    axes: with the data drawn already.
+    name: 'x' or 'y'.
+  """
+  axes.set(**{f'{name}scale': 'log'})
+  axis = getattr(axes, f'{name}axis')
+  low, high = axis.get_view_interval()
+  steps = (1, 2, 5) if high > 5 * low else range(1, 10)
+  axis.set_major_locator(ticker.LogLocator(subs=steps))
+  axis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f'{x:g}'))
+  axis.set_minor_locator(ticker.NullLocator())
 
 
 def distances(stages: Stages, found: Found, axes: Any) -> None:
@@ -135,7 +154,7 @@ def distances(stages: Stages, found: Found, axes: Any) -> None:
     curve = [
       (r['step'], r['quantizer/distance'])
       for r in records
-      if r.get('quantizer/distance', 0) > 0
+      if r.get('quantizer/distance', 0) > _ROUNDING
     ]
     if curve:
       color = plt.get_cmap('tab20')(i % 20)

@@ -217,6 +217,7 @@ def rows(
         for c, seed, parts in cells.by_cell(found)
         if c == cell and seed in same
       ]
+      metrics |= {key: round(metrics[key]) for key in ('steps', *_AVERAGED)}
       metrics |= {'ci95': _interval(counts), 'words': of_seeds[0]['words']}
       made.append(
         {**of_cell[0], 'seed': 'all', 'metrics': metrics, 'parts': {}}

@@ -162,7 +162,7 @@ def distances(stages: Stages, found: Found, axes: Any) -> None:
   axes.set(title='how far weights are from what ships (until codes freeze)')
   axes.set(xlabel='step', ylabel='|w - code(w)| / |w|')
   if axes.lines:
-    axes.set(yscale='log')
+    log_scale(axes, 'y')
     axes.legend(fontsize=8)
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+
+from s8bqat_jax import training
 
 
 def run(command: Sequence[str], count: int) -> bool:
@@ -39,7 +40,7 @@ def run(command: Sequence[str], count: int) -> bool:
       if copy.poll() is None:
         copy.terminate()
 
-  with _on_sigterm(stop):
+  with training.on_sigterm(stop):
     try:
       for i in range(count):
         if stopped:
@@ -67,12 +68,3 @@ def available_cores() -> list[int]:
   if hasattr(os, 'sched_getaffinity'):
     return sorted(os.sched_getaffinity(0))
   return list(range(os.cpu_count() or 1))
-
-
-@contextlib.contextmanager
-def _on_sigterm(call: Callable[[], None]) -> Iterator[None]:
-  before = signal.signal(signal.SIGTERM, lambda *unused: call())
-  try:
-    yield
-  finally:
-    signal.signal(signal.SIGTERM, before)

@@ -3,6 +3,7 @@
 mesh         one `data` axis over every device of every process
 checkpoints  atomic, the latest few and the best
 metrics      JSON lines and TensorBoard
+signals      SIGTERM saves before it ends
 host_memory  steps on a CPU reuse what earlier ones freed
 loop         any step, any batches; interrupted and resumed exactly
 """
@@ -12,6 +13,7 @@ from s8bqat_jax.training.host_memory import reuse_host_memory
 from s8bqat_jax.training.loop import LoopConfig, Outcome, train
 from s8bqat_jax.training.mesh import make_mesh, replicate, shard_batch
 from s8bqat_jax.training.metrics import MetricWriter, read_metrics
+from s8bqat_jax.training.signals import on_sigterm
 
 __all__ = [
   'Checkpoints',
@@ -19,6 +21,7 @@ __all__ = [
   'MetricWriter',
   'Outcome',
   'make_mesh',
+  'on_sigterm',
   'read_metrics',
   'replicate',
   'reuse_host_memory',

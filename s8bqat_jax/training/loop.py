@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import signal
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -23,6 +22,7 @@ from tqdm import tqdm
 from s8bqat_jax.quantizers.step import TrainState
 from s8bqat_jax.training.checkpoints import Checkpoints
 from s8bqat_jax.training.metrics import MetricWriter
+from s8bqat_jax.training.signals import on_sigterm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +109,8 @@ def train(
   with contextlib.ExitStack() as stack:
     if writer:
       stack.callback(writer.close)
-    stop = stack.enter_context(_on_sigterm())
+    stops: list[bool] = []  # one for every SIGTERM
+    stack.enter_context(on_sigterm(lambda: stops.append(True)))
     bar = stack.enter_context(
       tqdm(
         desc=progress if isinstance(progress, str) else None,
@@ -137,9 +138,9 @@ def train(
         bar.set_postfix(loss=f'{values["loss"]:.3f}')
         if writer:
           writer.write(step, values)
-        interrupted = _any_process(stop.requested)
+        interrupted = _any_process(bool(stops))
       else:
-        interrupted = stop.requested and jax.process_count() == 1
+        interrupted = bool(stops) and jax.process_count() == 1
       due = config.eval_every and step % config.eval_every == 0
       if evaluate and (due or last):
         scores = evaluate(state)
@@ -205,27 +206,3 @@ def _any_process(flag: bool) -> bool:
   if jax.process_count() == 1:
     return flag
   return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
-
-
-class _Stop:
-  requested = False
-
-
-@contextlib.contextmanager
-def _on_sigterm():
-  """Yields an object whose `requested` turns true at SIGTERM."""
-  stop = _Stop()
-
-  def handler(signum, frame):
-    del signum, frame
-    stop.requested = True
-
-  try:
-    before = signal.signal(signal.SIGTERM, handler)
-  except ValueError:  # not in the main thread: leave signals alone
-    yield stop
-    return
-  try:
-    yield stop
-  finally:
-    signal.signal(signal.SIGTERM, before)

@@ -31,6 +31,8 @@ from experiments import copies
 
 FOLDER = pathlib.Path(__file__).parent / 'results'
 MODELS = pathlib.Path(__file__).parent / 'models'  # published ones
+# Wider registers, and products of int8 into int32 as one instruction.
+_VECTORS = 'avx2', 'avx512f', 'avx_vnni', 'avx512_vnni', 'amx_int8'
 _ROOT = pathlib.Path(__file__).parents[1]
 
 
@@ -39,6 +41,7 @@ def machine() -> dict[str, Any]:
   devices = jax.devices()
   return {
     'processor': _processor(),
+    'instructions': _instructions(),
     'cores': len(copies.available_cores()),
     'accelerator': devices[0].device_kind
     if devices[0].platform != 'cpu'
@@ -164,6 +167,16 @@ def _processor() -> str:
     return names[0] if names else platform.processor()
   except OSError:
     return platform.processor()
+
+
+def _instructions() -> list[str] | None:
+  """The processor's vector instructions that integer speed depends on."""
+  try:
+    text = pathlib.Path('/proc/cpuinfo').read_text()
+  except OSError:
+    return None
+  flags = next((x for x in text.splitlines() if x.startswith('flags')), '')
+  return [name for name in _VECTORS if name in flags.split()]
 
 
 @functools.cache

@@ -29,8 +29,6 @@ from typing import Any, Generic, TypeVar
 from experiments import results
 
 RESULT = 'result.json'
-
-
 _POLL_SECONDS = 1.0
 
 Job = TypeVar('Job')

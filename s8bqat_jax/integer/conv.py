@@ -57,25 +57,31 @@ def _conv(
   x, kernel, bias, multiplier, *, strides, padding, dilation, groups, zero,
   shift, out, site
 ):  # fmt: skip
-  del site
   *window, inputs, outputs = kernel.shape
   views = list(_taps(x, window, strides, padding, dilation, zero, jnp))
   taps = math.prod(window)
   if groups == 1:
     columns = jnp.concatenate(views, axis=-1)
-    matrix = kernel.reshape(taps * inputs, outputs)
-    dims: dot.Dims = (((columns.ndim - 1,), (0,)), ((), ()))
-    acc = dot.dot_int32(columns, matrix, dims)
-  else:
-    # Groups are a batch axis of the product: [G, N * S, K * I] x [G, K * I, O].
-    shape = views[0].shape[:-1]
-    columns = jnp.stack(views, axis=-2).reshape(
-      math.prod(shape), taps, groups, inputs
+    return dot.q_dot(
+      columns,
+      kernel.reshape(taps * inputs, outputs),
+      bias,
+      multiplier,
+      dimension_numbers=(((columns.ndim - 1,), (0,)), ((), ())),
+      zeros=(0, 0),
+      shift=shift,
+      out=out,
+      site=site,
     )
-    matrix = kernel.reshape(taps, inputs, groups, outputs // groups)
-    dims = (((1, 3), (0, 1)), ((2,), (2,)))
-    acc = dot.dot_int32(columns, matrix, dims)
-    acc = acc.transpose(1, 0, 2).reshape(*shape, outputs)
+  # Groups are a batch axis of the product: [G, N * S, K * I] x [G, K * I, O].
+  shape = views[0].shape[:-1]
+  columns = jnp.stack(views, axis=-2).reshape(
+    math.prod(shape), taps, groups, inputs
+  )
+  matrix = kernel.reshape(taps, inputs, groups, outputs // groups)
+  dims: dot.Dims = (((1, 3), (0, 1)), ((2,), (2,)))
+  acc = dot.dot_int32(columns, matrix, dims)
+  acc = acc.transpose(1, 0, 2).reshape(*shape, outputs)
   return requantize.requantize(acc + bias, multiplier, shift, out)
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from s8bqat_jax.integer import primitives, requantize
+from s8bqat_jax.integer import native, primitives, requantize
 
 # ((lhs contracting, rhs contracting), (lhs batch, rhs batch)), as in lax.
 Dims = tuple[
@@ -84,6 +84,46 @@ def _kernel(
   return requantize.requantize(acc + bias, multiplier, shift, out)
 
 
+def _cpu_kernel(
+  lhs, rhs, bias, multiplier, *, dimension_numbers, zeros, shift, out, site
+):
+  """The native product, if it is there and the product is one of matrices."""
+  (l_contract, r_contract), (l_batch, _) = dimension_numbers
+  if not (
+    native.available()
+    and lhs.dtype == rhs.dtype == jnp.int8
+    and rhs.ndim == 2
+    and len(l_contract) == 1
+    and not l_batch
+    and zeros[1] == 0
+    and bias.ndim <= 1
+    and multiplier.ndim <= 1
+  ):
+    return _kernel(
+      lhs,
+      rhs,
+      bias,
+      multiplier,
+      dimension_numbers=dimension_numbers,
+      zeros=zeros,
+      shift=shift,
+      out=out,
+      site=site,
+    )
+  x = jnp.moveaxis(lhs, l_contract[0], -1)
+  w = jnp.moveaxis(rhs, r_contract[0], 0)
+  codes_MxN = native.dot(
+    x.reshape(math.prod(x.shape[:-1]), x.shape[-1]),
+    w,
+    jnp.atleast_1d(bias),
+    jnp.atleast_1d(multiplier),
+    zero=zeros[0],
+    shift=shift,
+    out=out,
+  )
+  return codes_MxN.reshape(*x.shape[:-1], w.shape[-1])
+
+
 def _oracle(
   lhs, rhs, bias, multiplier, *, dimension_numbers, zeros, shift, out, site
 ):
@@ -145,4 +185,6 @@ def _make_room(x, rank, position):
   return jnp.expand_dims(x, x.ndim - (rank - 1 - position))
 
 
-q_dot: Callable[..., Any] = primitives.define('q_dot', _kernel, _oracle, _batch)
+q_dot: Callable[..., Any] = primitives.define(
+  'q_dot', _kernel, _oracle, _batch, cpu=_cpu_kernel
+)

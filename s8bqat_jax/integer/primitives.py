@@ -35,6 +35,7 @@ def define(
   kernel: Callable[..., Any],
   oracle: Callable[..., Any],
   batch: Callable[..., Any],
+  cpu: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
   """Makes a primitive of a kernel.
 
@@ -43,6 +44,7 @@ def define(
     kernel: JAX function (*arrays, **params) -> array without any float.
     oracle: NumPy function of the same signature.
     batch: JAX batching rule (args, axes, **params) -> (result, axis).
+    cpu: kernel for CPUs, if they have one of their own; same results.
 
   Returns:
     A function (*arrays, **params) that binds the primitive.
@@ -66,6 +68,10 @@ def define(
   mlir.register_lowering(
     primitive, mlir.lower_fun(kernel, multiple_results=False)
   )
+  if cpu is not None:
+    mlir.register_lowering(
+      primitive, mlir.lower_fun(cpu, multiple_results=False), platform='cpu'
+    )
   batching.primitive_batchers[primitive] = batch
   REGISTRY[name] = IntegerOp(primitive, kernel, oracle)
 

@@ -26,6 +26,7 @@ from s8bqat_jax.integer import dot, requantize
 
 # Column blocks of this depth can't overflow int32 at any int8 values.
 _SAFE_DEPTH = 2**16
+_MATMUL = (((1,), (0,)), ((), ()))
 
 
 class Report(NamedTuple):
@@ -54,8 +55,17 @@ class _Plan(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames='shift')
 def _product(x_q, w_q, bias, multiplier, *, shift):
-  acc = dot.dot_int32(x_q, w_q, (((1,), (0,)), ((), ()))) + bias
-  return requantize.requantize(acc, multiplier, shift, requantize.Out())
+  return dot.q_dot(
+    x_q,
+    w_q,
+    bias,
+    multiplier,
+    dimension_numbers=_MATMUL,
+    zeros=(0, 0),
+    shift=shift,
+    out=requantize.Out(),
+    site='',
+  )
 
 
 @jax.jit
@@ -136,9 +146,6 @@ def matmul_report(
     peak=int(np.abs(exact).max(initial=0)),
     bound=int(columns.max(initial=0)),
   )
-
-
-_MATMUL = (((1,), (0,)), ((), ()))
 
 
 def _prepare(x_q, w_q, x_scale, w_scale, out_scale, bias, table) -> _Plan:

@@ -5,12 +5,13 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint native bench clean
 
 help:
 	@echo "make demo   synthesize speech, train, quantize, recognize: a table and a picture"
 	@echo "make test   every test"
 	@echo "make lint   ruff and mypy, a built wheel installs and imports"
+	@echo "make native the integer product in machine code (C++ compiler, AVX-512 VNNI)"
 	@echo "make bench  every benchmark, side by side with its peers"
 	@echo "make clean  remove .venv and caches"
 
@@ -52,10 +53,14 @@ lint: $(VENV)/.lint
 	@$(PY) -m mypy
 	@$(PY) tests/wheel_check.py
 
+native: $(VENV)/.base
+	@$(PY) -m s8bqat_jax.integer.native
+
 bench: $(VENV)/.bench
+	-@$(PY) -m s8bqat_jax.integer.native
 	@for script in benchmarks/[a-z]*.py; do \
 	  name=$$(basename $$script .py); \
 	  echo "== $$name"; $(PY) -m benchmarks.$$name || exit 1; done
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info s8bqat_jax/integer/native/*.so .pytest_cache .mypy_cache .ruff_cache

@@ -4,6 +4,7 @@
 
 [M, K] x [K, N], the same integers for all:
   ours                 `int8_matmul`: product, bias, requantization to int8
+  ours, XLA's product  the same without `s8bqat_jax.integer.native`
   float32              the product alone
   dot_general int8     bare `lax.dot_general`, int32 result
   torch int8           static, prepacked, bias, 8-bit result
@@ -34,6 +35,7 @@ from absl import app, flags
 from jax import lax
 
 from experiments import results
+from s8bqat_jax.integer import native
 from s8bqat_jax.npu import int8_matmul
 
 _ROUNDS = flags.DEFINE_integer('rounds', 15, 'Interleaved timed rounds.')
@@ -103,16 +105,24 @@ def product_sides(o: Operands) -> dict[str, Side]:
   """The contestants, on the same integers."""
   x, w, bias = map(jnp.asarray, o)
   xf, wf = x.astype(jnp.float32), w.astype(jnp.float32)
-  ours = jax.jit(
-    lambda x, w, b: int8_matmul(x, w, X_SCALE, W_SCALE, OUT_SCALE, b)
-  )
+
+  def ours():
+    run = jax.jit(
+      lambda x, w, b: int8_matmul(x, w, X_SCALE, W_SCALE, OUT_SCALE, b)
+    )
+    compiled = run.lower(x, w, bias).compile()
+    return Side(lambda: compiled(x, w, bias).block_until_ready(), zero=0)
+
+  with native.disabled():
+    xla = ours()
   dims = (((1,), (0,)), ((), ()))
   bare = jax.jit(
     lambda x, w: lax.dot_general(x, w, dims, preferred_element_type=jnp.int32)
   )
   float32 = jax.jit(jnp.matmul)
   return {
-    'ours': Side(lambda: ours(x, w, bias).block_until_ready(), zero=0),
+    'ours': ours(),
+    **({"ours, XLA's product": xla} if native.available() else {}),
     'float32': Side(lambda: float32(xf, wf).block_until_ready()),
     'dot_general int8': Side(lambda: bare(x, w).block_until_ready()),
     **torch_side(o),
@@ -239,7 +249,12 @@ def main(_) -> None:
         f'M={m:4d} {name:34s} {s * 1e3:8.3f} ms {gops:8.1f} GOP/s, '
         f'{ratio:6.2f} of ours {agreement[name] or ""}'
       )
-  results.write('int8_matmul', rows=rows, comparisons=comparisons)
+  results.write(
+    'int8_matmul',
+    rows=rows,
+    comparisons=comparisons,
+    native=native.available(),
+  )
 
 
 if __name__ == '__main__':

@@ -20,6 +20,7 @@ from absl import app, flags
 
 from experiments import results
 from s8bqat_jax import integer, training
+from s8bqat_jax.integer import native
 from s8bqat_jax.models import rnnt
 
 _WIDTHS = flags.DEFINE_list('widths', ['512', '1024'], 'Hidden units.')
@@ -82,13 +83,13 @@ class Encoder:
     """Both sides of whole utterances, and their agreement in dB."""
     inputs = self.inputs(batch)
     lowered = integer.lower(self.encode, self.params, self.ranges, *inputs)
-    codes, in_float = lowered.quantize(*inputs), jax.jit(self.encode)
+    in_float = jax.jit(self.encode)
     y = np.asarray(in_float(self.params, *inputs)[0], np.float64)
     z = np.asarray(lowered(*inputs)[0], np.float64)
     decibel = 10 * np.log10((y**2).mean() / ((y - z) ** 2).mean())
     return {
       'float32': lambda: in_float(self.params, *inputs),
-      'integer': lambda: lowered.integers(*codes),
+      **integer_sides(lowered, *inputs),
     }, float(decibel)
 
   def frame(self) -> dict[str, Any]:
@@ -98,11 +99,26 @@ class Encoder:
     lowered = integer.lower(
       self.step, self.params, self.ranges, carry, feats, carry=True
     )
-    codes, in_float = lowered.quantize(carry, feats), jax.jit(self.step)
+    in_float = jax.jit(self.step)
     return {
       'float32': lambda: in_float(self.params, carry, feats),
-      'integer': lambda: lowered.integers(*codes),
+      **integer_sides(lowered, carry, feats),
     }
+
+
+def integer_sides(lowered: Any, *args: Any) -> dict[str, Callable[[], Any]]:
+  """The program on its arguments, with the native product and without."""
+  codes = lowered.quantize(*args)
+
+  def side():
+    compiled = jax.jit(lowered.integers).lower(*codes).compile()
+    return lambda: compiled(*codes)
+
+  with native.disabled():
+    xla = side()
+  if not native.available():
+    return {'integer': xla}
+  return {'integer': side(), "integer, XLA's product": xla}
 
 
 def main(argv):
@@ -115,12 +131,13 @@ def main(argv):
     for method, s in seconds.items():
       found = {'milliseconds': 1e3 * s, **metrics}
       rows.append({'system': system, 'method': method, 'metrics': found})
-    ratio = seconds['float32'] / seconds['integer']
-    comparisons.append(
-      {'a': 'integer', 'b': 'float32', 'metric': 'speed', 'system': system}
-      | {'ratio': ratio}
-    )
-    print(f'{system:36s} {ratio:5.2f}x float32', flush=True)
+    for peer in [name for name in seconds if name != 'integer']:
+      ratio = seconds[peer] / seconds['integer']
+      comparisons.append(
+        {'a': 'integer', 'b': peer, 'metric': 'speed', 'system': system}
+        | {'ratio': ratio}
+      )
+      print(f'{system:36s} {ratio:5.2f}x {peer}', flush=True)
 
   for width in map(int, _WIDTHS.value):
     encoder = Encoder(width)
@@ -128,7 +145,12 @@ def main(argv):
       sides, decibel = encoder.whole(batch)
       record(f'encoder {width}, batch {batch}', sides, snr_db=decibel)
     record(f'encoder {width}, one frame', encoder.frame())
-  results.write('integer_encoder', rows, comparisons=comparisons)
+  results.write(
+    'integer_encoder',
+    rows,
+    comparisons=comparisons,
+    native=native.available(),
+  )
   columns = {'system': '', 'method': '', 'milliseconds': '.3f', 'snr_db': '.1f'}
   print(results.table(rows, columns))
 

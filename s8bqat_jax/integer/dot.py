@@ -89,6 +89,7 @@ def _cpu_kernel(
 ):
   """The native product, if it is there and the product is one of matrices."""
   (l_contract, r_contract), (l_batch, _) = dimension_numbers
+  columns = (bias, multiplier)
   if not (
     native.available()
     and lhs.dtype == rhs.dtype == jnp.int8
@@ -96,8 +97,7 @@ def _cpu_kernel(
     and len(l_contract) == 1
     and not l_batch
     and zeros[1] == 0
-    and bias.ndim <= 1
-    and multiplier.ndim <= 1
+    and all(c.size == 1 or c.size == c.shape[-1] for c in columns)
   ):
     return _kernel(
       lhs,
@@ -111,17 +111,17 @@ def _cpu_kernel(
       site=site,
     )
   x = jnp.moveaxis(lhs, l_contract[0], -1)
-  w = jnp.moveaxis(rhs, r_contract[0], 0)
+  output_major = r_contract == (1,)
   codes_MxN = native.dot(
     x.reshape(math.prod(x.shape[:-1]), x.shape[-1]),
-    w,
-    jnp.atleast_1d(bias),
-    jnp.atleast_1d(multiplier),
+    rhs,
+    *(jnp.ravel(c) for c in columns),
+    output_major=output_major,
     zero=zeros[0],
     shift=shift,
     out=out,
   )
-  return codes_MxN.reshape(*x.shape[:-1], w.shape[-1])
+  return codes_MxN.reshape(*x.shape[:-1], codes_MxN.shape[-1])
 
 
 def _oracle(

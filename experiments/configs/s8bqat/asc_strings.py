@@ -25,6 +25,8 @@ def get_config(text=None):
   config.finetune.rates['s8bqat:2'] = 4e-3
   config.finetune.rates['straight-through:2'] = 4e-3
   config.finetune.rates['s8bqat:3'] = 4e-3
+  config.finetune.rates['s8bqat:4'] = 4e-3
+  config.finetune.rates['straight-through:4'] = 4e-3
   # The learning rate, and the compressor, at the width where they matter most.
   config.matrices.rates = s8bqat.matrix(
     *(

@@ -13,24 +13,31 @@ the processor suits. Without it, or on other processors, XLA's product stays.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
+import math
 import os
 import pathlib
 import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 import jaxlib
 import numpy as np
 
 from s8bqat_jax.integer import requantize
 
 _SOURCE = pathlib.Path(__file__).with_name('dot.cc')
-_TARGET = 's8bqat_dot'
+_FOLDER = _SOURCE.parent  # of what is built
+_used = True
+_PACK, _DOT = 's8bqat_pack', 's8bqat_dot'
+_COLUMNS = 64  # of a packed panel, as in the source
 _COMPILERS = 'c++', 'g++', 'clang++'
 _OPTIONS = (
   '-std=c++17',
@@ -45,7 +52,7 @@ def path() -> pathlib.Path:
   """Returns where the library for this source and this jaxlib lies."""
   made_of = [_SOURCE.read_text(), jaxlib.__version__, *_OPTIONS]
   digest = hashlib.sha256('\0'.join(made_of).encode()).hexdigest()[:12]
-  return _SOURCE.with_name(f'_dot-{digest}.so')
+  return _FOLDER / f'_dot-{digest}.so'
 
 
 def build() -> pathlib.Path:
@@ -57,13 +64,14 @@ def build() -> pathlib.Path:
   target = path()
   if target.exists():
     return target
-  compiler = shlex.split(os.environ.get('CXX', '')) or [
-    found for name in _COMPILERS if (found := shutil.which(name))
-  ][:1]
+  compiler = (
+    shlex.split(os.environ.get('CXX', ''))
+    or [found for name in _COMPILERS if (found := shutil.which(name))][:1]
+  )
   if not compiler:
     raise RuntimeError(
       f'no C++ compiler: none of {", ".join(_COMPILERS)} is on PATH; install '
-      'one or set CXX. Without it integer programs run on XLA\'s own product'
+      "one or set CXX. Without it integer programs run on XLA's own product"
     )
   with tempfile.TemporaryDirectory(dir=target.parent) as folder:
     made = pathlib.Path(folder) / target.name
@@ -81,9 +89,25 @@ def build() -> pathlib.Path:
   return target
 
 
-@functools.cache
 def available() -> bool:
-  """Whether the library is built and this processor suits; registers it."""
+  """Whether programs compiled now use the library."""
+  return _used and _registered()
+
+
+@contextlib.contextmanager
+def disabled() -> Iterator[None]:
+  """Programs that are first compiled inside use XLA's product."""
+  global _used
+  before, _used = _used, False
+  try:
+    yield
+  finally:
+    _used = before
+
+
+@functools.cache
+def _registered() -> bool:
+  """Registers the library if it is built and this processor suits."""
   if not path().exists():
     return False
   try:
@@ -92,17 +116,29 @@ def available() -> bool:
     return False
   if not library.S8bqatSuits():
     return False
-  handler = jax.ffi.pycapsule(library.S8bqatDot)
-  jax.ffi.register_ffi_target(_TARGET, handler, platform='cpu')
+  for name, handler in (_PACK, library.S8bqatPack), (_DOT, library.S8bqatDot):
+    capsule = jax.ffi.pycapsule(handler)
+    jax.ffi.register_ffi_target(name, capsule, platform='cpu')
   return True
+
+
+def _pack(w: jax.Array, output_major: bool) -> jax.Array:
+  """Weights as `dot` reads them, apart so that XLA takes it out of a loop."""
+  k, n = w.shape[::-1] if output_major else w.shape
+  # Groups of four weights, and of all of a column their sum.
+  rows = _COLUMNS * math.ceil(k / _COLUMNS) // 4 + 1
+  shape = math.ceil(n / _COLUMNS), rows, _COLUMNS
+  call = jax.ffi.ffi_call(_PACK, jax.ShapeDtypeStruct(shape, jnp.int32))
+  return call(w, output_major=output_major)
 
 
 def dot(
   x_MxK: jax.Array,
-  w_KxN: jax.Array,
+  w: jax.Array,
   bias: jax.Array,
   multiplier: jax.Array,
   *,
+  output_major: bool,
   zero: int,
   shift: int,
   out: requantize.Out,
@@ -111,9 +147,10 @@ def dot(
 
   Args:
     x_MxK: int8.
-    w_KxN: int8.
-    bias: int32, one or [N].
-    multiplier: int32, one or [N].
+    w: int8 [K, N], or [N, K] if `output_major`.
+    bias: int32 [1] or [N].
+    multiplier: int32 [1] or [N].
+    output_major: how `w` lies.
     zero: of x.
     shift: of the requantization.
     out: what the result may be.
@@ -121,8 +158,10 @@ def dot(
   Returns:
     [M, N] of `out.dtype`.
   """
-  shape = x_MxK.shape[0], w_KxN.shape[1]
-  call = jax.ffi.ffi_call(_TARGET, jax.ShapeDtypeStruct(shape, out.dtype))
+  shape = x_MxK.shape[0], w.shape[0 if output_major else 1]
+  if x_MxK.shape[0] > 1:
+    w = _pack(w, output_major)
+  call = jax.ffi.ffi_call(_DOT, jax.ShapeDtypeStruct(shape, out.dtype))
   numbers = {
     'zero_x': zero,
     'shift': shift,
@@ -130,5 +169,7 @@ def dot(
     'low': out.low,
     'high': out.high,
   }
-  numbers = {name: np.int32(value) for name, value in numbers.items()}
-  return call(x_MxK, w_KxN, bias, multiplier, **numbers)
+  attributes = {name: np.int32(value) for name, value in numbers.items()}
+  return call(
+    x_MxK, w, bias, multiplier, output_major=output_major, **attributes
+  )

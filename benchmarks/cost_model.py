@@ -63,19 +63,6 @@ class Case(NamedTuple):
   make: Callable[[], Any]
 
 
-class _AnyRange(dict):
-  """Costs do not depend on ranges, so calibration is spared."""
-
-  def __contains__(self, key):
-    return True
-
-  def __getitem__(self, key):
-    return (-4.0, 4.0)
-
-  def get(self, key, default=None):
-    return (-4.0, 4.0)
-
-
 @functools.cache
 def _codebook(bits: int) -> Any:
   sample = jnp.asarray(np.random.default_rng(0).normal(size=2**14), 'f')
@@ -101,7 +88,7 @@ def _lower(fn, params, *inputs, bits: int, **options) -> Any:
     for i, s in enumerate(shapes)
   ]
   params = jax.tree.unflatten(tree, drawn)
-  return integer.lower(fn, params, _AnyRange(), *inputs, **options)
+  return integer.lower(fn, params, integer.uncalibrated(), *inputs, **options)
 
 
 def _spec(*shape: int) -> jax.ShapeDtypeStruct:

@@ -24,6 +24,7 @@ from absl import app, flags
 from experiments import costs, integer_recognizer, methods, results, trainer
 from experiments import recognizer as recognizer_lib
 from experiments.configs.librispeech import rnnt_60m
+from s8bqat_jax import integer
 from s8bqat_jax.artifacts import packed_file
 from s8bqat_jax.speech import features, normalize, tokenizers
 
@@ -32,16 +33,6 @@ _SYMBOLS = flags.DEFINE_float('symbols', 3.0, 'Labels per second of audio.')
 
 CONTROL = ('ptq uniform', 8, 1.0)
 OURS = [('ptq lloyd-max', bits, 1.27) for bits in (5, 4, 3)]
-
-
-class _AnyRange(dict):
-  """Costs do not depend on ranges, so calibration is spared."""
-
-  def __missing__(self, key):
-    return -4.0, 4.0
-
-  def __contains__(self, key):
-    return True
 
 
 def widened(config: ml_collections.ConfigDict, factor: float) -> None:
@@ -94,7 +85,7 @@ def cost(method: str, bits: int, factor: float) -> dict[str, Any]:
       integer_recognizer.PREDICT,
       integer_recognizer.JOINT,
     ),
-    _AnyRange(),
+    integer.uncalibrated(),
   )
   return {
     'parameters': sum(x.size for x in jax.tree.leaves(params)),

@@ -18,6 +18,7 @@ from s8bqat_jax.integer.calibrate import (
   calibrate,
   output_names,
   saturation,
+  uncalibrated,
 )
 from s8bqat_jax.integer.context import (
   Context,
@@ -45,4 +46,5 @@ __all__ = [
   'register',
   'saturation',
   'twin',
+  'uncalibrated',
 ]

@@ -31,6 +31,24 @@ _BINS = 2048
 _CANDIDATES = 100
 
 
+class _Uncalibrated(dict[str, Sequence[float]]):
+  """Holds a range of every name."""
+
+  def __missing__(self, key):
+    return -4.0, 4.0
+
+  def __contains__(self, key):
+    return True
+
+  def get(self, key, default=None):
+    return self[key]
+
+
+def uncalibrated() -> Ranges:
+  """Returns one range for every value: for costs, which don't depend on it."""
+  return _Uncalibrated()
+
+
 class _Meter(NamedTuple):
   """How one statistic is measured and merged."""
 

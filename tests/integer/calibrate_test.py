@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from s8bqat_jax.integer import audit, calibrate, lower, saturation
+from s8bqat_jax.integer import (
+  audit,
+  calibrate,
+  lower,
+  saturation,
+  uncalibrated,
+)
 
 PARAMS = {'w': jnp.asarray([[2.0, -1.0], [0.5, 3.0]])}
 R = np.random.default_rng(0)
@@ -166,3 +172,13 @@ def test_saturation_never_counts_calibration_data():
   ranges = calibrate(dense, PARAMS, [x])
   assert saturation(dense, PARAMS, ranges, [x], limit=0.0) == {}
   assert saturation(dense, PARAMS, ranges, [9 * x], limit=None)
+
+
+def test_uncalibrated_lowers_what_calibrated_ranges_do():
+  x = R.normal(size=(3, 2)).astype(np.float32)
+  ranges = calibrate(dense, PARAMS, [x])
+  made = [lower(dense, PARAMS, r, x).jaxpr for r in (ranges, uncalibrated())]
+  names = [[e.primitive.name for e in m.jaxpr.eqns] for m in made]
+  assert names[0] == names[1]
+  low, high = uncalibrated().get('any', (0.0, 0.0))
+  assert low < 0 < high and 'any' in uncalibrated()

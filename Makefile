@@ -17,7 +17,7 @@ help:
 
 $(PY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "error: $(PYTHON) is older than Python 3.11; run: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
+	  { echo "error: $(PYTHON) is missing or older than Python 3.11; name another: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
 	@echo "creating $(VENV) (once; about two minutes)"
 	@$(PYTHON) -m venv $(VENV)
 

@@ -40,6 +40,7 @@ from matplotlib import pyplot  # noqa: E402
 _FIT = flags.DEFINE_bool('fit', False, 'Fit and write the constants first.')
 
 BITS = (8, 5, 4, 2)
+_LAYERS = 'dense', 'conv', 'depthwise'
 PUBLISHED = (
   pathlib.Path(exporting.__file__).parent / 'models/digits_4bit.safetensors'
 )
@@ -326,7 +327,11 @@ def main(_) -> None:
       'largest': largest,
       'count': count,
     }  # fmt: skip
-    for level, errors in (('model', _by_group(rows)), ('operation', ops))
+    for level, errors in (
+      ('model', _by_group(rows)),
+      ('operation', ops),
+      ('machine', _by_machine(rows)),
+    )
     for (target, what), (mean, largest, count) in _means(errors).items()
   ]
   for c in comparisons:
@@ -347,6 +352,16 @@ def _by_group(rows) -> dict[tuple[str, str], list[float]]:
   for row in rows:
     error = abs(row['metrics']['error'])
     errors.setdefault((row['system'], row['method']), []).append(error)
+  return errors
+
+
+def _by_machine(rows) -> dict[tuple[str, str], list[float]]:
+  """Networks, the published model among them, and layers on their own."""
+  errors: dict[tuple[str, str], list[float]] = {}
+  for row in rows:
+    kind = 'layers' if row['method'] in _LAYERS else 'networks'
+    error = abs(row['metrics']['error'])
+    errors.setdefault((row['system'], kind), []).append(error)
   return errors
 
 

@@ -269,28 +269,19 @@ def make_loader(
   shortest, longest = (1.0, 1.0) if perturb is None else perturb.stretch
   labels_N = encode_texts(corpus, tokenizer)
   label_lengths_N = np.array([len(l) for l in labels_N])
-  samples_N = np.asarray(corpus.durations_N) * corpus.sample_rate * shortest
-  # CTC wants a frame between equal neighbors too; one more for the window that
-  # the last frame needs.
-  repeats_N = [sum(a == b for a, b in itertools.pairwise(l)) for l in labels_N]
-  frames_N = label_lengths_N + np.array(repeats_N) + 1
-  too_long = np.flatnonzero(frames_N * samples_per_label > samples_N)
+  crowded = _crowded(corpus, labels_N, samples_per_label, shortest)
   skipped = Skipped()
-  leave_out = too_long.tolist() if train else []
-  for i in leave_out:
-    skipped.reasons[corpus.utt_ids_N[i]] = (
-      f'{label_lengths_N[i]} labels do not fit {corpus.durations_N[i]:.2f} s '
-      f'of audio at {samples_per_label} samples a label'
-    )
-  if leave_out:
+  if train and crowded:
+    skipped.reasons |= {corpus.utt_ids_N[i]: crowded[i] for i in crowded}
     name, reason = next(iter(skipped.reasons.items()))
     logging.warning(
       'skipped %d of %d utterances, the first: %s: %s',
-      len(leave_out),
+      len(crowded),
       len(corpus),
       name,
       reason,
     )
+  leave_out = list(crowded) if train else []
   if len(leave_out) == len(corpus):
     raise ValueError(
       f'{corpus.spec}: no transcript fits its audio at {samples_per_label} '
@@ -328,3 +319,31 @@ def make_loader(
     prefetch=prefetch,
     skipped=skipped,
   )
+
+
+def _crowded(
+  corpus: corpus_lib.Corpus,
+  labels_N: Sequence[Sequence[int]],
+  samples_per_label: int,
+  shortest: float,
+) -> dict[int, str]:
+  """Which utterances' labels CTC cannot fit into their audio, and why.
+
+  Args:
+    corpus: whose audio.
+    labels_N: of each utterance.
+    samples_per_label: that a label needs.
+    shortest: what audio may shrink to.
+  """
+  samples_N = np.asarray(corpus.durations_N) * corpus.sample_rate * shortest
+  found = {}
+  for i, labels in enumerate(labels_N):
+    # CTC wants a frame between equal neighbors too; one more for the window
+    # that the last frame needs.
+    repeats = sum(a == b for a, b in itertools.pairwise(labels))
+    if (len(labels) + repeats + 1) * samples_per_label > samples_N[i]:
+      found[i] = (
+        f'{len(labels)} labels do not fit {corpus.durations_N[i]:.2f} s '
+        f'of audio at {samples_per_label} samples a label'
+      )
+  return found

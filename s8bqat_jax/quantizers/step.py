@@ -202,8 +202,7 @@ def make_step(
     grads, learned_grads = grads
     norm = _norm(grads)
     if clip_norm is not None:
-      factor = jnp.minimum(1.0, clip_norm / jnp.maximum(norm, 1e-12))
-      grads = jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
+      grads = _clipped(grads, norm, clip_norm)
     grads, learned_grads = jax.tree.map(
       jnp.add, (grads, learned_grads), extra_grads
     )
@@ -224,23 +223,7 @@ def make_step(
       learned_opt_state=learned_opt_state,
     )
     if average_decay is not None:
-      average, age = _average(
-        state.average, state.average_age, params, moved, average_decay
-      )
-      new = new._replace(average=average, average_age=age)
-      # What is learned for weights that jumped starts anew with them; which of
-      # it that is only the quantizer knows.
-      any_moved = jax.tree.reduce(
-        lambda found, x: found | jnp.any(x), moved, jnp.zeros((), bool)
-      )
-      average, age = _average(
-        state.learned_average,
-        state.learned_average_age,
-        quantizer_state.learned,
-        jax.tree.map(lambda _: any_moved, quantizer_state.learned),
-        average_decay,
-      )
-      new = new._replace(learned_average=average, learned_average_age=age)
+      new = _with_averages(new, moved, average_decay)
     new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
     new = new._replace(
       step=state.step + 1,
@@ -265,6 +248,11 @@ def _norm(grads: Any) -> jax.Array:
   """Global norm in float32 at least: squares overflow float16 above 255."""
   wide = lambda g: g.astype(jnp.promote_types(g.dtype, jnp.float32))
   return optax.tree.norm(jax.tree.map(wide, grads))
+
+
+def _clipped(grads: Any, norm: jax.Array, largest: float) -> Any:
+  factor = jnp.minimum(1.0, largest / jnp.maximum(norm, 1e-12))
+  return jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
 
 
 def _clear_first_moments(opt_state: Any, moved: Any) -> Any:
@@ -297,6 +285,32 @@ def _begin(tree: Any, decay: float | None) -> tuple[Any, Any]:
 def _wide(x):
   """A copy in float32 or wider: in bfloat16 a slow average would not move."""
   return jnp.array(x, jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _with_averages(state: TrainState, moved: Any, decay: float) -> TrainState:
+  """Takes a state's params, and what is learned, into its averages."""
+  average, average_age = _average(
+    state.average, state.average_age, state.params, moved, decay
+  )
+  # What is learned for weights that jumped starts anew with them; which of it
+  # that is only the quantizer knows.
+  learned = state.quantizer.learned
+  any_moved = jax.tree.reduce(
+    lambda found, x: found | jnp.any(x), moved, jnp.zeros((), bool)
+  )
+  learned_average, learned_average_age = _average(
+    state.learned_average,
+    state.learned_average_age,
+    learned,
+    jax.tree.map(lambda _: any_moved, learned),
+    decay,
+  )
+  return state._replace(
+    average=average,
+    average_age=average_age,
+    learned_average=learned_average,
+    learned_average_age=learned_average_age,
+  )
 
 
 def _average(average, age, params, moved, decay):

@@ -63,4 +63,4 @@ bench: $(VENV)/.bench
 	  echo "== $$name"; $(PY) -m benchmarks.$$name || exit 1; done
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info s8bqat_jax/integer/native/*.so .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info s8bqat_jax/integer/native/_*-* .pytest_cache .mypy_cache .ruff_cache

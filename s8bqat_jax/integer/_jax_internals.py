@@ -224,3 +224,21 @@ def source_line(eqn: Any) -> str:
 def is_call(eqn: Any) -> bool:
   """Whether a raw jaxpr equation does nothing but call its inner jaxpr."""
   return eqn.primitive.name in _INLINED
+
+
+def runs_here(ctx: Any) -> bool:
+  """Whether a lowering is for one device of this process.
+
+  A program that is exported runs where its reader is; one that is partitioned
+  over devices holds only operations that XLA can partition.
+
+  Args:
+    ctx: of the lowering rule.
+  """
+  if ctx.module_context.lowering_parameters.for_export:
+    return False
+  axes = ctx.module_context.axis_context
+  if hasattr(axes, 'num_devices'):
+    return axes.num_devices == 1
+  # Within shard_map: nothing is left to partition once all axes are manual.
+  return set(axes.mesh.axis_names) == set(axes.manual_axes)

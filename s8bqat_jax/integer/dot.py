@@ -84,44 +84,50 @@ def _kernel(
   return requantize.requantize(acc + bias, multiplier, shift, out)
 
 
-def _cpu_kernel(
-  lhs, rhs, bias, multiplier, *, dimension_numbers, zeros, shift, out, site
-):
-  """The native product, if it is there and the product is one of matrices."""
-  (l_contract, r_contract), (l_batch, _) = dimension_numbers
-  columns = (bias, multiplier)
+def _cpu_kernel(lhs, rhs, bias, multiplier, **params):
+  """The native product, if it is there and covers this one."""
   if not (
-    native.available()
-    and lhs.dtype == rhs.dtype == jnp.int8
-    and rhs.ndim == 2
-    and len(l_contract) == 1
-    and not l_batch
-    and zeros[1] == 0
-    and all(c.size == 1 or c.size == c.shape[-1] for c in columns)
+    native.available() and _is_native(lhs, rhs, bias, multiplier, **params)
   ):
-    return _kernel(
-      lhs,
-      rhs,
-      bias,
-      multiplier,
-      dimension_numbers=dimension_numbers,
-      zeros=zeros,
-      shift=shift,
-      out=out,
-      site=site,
-    )
+    return _kernel(lhs, rhs, bias, multiplier, **params)
+  (l_contract, r_contract), _ = params['dimension_numbers']
   x = jnp.moveaxis(lhs, l_contract[0], -1)
-  output_major = r_contract == (1,)
   codes_MxN = native.dot(
     x.reshape(math.prod(x.shape[:-1]), x.shape[-1]),
     rhs,
-    *(jnp.ravel(c) for c in columns),
-    output_major=output_major,
-    zero=zeros[0],
-    shift=shift,
-    out=out,
+    jnp.ravel(bias),
+    jnp.ravel(multiplier),
+    output_major=r_contract == (1,),
+    zero=params['zeros'][0],
+    shift=params['shift'],
+    out=params['out'],
   )
   return codes_MxN.reshape(*x.shape[:-1], codes_MxN.shape[-1])
+
+
+def _is_native(
+  lhs, rhs, bias, multiplier, *, dimension_numbers, zeros, shift, out, site
+) -> bool:
+  """Whether a product is one of int8 matrices, its columns rescaled."""
+  del shift, site
+  (l_contract, r_contract), (l_batch, _) = dimension_numbers
+  if rhs.ndim != 2 or len(l_contract) != 1 or l_batch:
+    return False
+  n = rhs.shape[1 - r_contract[0]]
+
+  def per_column(c):
+    shaped = c.size == 1 or c.size == c.shape[-1] == n
+    return c.dtype == jnp.int32 and c.ndim <= lhs.ndim and shaped
+
+  return (
+    lhs.dtype == rhs.dtype == jnp.int8
+    and n >= native.COLUMNS // 4  # Fewer are mostly padding.
+    and zeros[1] == 0
+    and per_column(bias)
+    and per_column(multiplier)
+    and out.dtype in ('int8', 'int16', 'int32')
+    and all(-(2**31) <= x < 2**31 for x in (zeros[0], *out[:3]))
+  )
 
 
 def _oracle(
@@ -145,11 +151,16 @@ def _oracle(
 
 
 def _batch(args, axes, *, dimension_numbers, **params):
-  """A mapped operand gains a batch axis, or a free one if it is alone."""
+  """A mapped operand gains a batch axis, or a free one if it is alone.
+
+  A bias that differs along it lines up with the result's new axis.
+  """
   lhs, rhs, bias, multiplier = args
   l_axis, r_axis, b_axis, m_axis = axes
-  primitives.require_unmapped('q_dot', bias=b_axis, multiplier=m_axis)
+  primitives.require_unmapped('q_dot', multiplier=m_axis)
   (lc, rc), (lb, rb) = dimension_numbers
+  if l_axis is None and r_axis is None:
+    lhs, l_axis = jnp.broadcast_to(lhs, (bias.shape[b_axis], *lhs.shape)), 0
   if l_axis is not None:
     lhs = jnp.moveaxis(lhs, l_axis, 0)
     lc, lb = _up(lc), _up(lb)
@@ -166,7 +177,13 @@ def _batch(args, axes, *, dimension_numbers, **params):
   # Bias and multiplier line up with the last axes of the result, so those
   # that reach past the new one need an axis of their own.
   rank = lhs.ndim + rhs.ndim - len(lc) - len(rc) - len(lb)
-  bias = _make_room(bias, rank, position)
+  if b_axis is None:
+    bias = _make_room(bias, rank, position)
+  else:
+    bias = jnp.moveaxis(bias, b_axis, 0)
+    ones = (1,) * (rank - bias.ndim)
+    bias = bias.reshape(bias.shape[0], *ones, *bias.shape[1:])
+    bias = jnp.moveaxis(bias, 0, position)
   multiplier = _make_room(multiplier, rank, position)
   result = q_dot(
     lhs, rhs, bias, multiplier, dimension_numbers=((lc, rc), (lb, rb)), **params

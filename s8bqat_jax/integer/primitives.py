@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from jax.extend import core as jex_core
 from jax.interpreters import batching, mlir
 
+from s8bqat_jax.integer import _jax_internals as internals
+
 
 class IntegerOp(NamedTuple):
   """What is known of one integer primitive."""
@@ -44,7 +46,7 @@ def define(
     kernel: JAX function (*arrays, **params) -> array without any float.
     oracle: NumPy function of the same signature.
     batch: JAX batching rule (args, axes, **params) -> (result, axis).
-    cpu: kernel for CPUs, if they have one of their own; same results.
+    cpu: kernel for programs that run on one CPU, and here; same results.
 
   Returns:
     A function (*arrays, **params) that binds the primitive.
@@ -61,6 +63,8 @@ def define(
     return jax.jit(lambda *args: primitive.bind(*args, **dict(params)))
 
   def run(*args, **params):
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+      return kernel(*args, **params)
     return compiled(tuple(sorted(params.items())))(*args)
 
   primitive.def_abstract_eval(abstract)
@@ -68,10 +72,16 @@ def define(
   mlir.register_lowering(
     primitive, mlir.lower_fun(kernel, multiple_results=False)
   )
+  anywhere = mlir.lower_fun(kernel, multiple_results=False)
+  mlir.register_lowering(primitive, anywhere)
   if cpu is not None:
-    mlir.register_lowering(
-      primitive, mlir.lower_fun(cpu, multiple_results=False), platform='cpu'
-    )
+    here = mlir.lower_fun(cpu, multiple_results=False)
+
+    def rule(ctx, *args, **params):
+      chosen = here if internals.runs_here(ctx) else anywhere
+      return chosen(ctx, *args, **params)
+
+    mlir.register_lowering(primitive, rule, platform='cpu')
   batching.primitive_batchers[primitive] = batch
   REGISTRY[name] = IntegerOp(primitive, kernel, oracle)
 

@@ -1,6 +1,7 @@
 """int8_matmul against exact arithmetic in Python integers and NumPy."""
 
 import fractions
+import itertools
 import math
 
 import jax
@@ -165,3 +166,23 @@ def test_the_smallest_ratio_that_has_a_multiplier():
 def test_traced_scale_is_an_error():
   with pytest.raises(TypeError, match='out_scale is traced'):
     jax.jit(lambda s: int8_matmul(X, W, 1.0, 1.0, s))(1.0)
+
+
+def test_vmap_over_every_array_and_without_jit():
+  r = np.random.default_rng(3)
+  x = r.integers(-128, 128, (4, 3, 20)).astype(np.int8)
+  w = r.integers(-128, 128, (4, 20, 17)).astype(np.int8)
+  b = r.integers(-500, 500, (4, 17)).astype(np.int32)
+  run = lambda x, w, b: int8_matmul(x, w, 0.1, 0.1, 2.0, b)
+  for mapped in itertools.product((True, False), repeat=3):
+    if not any(mapped):
+      continue
+    args = [a if m else a[0] for a, m in zip((x, w, b), mapped)]
+    axes = tuple(0 if m else None for m in mapped)
+    wanted = [
+      run(*(a[i] if m else a for a, m in zip(args, mapped))) for i in range(4)
+    ]
+    np.testing.assert_array_equal(jax.vmap(run, axes)(*args), wanted)
+  alone = run(x[0], w[0], b[0])
+  with jax.disable_jit():
+    np.testing.assert_array_equal(run(x[0], w[0], b[0]), alone)

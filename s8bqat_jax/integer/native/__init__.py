@@ -2,13 +2,15 @@
 
 XLA's CPU backend computes an int8 product without the processor's instruction
 for it, and a matrix-vector product slower than float32. `dot.cc` is the same
-product, requantization included, bit for bit: with it a program runs faster
-and computes nothing else. It is built on demand,
+product, requantization included, bit for bit. It is built on demand,
 
   python -m s8bqat_jax.integer.native
 
-beside its source, by the system's C++ compiler, and used from then on where
-the processor suits. Without it, or on other processors, XLA's product stays.
+beside its source, by the system's C++ compiler, and from then on used where
+the processor suits and XLA has nothing to partition. Without it, on other
+processors, over several devices and in exported programs XLA's product stays;
+what `jax.experimental.serialize_executable` writes needs it on the reader's
+side too, unless it was compiled under `disabled`.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import hashlib
 import math
 import os
 import pathlib
+import platform
 import shlex
 import shutil
 import subprocess
@@ -37,7 +40,9 @@ _SOURCE = pathlib.Path(__file__).with_name('dot.cc')
 _FOLDER = _SOURCE.parent  # of what is built
 _used = True
 _PACK, _DOT = 's8bqat_pack', 's8bqat_dot'
-_COLUMNS = 64  # of a packed panel, as in the source
+COLUMNS = 64  # of a packed panel, as in the source
+_SYMBOLS = 'S8bqatPack', 'S8bqatDot', 'S8bqatSuits'
+_TEMPORARY = '_building-'
 _COMPILERS = 'c++', 'g++', 'clang++'
 _OPTIONS = (
   '-std=c++17',
@@ -59,44 +64,78 @@ def build() -> pathlib.Path:
   """Compiles the library if it is not there; returns its path.
 
   Raises:
-    RuntimeError: there is no compiler, or it fails.
+    RuntimeError: there is no compiler, it fails, or what it made does not
+      load.
   """
   target = path()
-  if target.exists():
+  if _missing(target) is None:
     return target
-  compiler = (
-    shlex.split(os.environ.get('CXX', ''))
-    or [found for name in _COMPILERS if (found := shutil.which(name))][:1]
-  )
-  if not compiler:
+  if platform.machine() not in ('x86_64', 'AMD64'):
     raise RuntimeError(
-      f'no C++ compiler: none of {", ".join(_COMPILERS)} is on PATH; install '
-      "one or set CXX. Without it integer programs run on XLA's own product"
+      f'the native product is for x86-64 with AVX-512 VNNI, and this is '
+      f"{platform.machine()}; integer programs run on XLA's own product"
     )
-  with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-    made = pathlib.Path(folder) / target.name
-    include = ['-isystem', jax.ffi.include_dir()]
-    command = [*compiler, *_OPTIONS, *include, str(_SOURCE), '-o', str(made)]
-    try:
-      subprocess.run(command, check=True, capture_output=True, text=True)
-    except OSError as e:
-      raise RuntimeError(f'cannot run {shlex.join(compiler)}: {e}') from e
-    except subprocess.CalledProcessError as e:
-      raise RuntimeError(
-        f'{shlex.join(command)} failed:\n{e.stderr[-2000:]}'
-      ) from e
-    made.replace(target)
+  try:
+    with tempfile.TemporaryDirectory(dir=_FOLDER, prefix=_TEMPORARY) as folder:
+      made = pathlib.Path(folder) / target.name
+      include = ['-isystem', jax.ffi.include_dir()]
+      command = [*_compiler(), *_OPTIONS, *include, str(_SOURCE)]
+      subprocess.run(
+        [*command, '-o', str(made)], check=True, capture_output=True, text=True
+      )
+      wrong = _missing(made)
+      if wrong is not None:
+        raise RuntimeError(f'{shlex.join(command)} made no library: {wrong}')
+      made.replace(target)
+  except subprocess.CalledProcessError as e:
+    raise RuntimeError(
+      f'{shlex.join(e.cmd)} failed:\n{e.stderr[-2000:]}'
+    ) from e
+  except OSError as e:
+    raise RuntimeError(f'cannot build {target}: {e}') from e
+  for other in set(_FOLDER.glob('_dot-*.so')) - {target}:
+    other.unlink(missing_ok=True)  # Of an older source or jaxlib.
+  refusal.cache_clear()
   return target
+
+
+def _compiler() -> list[str]:
+  """The command of the C++ compiler."""
+  try:
+    asked = shlex.split(os.environ.get('CXX', ''))
+  except ValueError as e:
+    raise RuntimeError(f'CXX={os.environ["CXX"]!r} is no command: {e}') from e
+  if asked:
+    return asked
+  for name in _COMPILERS:
+    if found := shutil.which(name):
+      return [found]
+  raise RuntimeError(
+    f'no C++ compiler: none of {", ".join(_COMPILERS)} is on PATH; install '
+    "one or set CXX. Without it integer programs run on XLA's own product"
+  )
+
+
+def _missing(file: pathlib.Path) -> str | None:
+  """Why a file is not the library; None if it is."""
+  if not file.exists():
+    return f'{file} does not exist'
+  try:
+    library = ctypes.CDLL(str(file))
+  except OSError as e:
+    return str(e)
+  absent = [name for name in _SYMBOLS if not hasattr(library, name)]
+  return f'{file} has no {", ".join(absent)}' if absent else None
 
 
 def available() -> bool:
   """Whether programs compiled now use the library."""
-  return _used and _registered()
+  return _used and refusal() is None
 
 
 @contextlib.contextmanager
 def disabled() -> Iterator[None]:
-  """Programs that are first compiled inside use XLA's product."""
+  """Programs compiled inside use XLA's product, and do so ever after."""
   global _used
   before, _used = _used, False
   try:
@@ -106,28 +145,28 @@ def disabled() -> Iterator[None]:
 
 
 @functools.cache
-def _registered() -> bool:
-  """Registers the library if it is built and this processor suits."""
-  if not path().exists():
-    return False
-  try:
-    library = ctypes.CDLL(str(path()))
-  except OSError:  # Of another system, on a shared disk.
-    return False
+def refusal() -> str | None:
+  """Registers the library, or returns why it can't be used here."""
+  if not _SOURCE.exists():
+    return f'{_SOURCE} does not exist'
+  wrong = _missing(path())
+  if wrong is not None:
+    return wrong
+  library = ctypes.CDLL(str(path()))
   if not library.S8bqatSuits():
-    return False
+    return 'the processor has no AVX-512 VNNI, or it has AMX, which XLA uses'
   for name, handler in (_PACK, library.S8bqatPack), (_DOT, library.S8bqatDot):
     capsule = jax.ffi.pycapsule(handler)
     jax.ffi.register_ffi_target(name, capsule, platform='cpu')
-  return True
+  return None
 
 
 def _pack(w: jax.Array, output_major: bool) -> jax.Array:
   """Weights as `dot` reads them, apart so that XLA takes it out of a loop."""
   k, n = w.shape[::-1] if output_major else w.shape
   # Groups of four weights, and of all of a column their sum.
-  rows = _COLUMNS * math.ceil(k / _COLUMNS) // 4 + 1
-  shape = math.ceil(n / _COLUMNS), rows, _COLUMNS
+  rows = COLUMNS * math.ceil(k / COLUMNS) // 4 + 1
+  shape = math.ceil(n / COLUMNS), rows, COLUMNS
   call = jax.ffi.ffi_call(_PACK, jax.ShapeDtypeStruct(shape, jnp.int32))
   return call(w, output_major=output_major)
 

@@ -8,9 +8,6 @@ try:
   built = native.build()
 except RuntimeError as e:
   sys.exit(f'error: {e}')
-used = (
-  'used from now on'
-  if native.available()
-  else 'not used: this processor has no AVX-512 VNNI, or AMX, which XLA uses'
-)
+because = native.refusal()
+used = 'used from now on' if because is None else f'not used: {because}'
 print(f'built {built.name}; {used}')

@@ -22,6 +22,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <thread>
 #include <vector>
 
 #include "xla/ffi/api/ffi.h"
@@ -35,6 +36,7 @@ constexpr int64_t kRows = 48;        // of a task
 constexpr int64_t kQuads = 64;       // at a time: 16 KiB of weights
 constexpr int64_t kTile = 6;         // rows whose accumulators fit in registers
 constexpr int64_t kAlone = 1 << 16;  // products not worth a second thread
+constexpr int64_t kSpins = 1 << 14;  // before the core is left to others
 
 inline int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -220,8 +222,8 @@ struct PerColumn {
 
 struct Problem {
   int64_t m;
-  std::vector<uint8_t> x;  // [m, stride], plus 128
-  int64_t stride;          // a multiple of four, padded with anything
+  std::unique_ptr<uint8_t[]> x;  // [m, stride], plus 128
+  int64_t stride;                // a multiple of four, padded with anything
   Weights weights;
   const __m512i_u* packed;  // null if the weights are not
   PerColumn bias, multiplier;
@@ -239,7 +241,7 @@ void Panel(const Problem& p, const __m512i_u* packed, int64_t n0, int64_t m0,
   for (int64_t q = 0; q < quads; q += kQuads) {
     for (int64_t r = 0; r < rows; r += kTile) {
       kTiles[std::min(kTile, rows - r)](
-          p.x.data() + (m0 + r) * p.stride + 4 * q, p.stride, packed + 4 * q,
+          p.x.get() + (m0 + r) * p.stride + 4 * q, p.stride, packed + 4 * q,
           std::min(kQuads, quads - q), acc + 4 * r);
     }
   }
@@ -273,7 +275,10 @@ class Work {
       pool.Schedule([work] { work->Run(); });
     }
     work->Run();
-    while (work->done_.load(std::memory_order_acquire) < total) _mm_pause();
+    for (int64_t i = 0; work->done_.load(std::memory_order_acquire) < total;) {
+      // Long waits are those for a thread that the system has put aside.
+      ++i < kSpins ? _mm_pause() : std::this_thread::yield();
+    }
   }
 
   void Run() {
@@ -314,17 +319,20 @@ ffi::Error Dot(ffi::ThreadPool pool, ffi::Buffer<ffi::S8> x, ffi::AnyBuffer w,
                int32_t high) {
   const int64_t m = x.dimensions()[0], k = x.dimensions()[1];
   const int64_t n = out->dimensions()[1];
+  const ffi::DataType type = out->element_type();
+  if (type != ffi::S8 && type != ffi::S16 && type != ffi::S32) {
+    return ffi::Error::InvalidArgument("codes must be int8, int16 or int32");
+  }
   const int64_t stride = 4 * CeilDiv(k, 4);
   Problem p = {m,
-               std::vector<uint8_t>(m * stride),
+               std::unique_ptr<uint8_t[]>(new uint8_t[m * stride]),
                stride,
                {nullptr, k, n, output_major},
                nullptr,
                {bias.typed_data(), bias.element_count() == 1},
                {multiplier.typed_data(), multiplier.element_count() == 1},
-               128 + zero_x,
-               {out->untyped_data(), n, out->element_type(), shift, zero, low,
-                high}};
+               static_cast<int32_t>(128u + static_cast<uint32_t>(zero_x)),
+               {out->untyped_data(), n, type, shift, zero, low, high}};
   if (w.element_type() == ffi::S8) {
     p.weights = WeightsOf(w, output_major);
   } else {
@@ -332,7 +340,7 @@ ffi::Error Dot(ffi::ThreadPool pool, ffi::Buffer<ffi::S8> x, ffi::AnyBuffer w,
   }
   for (int64_t r = 0; r < m; ++r) {
     const int8_t* from = x.typed_data() + r * k;
-    uint8_t* to = p.x.data() + r * stride;
+    uint8_t* to = p.x.get() + r * stride;
     for (int64_t i = 0; i < k; ++i) {
       to[i] = static_cast<uint8_t>(from[i]) ^ 0x80;
     }

@@ -13,7 +13,7 @@ def get_config():
   config.float.module = 'experiments.configs.demo.digits'
   config.float.arguments = 'seed={seed}'
   config.activation_bits = 8
-  config.finetune.share = 0.09
+  config.finetune.share = 0.075
   config.finetune.train.learning_rate = 1.5e-3
   # So short a training pays for a second shape of batches by compiling it.
   config.finetune.data.num_buckets = 1

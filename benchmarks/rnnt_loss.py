@@ -280,19 +280,27 @@ def compare(rows):
   return comparisons
 
 
-def keep_others(before):
-  """Adds what the file held before: shapes of the same revision."""
-  now = results.read('rnnt_loss')
-  if not before or before['revision'] != now['revision']:
-    return
-  again = {row['system'] for row in now['rows']}
-  rows, comparisons = (
-    [x for x in before[k] if x['system'] not in again] + now[k]
-    for k in ('rows', 'comparisons')
-  )
+def write(rows, not_run):
+  """Writes what is measured so far; other shapes are listed as not run."""
+  measured = {row['system'] for row in rows}
+  missing = [
+    {'system': name, 'reason': 'not measured'}
+    for name in SHAPES
+    if name not in measured
+  ]
   results.write(
-    'rnnt_loss', rows, comparisons=comparisons, not_run=now['not_run']
+    'rnnt_loss', rows, comparisons=compare(rows), not_run=not_run + missing
   )
+
+
+def earlier(asked):
+  """Rows of shapes not asked for, if the file has them of this revision."""
+  if not (results.FOLDER / 'rnnt_loss.json').exists():
+    return []
+  before = results.read('rnnt_loss')
+  if before['revision'] != results.revision()[0]:
+    return []
+  return [row for row in before['rows'] if row['system'] not in asked]
 
 
 def main(_):
@@ -301,8 +309,7 @@ def main(_):
     return
   # As training does; PyTorch, in the same process, gains too.
   training.reuse_host_memory()
-  file = results.FOLDER / 'rnnt_loss.json'
-  before = results.read('rnnt_loss') if file.exists() else None
+  asked = _SHAPES.value or SHAPES
   systems, not_run = list(SYSTEMS), []
   try:
     import_fast_rnnt()
@@ -310,11 +317,11 @@ def main(_):
     systems.remove('fast_rnnt')
     not_run = [{'method': 'fast_rnnt', 'reason': str(error)}]
     print(f'fast_rnnt is not run: {error}')
-  rows = []
+  rows = earlier(asked)
   print(
     f'{"shape":20} {"loss":10} {"ms":>9} {"peak MB":>9} {"XLA temp MB":>12}'
   )
-  for name in _SHAPES.value or SHAPES:
+  for name in asked:
     for row in measure(name, systems):
       rows.append(row)
       metrics = row['metrics']
@@ -325,13 +332,11 @@ def main(_):
         f'{"" if temp is None else format(temp, "12.1f")}',
         flush=True,
       )
-  comparisons = compare(rows)
-  for c in comparisons:
+    write(rows, not_run)
+  for c in compare(rows):
     print(
       f'{c["system"]:20} {c["a"]:10} / ours {c["metric"]:20} {c["ratio"]:8.2f}'
     )
-  results.write('rnnt_loss', rows, comparisons=comparisons, not_run=not_run)
-  keep_others(before)
 
 
 if __name__ == '__main__':

@@ -328,9 +328,9 @@ def main(_) -> None:
       'count': count,
     }  # fmt: skip
     for level, errors in (
-      ('model', _by_group(rows)),
+      ('model', _grouped(rows, lambda row: row['method'])),
       ('operation', ops),
-      ('machine', _by_machine(rows)),
+      ('machine', _grouped(rows, _of_machine)),
     )
     for (target, what), (mean, largest, count) in _means(errors).items()
   ]
@@ -347,22 +347,18 @@ def main(_) -> None:
   _plot(comparisons, path.with_suffix('.png'))
 
 
-def _by_group(rows) -> dict[tuple[str, str], list[float]]:
+def _grouped(rows, kind) -> dict[tuple[str, str], list[float]]:
+  """Absolute errors of each system by the kind of row."""
   errors: dict[tuple[str, str], list[float]] = {}
   for row in rows:
     error = abs(row['metrics']['error'])
-    errors.setdefault((row['system'], row['method']), []).append(error)
+    errors.setdefault((row['system'], kind(row)), []).append(error)
   return errors
 
 
-def _by_machine(rows) -> dict[tuple[str, str], list[float]]:
+def _of_machine(row) -> str:
   """Networks, the published model among them, and layers on their own."""
-  errors: dict[tuple[str, str], list[float]] = {}
-  for row in rows:
-    kind = 'layers' if row['method'] in _LAYERS else 'networks'
-    error = abs(row['metrics']['error'])
-    errors.setdefault((row['system'], kind), []).append(error)
-  return errors
+  return 'layers' if row['method'] in _LAYERS else 'networks'
 
 
 def _means(errors) -> dict[tuple[str, str], tuple[float, float, int]]:

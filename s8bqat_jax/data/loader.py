@@ -269,9 +269,11 @@ def make_loader(
   shortest, longest = (1.0, 1.0) if perturb is None else perturb.stretch
   labels_N = encode_texts(corpus, tokenizer)
   label_lengths_N = np.array([len(l) for l in labels_N])
-  crowded = _crowded(corpus, labels_N, samples_per_label, shortest)
+  crowded = (
+    _crowded(corpus, labels_N, samples_per_label, shortest) if train else {}
+  )
   skipped = Skipped()
-  if train and crowded:
+  if crowded:
     skipped.reasons |= {corpus.utt_ids_N[i]: crowded[i] for i in crowded}
     name, reason = next(iter(skipped.reasons.items()))
     logging.warning(
@@ -281,13 +283,12 @@ def make_loader(
       name,
       reason,
     )
-  leave_out = list(crowded) if train else []
-  if len(leave_out) == len(corpus):
+  if len(crowded) == len(corpus):
     raise ValueError(
       f'{corpus.spec}: no transcript fits its audio at {samples_per_label} '
       'samples a label'
     )
-  kept_N = np.setdiff1d(np.arange(len(corpus)), leave_out)
+  kept_N = np.setdiff1d(np.arange(len(corpus)), list(crowded))
   buckets = batching.make_buckets(
     np.asarray(corpus.durations_N)[kept_N],
     label_lengths_N[kept_N],
@@ -302,7 +303,7 @@ def make_loader(
     seed=seed,
     shuffle=train,
     stretch=longest,
-    leave_out=leave_out,
+    leave_out=list(crowded),
   )
   at_speed = None
   if perturb is not None:

@@ -69,9 +69,6 @@ def define(
 
   primitive.def_abstract_eval(abstract)
   primitive.def_impl(run)
-  mlir.register_lowering(
-    primitive, mlir.lower_fun(kernel, multiple_results=False)
-  )
   anywhere = mlir.lower_fun(kernel, multiple_results=False)
   mlir.register_lowering(primitive, anywhere)
   if cpu is not None:

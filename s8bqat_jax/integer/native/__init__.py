@@ -42,7 +42,6 @@ _used = True
 _PACK, _DOT = 's8bqat_pack', 's8bqat_dot'
 COLUMNS = 64  # of a packed panel, as in the source
 _SYMBOLS = 'S8bqatPack', 'S8bqatDot', 'S8bqatSuits'
-_TEMPORARY = '_building-'
 _COMPILERS = 'c++', 'g++', 'clang++'
 _OPTIONS = (
   '-std=c++17',
@@ -68,7 +67,8 @@ def build() -> pathlib.Path:
       load.
   """
   target = path()
-  if _missing(target) is None:
+  with contextlib.suppress(OSError):
+    _load(target)
     return target
   if platform.machine() not in ('x86_64', 'AMD64'):
     raise RuntimeError(
@@ -76,16 +76,19 @@ def build() -> pathlib.Path:
       f"{platform.machine()}; integer programs run on XLA's own product"
     )
   try:
-    with tempfile.TemporaryDirectory(dir=_FOLDER, prefix=_TEMPORARY) as folder:
+    with tempfile.TemporaryDirectory(
+      dir=_FOLDER, prefix='_building-'
+    ) as folder:
       made = pathlib.Path(folder) / target.name
       include = ['-isystem', jax.ffi.include_dir()]
       command = [*_compiler(), *_OPTIONS, *include, str(_SOURCE)]
       subprocess.run(
         [*command, '-o', str(made)], check=True, capture_output=True, text=True
       )
-      wrong = _missing(made)
-      if wrong is not None:
-        raise RuntimeError(f'{shlex.join(command)} made no library: {wrong}')
+      try:
+        _load(made)
+      except OSError as e:
+        raise RuntimeError(f'{shlex.join(command)} made no library: {e}') from e
       made.replace(target)
   except subprocess.CalledProcessError as e:
     raise RuntimeError(
@@ -116,16 +119,15 @@ def _compiler() -> list[str]:
   )
 
 
-def _missing(file: pathlib.Path) -> str | None:
-  """Why a file is not the library; None if it is."""
+def _load(file: pathlib.Path) -> ctypes.CDLL:
+  """Loads the library; an OSError says why a file is none."""
   if not file.exists():
-    return f'{file} does not exist'
-  try:
-    library = ctypes.CDLL(str(file))
-  except OSError as e:
-    return str(e)
+    raise FileNotFoundError(f'{file} does not exist')
+  library = ctypes.CDLL(str(file))
   absent = [name for name in _SYMBOLS if not hasattr(library, name)]
-  return f'{file} has no {", ".join(absent)}' if absent else None
+  if absent:
+    raise OSError(f'{file} has no {", ".join(absent)}')
+  return library
 
 
 def available() -> bool:
@@ -149,10 +151,10 @@ def refusal() -> str | None:
   """Registers the library, or returns why it can't be used here."""
   if not _SOURCE.exists():
     return f'{_SOURCE} does not exist'
-  wrong = _missing(path())
-  if wrong is not None:
-    return wrong
-  library = ctypes.CDLL(str(path()))
+  try:
+    library = _load(path())
+  except OSError as e:
+    return str(e)
   if not library.S8bqatSuits():
     return 'the processor has no AVX-512 VNNI, or it has AMX, which XLA uses'
   for name, handler in (_PACK, library.S8bqatPack), (_DOT, library.S8bqatDot):

@@ -33,7 +33,7 @@ namespace {
 
 constexpr int64_t kColumns = 64;     // of a panel: four vectors
 constexpr int64_t kRows = 48;        // of a task
-constexpr int64_t kQuads = 64;       // at a time: 16 KiB of weights
+constexpr int64_t kQuads = 256;      // at a time: 64 KiB of weights
 constexpr int64_t kTile = 6;         // rows whose accumulators fit in registers
 constexpr int64_t kAlone = 1 << 16;  // products not worth a second thread
 constexpr int64_t kSpins = 1 << 14;  // before the core is left to others
@@ -176,28 +176,24 @@ struct Output {
   int32_t shift, zero, low, high;
 };
 
-// Eight int32 accumulators to clipped codes.
-inline __m256i Requantize8(__m256i acc, __m256i multiplier, const Output& out) {
+// Eight products, of every second accumulator, to clipped codes less `zero`.
+inline __m512i Requantize8(__m512i acc, __m512i multiplier, const Output& out) {
   const int64_t half = out.shift ? int64_t{1} << (out.shift - 1) : 0;
-  __m512i y = _mm512_mul_epi32(_mm512_cvtepi32_epi64(acc),
-                               _mm512_cvtepi32_epi64(multiplier));
+  __m512i y = _mm512_mul_epi32(acc, multiplier);
   y = _mm512_add_epi64(y, _mm512_set1_epi64(half));
   y = _mm512_sra_epi64(y, _mm_cvtsi32_si128(out.shift));
-  y = _mm512_add_epi64(y, _mm512_set1_epi64(out.zero));
-  y = _mm512_max_epi64(y, _mm512_set1_epi64(out.low));
-  y = _mm512_min_epi64(y, _mm512_set1_epi64(out.high));
-  return _mm512_cvtepi64_epi32(y);
+  y = _mm512_max_epi64(y, _mm512_set1_epi64(int64_t{out.low} - out.zero));
+  return _mm512_min_epi64(y, _mm512_set1_epi64(int64_t{out.high} - out.zero));
 }
 
 inline void Store(const Output& out, int64_t at, __mmask16 mask, __m512i acc,
                   __m512i multiplier) {
-  const __m256i low = Requantize8(_mm512_castsi512_si256(acc),
-                                  _mm512_castsi512_si256(multiplier), out);
-  const __m256i high =
-      Requantize8(_mm512_extracti64x4_epi64(acc, 1),
-                  _mm512_extracti64x4_epi64(multiplier, 1), out);
-  const __m512i y =
-      _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+  const __m512i even = Requantize8(acc, multiplier, out);
+  const __m512i odd = Requantize8(_mm512_srli_epi64(acc, 32),
+                                  _mm512_srli_epi64(multiplier, 32), out);
+  const __m512i y = _mm512_add_epi32(
+      _mm512_mask_blend_epi32(0xaaaa, even, _mm512_slli_epi64(odd, 32)),
+      _mm512_set1_epi32(out.zero));
   if (out.type == ffi::S8) {
     _mm_mask_storeu_epi8(static_cast<int8_t*>(out.data) + at, mask,
                          _mm512_cvtepi32_epi8(y));
@@ -246,16 +242,21 @@ void Panel(const Problem& p, const __m512i_u* packed, int64_t n0, int64_t m0,
     }
   }
   const __m512i_u* sums = packed + PanelVectors(p.weights.k) - 4;
+  __mmask16 mask[4];
+  __m512i multiplier[4], constant[4];
   for (int j = 0; j < 4; ++j) {
     const int64_t n = n0 + 16 * j;
-    const auto mask = static_cast<__mmask16>(Mask(p.out.n - n));
-    const __m512i multiplier = p.multiplier.Load(n, mask);
-    const __m512i constant = _mm512_sub_epi32(
-        p.bias.Load(n, mask),
+    mask[j] = static_cast<__mmask16>(Mask(p.out.n - n));
+    multiplier[j] = p.multiplier.Load(n, mask[j]);
+    constant[j] = _mm512_sub_epi32(
+        p.bias.Load(n, mask[j]),
         _mm512_mullo_epi32(sums[j], _mm512_set1_epi32(p.offset)));
-    for (int64_t r = 0; r < rows; ++r) {
-      Store(p.out, (m0 + r) * p.out.n + n, mask,
-            _mm512_add_epi32(acc[4 * r + j], constant), multiplier);
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      Store(p.out, (m0 + r) * p.out.n + n0 + 16 * j, mask[j],
+            _mm512_add_epi32(acc[4 * r + j], constant[j]), multiplier[j]);
     }
   }
 }

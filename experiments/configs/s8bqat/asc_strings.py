@@ -66,6 +66,13 @@ def get_config(text=None):
   config.matrices.ablation = s8bqat.matrix(
     *s8bqat.ablation('90k', 2), split='dev', parts=('0',)
   )
+  # What the ablation leaves open on one fold: whether the penalty's power
+  # matters, and whether the penalty does.
+  config.matrices.power = s8bqat.matrix(
+    *(f'90k/{c}' for c in ('s8bqat:2', 's8bqat:2?power=0')),
+    '90k/straight-through:2',
+    split='dev',
+  )
   # On the steep part of the float curve, which is flat above 90k. Costed with
   # random weights, before any training: about half the bytes, and at least 5%
   # less latency on all machines but Ethos-U85, which is bound by its products.

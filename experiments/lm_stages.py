@@ -12,7 +12,7 @@ import json
 import pathlib
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -93,6 +93,7 @@ class Stages:
     root: pathlib.Path,
     seed: int = 0,
     progress: bool = True,
+    float_runs: Sequence[pathlib.Path] = (),
   ):
     """Plans; nothing runs before it is asked for.
 
@@ -102,6 +103,8 @@ class Stages:
       root: folder of the stages.
       seed: of initialization, order and noise.
       progress: whether to show progress bars.
+      float_runs: folders in which a float model of this config may be found,
+        somewhere below, in a folder of its stage's name.
     """
     if config.data.score_length > config.data.length:
       raise ValueError(
@@ -112,6 +115,7 @@ class Stages:
     self.config = config.copy_and_resolve_references()
     self.config.seed = seed
     self.corpora, self.root, self.progress = corpora, root, progress
+    self.float_runs = float_runs
     self.model = language_model.from_config(config.model, corpora.tokenizer)
     self.scorer = language_model.Scorer(self.model, config.data.score_length)
     self.float_config = self._section(
@@ -121,7 +125,15 @@ class Stages:
 
   def float_model(self) -> pathlib.Path:
     """Returns the file of the float model, trained if it is not there."""
-    return self._trained('float', self.float_config, None, None)
+    return self._trained(self.float_folder(), self.float_config, None, None)
+
+  def float_folder(self) -> pathlib.Path:
+    """Returns where the float model is, or will be."""
+    folder = self.folder('float', 'float', self.float_config)
+    for root in self.float_runs:
+      for found in root.glob(f'**/{folder.name}/{RESULT}'):
+        return found.parent
+    return folder
 
   def float_params(self) -> Any:
     """Returns the float model's weights.
@@ -140,8 +152,7 @@ class Stages:
 
   def float_done(self) -> bool:
     """Whether the float model is there."""
-    folder = self.folder('float', 'float', self.float_config)
-    return (folder / RESULT).exists()
+    return (self.float_folder() / RESULT).exists()
 
   def train_folder(self, method: str, bits: int | Bits) -> pathlib.Path:
     """Returns where a fine-tuning is, or will be."""
@@ -166,7 +177,8 @@ class Stages:
     config = self._with_method(method, bits)
     quantizer = make_quantizer(config, method, bits)
     if methods.METHODS[method].trains:
-      return self._trained(method, config, quantizer, self.float_params())
+      folder = self.folder('train', method, config)
+      return self._trained(folder, config, quantizer, self.float_params())
 
     def work(folder):
       params = self.float_params()
@@ -234,7 +246,7 @@ class Stages:
   def finetuning(self) -> ml_collections.ConfigDict:
     """The config of training from the float model, without a method."""
     config = self.float_config.copy_and_resolve_references()
-    config.starts_from = self.folder('float', 'float', self.float_config).name
+    config.starts_from = self.float_folder().name
     steps = config.train.steps
     config.train.update(self.config.finetune.train)
     config.train.steps = round(self.config.finetune.share * steps)
@@ -265,9 +277,7 @@ class Stages:
         content[section].pop(field, None)
     return self.root / kind / f'{plain}-{results.config_hash(content)}'
 
-  def _trained(self, name, config, quantizer, params) -> pathlib.Path:
-    folder = self.folder('train' if name != 'float' else name, name, config)
-
+  def _trained(self, folder, config, quantizer, params) -> pathlib.Path:
     def work(folder):
       outcome = self.fit(folder, config, quantizer, params)
       self._save(folder / SHIPPED, fitting.shipped(outcome.state, quantizer))

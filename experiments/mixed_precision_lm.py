@@ -36,6 +36,11 @@ _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'A file of experiments/configs/lm.'
 )
 _RUNS = flags.DEFINE_string('runs', 'runs/lm', 'Where stages are kept.')
+_FLOAT_RUNS = flags.DEFINE_list(
+  'float_runs',
+  [str(results.MODELS / 'float')],
+  'Where float models may be found.',
+)
 _ONLY = flags.DEFINE_string('only', '', 'Only cells that contain this.')
 _SEEDS = flags.DEFINE_list('seeds', [], 'Only these seeds.')
 _HOURS = flags.DEFINE_float(
@@ -67,9 +72,10 @@ def main(argv):
       f'{", ".join(str(c) for c in lm_matrix.cells(config))}'
     )
   folder = root / (config.stages or config.name)
+  float_runs = tuple(map(pathlib.Path, _FLOAT_RUNS.value))
   found = {
     seed: lm_sensitivity.Sensitivity(
-      lm_stages.Stages(config, corpora, folder, seed)
+      lm_stages.Stages(config, corpora, folder, seed, float_runs=float_runs)
     )
     for seed in config.seeds
   }

@@ -65,6 +65,25 @@ def test_a_stage_runs_once(stages, monkeypatch):
   assert path.stat().st_mtime_ns == before
 
 
+def test_a_float_model_is_taken_from_where_it_is_published(
+  config, stages, tmp_path, monkeypatch
+):
+  stages.float_model()
+  monkeypatch.setattr(lm_stages.Stages, 'fit', None)
+  floats = (stages.root.parent,)  # above the stages: looked for below
+
+  def other(seed):
+    return lm_stages.Stages(
+      config, stages.corpora, tmp_path, seed, float_runs=floats
+    )
+
+  assert other(0).float_done() and not other(1).float_done()
+  assert other(0).float_model() == stages.float_model()
+  own = other(0).train_folder('admm', 3)
+  assert own.name == stages.train_folder('admm', 3).name
+  assert own.is_relative_to(tmp_path)
+
+
 def test_every_metric_allocates_within_the_bytes_of_uniform_precision(found):
   sizes = found.sizes()
   budget = sum(of[3] for of in sizes.values())

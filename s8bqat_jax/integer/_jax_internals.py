@@ -36,6 +36,10 @@ class Lit:
 
   value: Any
 
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return np.shape(self.value)
+
 
 Atom = Var | Lit
 

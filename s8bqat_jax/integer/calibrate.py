@@ -2,8 +2,8 @@
 
 The function's graph is run as it is, in float, through scan, cond, while, jit
 and custom-derivative bodies, and the extremes of each value are kept under
-its name (keys.py). Values beyond `MASK_LIMIT` are attention masks, not data,
-and are left out.
+its name (keys.py). What a function fills beyond `MASK_LIMIT` is an attention
+mask, not data, and is left out.
 """
 
 from __future__ import annotations
@@ -58,17 +58,22 @@ class _Meter(NamedTuple):
 
 
 def _extremes(key, x):
+  """Lowest and highest of the data, then of what is as large as masks are."""
   del key
   mask = jnp.abs(x) >= MASK_LIMIT  # False for NaN, which must show.
-  low = jnp.min(jnp.where(mask, jnp.inf, x), initial=jnp.inf)
-  high = jnp.max(jnp.where(mask, -jnp.inf, x), initial=-jnp.inf)
-  return jnp.stack([low, high]).astype(jnp.float32)
+  extremes = []
+  for of in (~mask, mask & (x > 0)):
+    extremes.append(jnp.min(jnp.where(of, x, jnp.inf), initial=jnp.inf))
+    extremes.append(jnp.max(jnp.where(of, x, -jnp.inf), initial=-jnp.inf))
+  return jnp.stack(extremes).astype(jnp.float32)
 
 
 _MINMAX = _Meter(
   _extremes,
-  lambda a, b: jnp.stack([jnp.minimum(a[0], b[0]), jnp.maximum(a[1], b[1])]),
-  lambda: jnp.array([jnp.inf, -jnp.inf], jnp.float32),
+  lambda a, b: jnp.where(
+    jnp.arange(4) % 2, jnp.maximum(a, b), jnp.minimum(a, b)
+  ),
+  lambda: jnp.array([jnp.inf, -jnp.inf] * 2, jnp.float32),
 )
 
 
@@ -94,6 +99,7 @@ def calibrate(
   params: Any,
   batches: Iterable[Any],
   method: str = 'minmax',
+  carry: bool = False,
 ) -> dict[str, tuple[float, float]]:
   """Runs `fn` on data and returns the range of each of its values.
 
@@ -105,13 +111,17 @@ def calibrate(
     method: 'minmax'; 'ema' (minima and maxima averaged with weight 0.95 on the
       past, as in Q-ASR, over the batches that reach the value); 'percentile'
       (the central 99.99%); 'mse' (the clipping with the least 8-bit error).
+    carry: the first input is a state that the first output replaces, as for
+      `lower`. A state that runs through a loop is better measured on the
+      function with the loop in it.
 
   Returns:
     {name: (low, high)}, plain floats, fit for JSON. A value that no batch
     reached (in an untaken branch) has none.
 
   Raises:
-    ValueError: unknown method, no batch, or NaN in a value.
+    ValueError: unknown method, no batch, NaN in a value, or data of 1e6 and
+      more, which can't be told from masks.
   """
   if method not in ('minmax', 'ema', 'percentile', 'mse'):
     raise ValueError(
@@ -121,11 +131,13 @@ def calibrate(
   batches = [b if isinstance(b, tuple) else (b,) for b in batches]
   if not batches:
     raise ValueError('calibrate needs at least one batch')
+  for batch in batches:
+    _check_inputs(batch)
   weight = EMA if method == 'ema' else None
-  ranges = _extremes_over(fn, params, batches, weight)
+  ranges = _extremes_over(fn, params, batches, weight, carry)
   if method in ('minmax', 'ema'):
     return ranges
-  run = jax.jit(functools.partial(_run, fn, _histogram(ranges)))
+  run = jax.jit(functools.partial(_run, fn, _histogram(ranges), carry))
   totals: dict[str, np.ndarray] = {}
   for inputs in batches:
     for key, counts in run(params, *inputs).items():
@@ -134,12 +146,26 @@ def calibrate(
   return {k: clip(totals[k], *ranges[k]) for k in ranges}
 
 
+def _check_inputs(batch: tuple[Any, ...]) -> None:
+  for path, x in jax.tree_util.tree_leaves_with_path(batch):
+    if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+      continue
+    peak = float(np.max(np.abs(np.asarray(x, np.float32)), initial=0.0))
+    if peak >= MASK_LIMIT:
+      raise ValueError(
+        f'inputs{jax.tree_util.keystr(path)} reaches {peak:.3g}, and no code '
+        'stands for that: give a mask as booleans and let the function fill, '
+        'jnp.where(mask, x, -1e9); scale data'
+      )
+
+
 def saturation(
   fn: Callable[..., Any],
   params: Any,
   ranges: Ranges,
   batches: Iterable[Any],
   limit: float | None = None,
+  carry: bool = False,
 ) -> dict[str, float]:
   """Counts what the float function puts beyond its ranges.
 
@@ -153,6 +179,7 @@ def saturation(
     ranges: of the same function; values without one are not counted.
     batches: the inputs of each call.
     limit: the largest share to accept without an error.
+    carry: as for `calibrate`.
 
   Returns:
     {name: share of its values beyond its range}, largest first, zeros left out.
@@ -171,7 +198,7 @@ def saturation(
     return jnp.stack([count(beyond & ok), count(ok)])
 
   meter = _Meter(measure, jnp.add, lambda: jnp.zeros(2, jnp.float32))
-  run = jax.jit(functools.partial(_run, fn, meter))
+  run = jax.jit(functools.partial(_run, fn, meter, carry))
   params = qtensor.decode(params)
   totals: dict[str, np.ndarray] = {}
   for batch in batches:
@@ -209,25 +236,30 @@ def output_names(
   """
   params = qtensor.decode(params)
   graph, _ = internals.trace(fn, params, *inputs)
-  names = _input_keys(params, inputs)
+  names = _input_keys(params, inputs, carry=False)
   return [key.name for key in keys.assign(graph, names)[1]]
 
 
-def _input_keys(params: Any, inputs: Any) -> list[keys.Key]:
+def _input_keys(params: Any, inputs: Any, carry: bool) -> list[keys.Key]:
   paths = [p for p, _ in jax.tree_util.tree_leaves_with_path(params)]
   names = keys.of_params([keys.path_name(p) for p in paths])
-  count = len(jax.tree.leaves(inputs))
+  state = len(jax.tree.leaves(inputs[0])) if carry else 0
+  count = len(jax.tree.leaves(inputs)) - state
+  names += [keys.Key(keys.CARRY)] * state
   return [*names, *(keys.Key(n) for n in keys.input_names(count))]
 
 
 def _extremes_over(
-  fn, params, batches, weight
+  fn, params, batches, weight, carry
 ) -> dict[str, tuple[float, float]]:
-  run = jax.jit(functools.partial(_run, fn, _MINMAX))
+  run = jax.jit(functools.partial(_run, fn, _MINMAX, carry))
   total: dict[str, np.ndarray] = {}
+  large: dict[str, np.ndarray] = {}
   for inputs in batches:
     for key, value in run(params, *inputs).items():
-      new = np.asarray(value, np.float64)
+      new, beyond = np.split(np.asarray(value, np.float64), 2)
+      old = large.get(key, beyond)
+      large[key] = np.array([min(old[0], beyond[0]), max(old[1], beyond[1])])
       if new[0] > new[1]:
         continue  # This batch did not reach it: an untaken branch, a mask.
       old = total.get(key, new)
@@ -241,6 +273,14 @@ def _extremes_over(
     raise ValueError(
       f'NaN in {broken[:5]} ({len(broken)} values in all); check the '
       'calibration data and the model'
+    )
+  # What fills is one number; data that is out of scale varies.
+  wild = sorted(k for k, (a, b) in large.items() if a * (1 + 1e-3) < b < np.inf)
+  if wild:
+    raise ValueError(
+      f'{wild[:5]} ({len(wild)} values in all) reach '
+      f'{large[wild[0]][1]:.3g}: data of {MASK_LIMIT:.0e} and more cannot be '
+      'told from masks; scale the function'
     )
   return {k: (float(v[0]), float(v[1])) for k, v in total.items()}
 
@@ -269,11 +309,11 @@ def _least_error(counts: np.ndarray, low: float, high: float):
   return answer
 
 
-def _run(fn, meter: _Meter, params, *inputs) -> dict[str, Any]:
+def _run(fn, meter: _Meter, carry: bool, params, *inputs) -> dict[str, Any]:
   """One traced run: {name: statistic}."""
   graph, _ = internals.trace(fn, params, *inputs)
   leaves, flat = jax.tree.leaves(params), jax.tree.leaves(inputs)
-  names = _input_keys(params, inputs)
+  names = _input_keys(params, inputs, carry)
   stats: dict[str, Any] = {}
   for name, value in zip(names[len(leaves) :], flat):
     if jnp.issubdtype(value.dtype, jnp.floating):

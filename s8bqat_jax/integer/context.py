@@ -18,7 +18,12 @@ import numpy as np
 from s8bqat_jax.integer import _jax_internals as internals
 from s8bqat_jax.integer import elementwise, keys, requantize
 from s8bqat_jax.integer import spec as spec_lib
-from s8bqat_jax.integer.spec import MASK_LIMIT, Spec, fake_quantize
+from s8bqat_jax.integer.spec import (
+  MASK_CODE,
+  MASK_LIMIT,
+  Spec,
+  fake_quantize,
+)
 from s8bqat_jax.integer.values import (
   Computed,
   Const,
@@ -156,6 +161,18 @@ class Context:
     low, high = min(low, start[0]), max(high, start[1])
     return spec_lib.from_range(low, high, bits, key)
 
+  def masked_spec(self, e: internals.Eqn) -> Callable[[int], Spec]:
+    """The spec of a result some of which is masked out, at any width asked."""
+    low, high = self.ranges.get(self.key(e), (0.0, 0.0))
+    spec = spec_lib.masked_range(low, high)
+    return lambda bits: spec  # It feeds a softmax: always 8 bits.
+
+  def is_masked(self, v: Value) -> bool:
+    """Whether entries of a value may be masked out."""
+    if isinstance(v, QValue):
+      return self.natural(v, 8).masked
+    return isinstance(v, Const) and bool(np.any(v.masked_out))
+
   def spec_of(self, v: QValue, bits: int) -> Spec:
     """The calibrated spec of a value, its clip included."""
     return _clipped(self.range_spec(v.key, bits), v.clip)
@@ -172,6 +189,9 @@ class Context:
         return _clipped(_scaled(spec, v.gain), v.clip)
       case Moved(parent, _):
         return _clipped(_scaled(self.natural(parent, bits), v.gain), v.clip)
+      case Table(base, fn) if _masks(base.spec, fn):
+        low, high = self.spec_of(v, 8).interval
+        return spec_lib.masked_range(low, high)
       case Computed(own=own) if own is not None:
         return _clipped(_scaled(own(bits), v.gain), v.clip)
       case Computed(costly=True) if bits == 16:
@@ -180,7 +200,11 @@ class Context:
     return self.spec_of(v, bits)
 
   def operand(
-    self, v: QValue, bits: int | None = None, spec: Spec | None = None
+    self,
+    v: QValue,
+    bits: int | None = None,
+    spec: Spec | None = None,
+    masks: bool = False,
   ) -> Operand:
     """Materializes a value.
 
@@ -188,11 +212,22 @@ class Context:
       v: the value.
       bits: 8 or 16 where the consumer cares; None takes `prefers(v)`.
       spec: exactly this spec, where the consumer needs one.
+      masks: whether the consumer knows what to do with masked-out entries.
 
     Returns:
       Codes (lowering) or fake-quantized reals (twin), and their spec.
+
+    Raises:
+      ValueError: the value is masked and the consumer knows of no masks.
     """
     target = spec or self.natural(v, bits or self.prefers(v))
+    if spec is None and target.masked and not masks:
+      raise ValueError(
+        f'{v.key!r} has entries of -1e6 and less, which are read as masks, and '
+        'goes where integers have none: masks pass through movements, sums, '
+        'maxima and functions of one value into a softmax; elsewhere fill with '
+        'a value of the size of the data'
+      )
     if self.twin:
       v.codes.setdefault(target, None)  # Later choices see it, as in lowering.
       as_given = _is_parameter(v) and target == self.natural(v, target.bits)
@@ -219,7 +254,7 @@ class Context:
       (base, fn), step = self.view(v.root), v.step
       return base, lambda r: step(fn(r))
     if v.base is None:
-      v.base = self.operand(v)
+      v.base = self.operand(v, masks=True)
     return v.base, lambda r: r
 
   def constant(self, c: Const, bits: int = 16) -> Operand:
@@ -249,6 +284,8 @@ class Context:
     return Weight(spec.quantize_np(value), np.asarray(spec.scale))
 
   def _codes(self, v: QValue, target: Spec) -> Any:
+    # Whoever names a spec has not seen what `v` is clipped to.
+    target = _clipped(target, v.clip)
     if target in v.codes:
       return v.codes[target]
     inner = _scaled(target, 1 / v.gain)
@@ -272,7 +309,7 @@ class Context:
     if _close(source, target):
       return codes
     (fixed,) = requantize.to_multiplier(source.scale / target.scale)
-    return elementwise.q_rescale(
+    moved = elementwise.q_rescale(
       codes,
       fixed.multiplier,
       zero=source.zero,
@@ -280,6 +317,21 @@ class Context:
       out=target.out,
       site=site,
     )
+    return (
+      self.mask(moved, codes == MASK_CODE, target) if source.masked else moved
+    )
+
+  def mask(self, codes: Any, where: Any, spec: Spec) -> Any:
+    """Codes with masked-out entries: the lowest, if `spec` has no masks."""
+    fill = MASK_CODE if spec.masked else spec.low
+    return jnp.where(where, jnp.asarray(fill, spec.dtype), codes)
+
+
+def _masks(base: Spec, fn: Callable[[Any], Any]) -> bool:
+  """Whether a function leaves masks in place, or makes them of 0 or 1."""
+  ends = [*base.interval, *base.values()[: int(base.masked)]]
+  reals = table_values(fn, np.asarray(ends))
+  return bool(np.any((reals <= -MASK_LIMIT) & np.isfinite(reals)))
 
 
 def _is_parameter(v: QValue) -> bool:
@@ -307,7 +359,7 @@ def _close(a: Spec, b: Spec) -> bool:
   """Equal up to rounding of the scale, and b no narrower than a."""
   return (
     abs(a.scale - b.scale) <= 1e-12 * a.scale
-    and (a.zero, a.bits) == (b.zero, b.bits)
+    and (a.zero, a.bits, a.masked) == (b.zero, b.bits, b.masked)
     and b.low <= a.low
     and b.high >= a.high
   )

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from s8bqat_jax.integer import _jax_internals as internals
@@ -55,18 +56,20 @@ def to_array(ctx: Context, v: Value, spec: Spec | None) -> Any:
   if spec is None:
     return jnp.asarray(v.array)
   assert isinstance(v, Const)
+  if ctx.twin and v.name:
+    return jnp.asarray(v.array)  # A parameter is taken as it is given.
   if ctx.twin:
     return spec_lib.fake_quantize(jnp.asarray(v.array), spec)
   return jnp.asarray(spec.quantize_np(v.value))
 
 
 def from_array(
-  ctx: Context, x: Any, key: str, spec: Spec | None
+  ctx: Context, x: Any, key: str, spec: Spec | None, parameter: bool = False
 ) -> Exact | QValue:
   if spec is None:
     return Exact(x)
   codes, live = (None, x) if ctx.twin else (x, None)
-  return ctx.fixed(x.shape, key, codes, spec, live)
+  return ctx.fixed(x.shape, key, codes, spec, live, parameter)
 
 
 def _spec_in(ctx: Context, v: Value, bits: int) -> Spec | None:
@@ -74,6 +77,15 @@ def _spec_in(ctx: Context, v: Value, bits: int) -> Spec | None:
   if isinstance(v, QValue):
     return ctx.natural(v, bits)
   if isinstance(v, Const) and jnp.issubdtype(v.value.dtype, jnp.floating):
+    if bits == 8 and v.name:
+      # A stack of weights, a slice for every step.
+      scale = ctx.weight(v).scale
+      if np.ndim(scale):
+        raise ValueError(
+          f'parameter {v.name!r} holds the weights of every step of a scan '
+          f'under scales of shape {np.shape(scale)}; give it one scale'
+        )
+      return Spec(float(scale))
     return spec_lib.from_range(v.value.min(), v.value.max(), bits, v.name)
   return None
 
@@ -116,12 +128,15 @@ def _scan(ctx: Context, e: Any, *args: Value) -> list[Value]:
   init = [to_array(ctx, a, s) for a, s in zip(args[c : c + n], carry_specs)]
   xs = [to_array(ctx, a, s) for a, s in zip(args[c + n :], xs_specs)]
   y_specs: list[Spec | None] = []
+  parameters = [False] * n + [isinstance(a, Const) for a in args[c + n :]]
 
   def step(carry, x):
     values: list[Value] = list(consts)
     specs = [*carry_specs, *xs_specs]
-    for array, name, spec in zip([*carry, *x], names[c:], specs):
-      values.append(from_array(ctx, array, name.name, spec))
+    for array, name, spec, parameter in zip(
+      [*carry, *x], names[c:], specs, parameters
+    ):
+      values.append(from_array(ctx, array, name.name, spec, parameter))
     outs = interpreter.run(ctx, body, names, values)
     y_specs[:] = [_spec_in(ctx, y, 8) for y in outs[n:]]
     new = [to_array(ctx, o, s) for o, s in zip(outs[:n], carry_specs)]

@@ -179,7 +179,7 @@ class Program:
       params, is_leaf=qtensor.is_qtensor
     )
     self.paths = [keys.path_name(p) for p, _ in leaves]
-    self.leaves = [leaf for _, leaf in leaves]
+    self.leaves = [_as_array(leaf) for _, leaf in leaves]
     with jax.ensure_compile_time_eval():
       self.templates = [
         _constant(leaf, path) for path, leaf in zip(self.paths, self.leaves)
@@ -257,6 +257,11 @@ class Program:
       arrays.append(control.to_array(self.ctx, out, spec))
       specs.append(spec)
     return arrays, specs
+
+
+def _as_array(leaf: Any) -> Any:
+  """A parameter with a shape and a dtype; Python's numbers have neither."""
+  return leaf if hasattr(leaf, 'dtype') else np.asarray(jnp.asarray(leaf))
 
 
 def _constant(leaf: Any, path: str) -> Const:

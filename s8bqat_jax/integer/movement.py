@@ -18,9 +18,7 @@ from s8bqat_jax.integer import (
   conv,
   elementwise,
   requantize,
-  softmax,
 )
-from s8bqat_jax.integer import spec as spec_lib
 from s8bqat_jax.integer.context import Context, register
 from s8bqat_jax.integer.spec import Spec
 from s8bqat_jax.integer.values import (
@@ -29,7 +27,6 @@ from s8bqat_jax.integer.values import (
   Moved,
   QValue,
   Value,
-  squeeze_const,
 )
 
 
@@ -94,7 +91,7 @@ def _stored(ctx: Context, e: Any, c: Const) -> QValue:
 
 @register('argmax', 'argmin')
 def _argmax(ctx: Context, e: Any, x: QValue) -> Exact:
-  operand = ctx.operand(x)
+  operand = ctx.operand(x, masks=True)
   return Exact(e.bind(operand.live if ctx.twin else operand.codes)[0])
 
 
@@ -123,67 +120,34 @@ def _reduce_sum(ctx: Context, e: Any, x: QValue) -> QValue:
 
 @register('concatenate', 'stack', 'pad', 'select_n', 'dynamic_update_slice')
 def joint(ctx: Context, e: Any, *args: Any) -> Value:
-  """Applies an equation to the codes of all its operands at one spec."""
-  fill = _mask_fill(ctx, e, args)
-  if fill is not None:
-    return fill
+  """Applies an equation to the codes of all its operands at one spec.
+
+  Where masks are among them, as in where(mask, x, -1e9), the result is masked.
+  """
   if not e.outs[0].is_float:
     raise ctx.unsupported(e)
   data = [a for a in args if isinstance(a, QValue)]
   bits = max([ctx.prefers(d) for d in data], default=8)
+  masked = any(ctx.is_masked(a) for a in args)
+  own = ctx.masked_spec(e) if masked else None
 
   def emit(spec: Spec):
     codes = []
     for a in args:
       if isinstance(a, QValue):
-        codes.append(ctx.operand(a, spec=spec).codes)
+        of = spec._replace(masked=spec.masked and ctx.is_masked(a))
+        codes.append(ctx.operand(a, spec=of).codes)
       elif _is_real(a):
         codes.append(spec.quantize_np(a.value))
       else:
         codes.append(a.array)
     return e.bind(*codes)[0]
 
-  return ctx.computed(e, args, emit, bits=bits)
+  return ctx.computed(e, args, emit, bits=bits, own=own)
 
 
 def _is_real(a: Value) -> bool:
   return isinstance(a, Const) and jnp.issubdtype(a.value.dtype, jnp.floating)
-
-
-def _mask_fill(ctx: Context, e: Any, args) -> Value | None:
-  """where(mask, x, -1e9): the code below the range stands for 'masked'."""
-  if e.name != 'select_n' or len(args) != 3:
-    return None
-  mask, off, on = args
-  fills = [
-    i
-    for i, a in enumerate((off, on))
-    if _is_real(a)
-    and a.value.size
-    and squeeze_const(a.value).max() <= -spec_lib.MASK_LIMIT
-  ]
-  if len(fills) != 1:
-    return None
-  x = on if fills[0] == 0 else off
-  if not isinstance(x, QValue):
-    return None
-
-  def own(bits: int) -> Spec:
-    del bits  # A masked value feeds a softmax: always 8 bits.
-    low, high = ctx.ranges.get(key, ctx.natural(x, 8).interval)
-    low, high = min(low, 0.0), max(high, 0.0)
-    scale = max(high - low, 1e-30) / 254
-    zero = int(np.clip(np.rint(-127 - low / scale), -127, 127))
-    return Spec(scale, zero, low=-127, masked=True)
-
-  def emit(spec: Spec):
-    codes = ctx.operand(x, spec=spec._replace(masked=False)).codes
-    fill = jnp.full(x.shape, softmax.MASK_CODE, jnp.int8)
-    cases = (fill, codes) if fills[0] == 0 else (codes, fill)
-    return e.bind(mask.array, *cases)[0]
-
-  key = ctx.key(e)
-  return ctx.computed(e, args, emit, own=own)
 
 
 @register('gather')

@@ -13,7 +13,7 @@ from s8bqat_jax.integer import (
   softmax,
 )
 from s8bqat_jax.integer.context import Context, register
-from s8bqat_jax.integer.spec import Spec
+from s8bqat_jax.integer.spec import MASK_LIMIT, Spec
 from s8bqat_jax.integer.values import (
   QValue,
   Value,
@@ -32,7 +32,7 @@ def _last_axis(e: Any, x: QValue):
 
 @register('softmax')
 def _softmax(ctx: Context, e: Any, x: QValue, *rest: Value) -> QValue:
-  a = ctx.operand(x, 8)
+  a = ctx.operand(x, 8, masks=True)
   key = ctx.key(e)
   to_last, back = _last_axis(e, x)
 
@@ -54,12 +54,17 @@ def _softmax(ctx: Context, e: Any, x: QValue, *rest: Value) -> QValue:
     )
     return ctx.rescale(back(codes), natural, spec, key)
 
-  return ctx.computed(e, (a, *rest), emit, own=own)
+  p = ctx.computed(e, (a, *rest), emit, own=own)
+  if ctx.twin and a.spec.masked:
+    # Integers have nothing to give where all is masked out.
+    there = jnp.any(a.live > -MASK_LIMIT, e.params['axis'], keepdims=True)
+    p.live = jnp.where(there, p.live, 0)
+  return p
 
 
 @register('log_softmax')
 def _log_softmax(ctx: Context, e: Any, x: QValue, *rest: Value) -> QValue:
-  a = ctx.operand(x, 8)
+  a = ctx.operand(x, 8, masks=True)
   key = ctx.key(e)
   to_last, back = _last_axis(e, x)
 

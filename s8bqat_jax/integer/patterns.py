@@ -146,7 +146,7 @@ def _recognize(span: _Span, consts) -> internals.Eqn | None:
       np.float64,
     )
     if any(e.name == 'exp' for e in span.eqns):
-      found = _exponential(run, span.x.shape, axis)
+      found = _exponential(run, span.x.shape, axis, span.x.dtype)
     else:
       found = _normalization(run, span, consts, axis)
   if found is None:
@@ -161,15 +161,26 @@ def _recognize(span: _Span, consts) -> internals.Eqn | None:
   )
 
 
-def _exponential(run, shape, axis):
-  x = np.random.default_rng(0).normal(size=shape) * 3
-  y = run(x)
-  e = np.exp(x - x.max(axis=axis, keepdims=True))
-  p = e / e.sum(axis=axis, keepdims=True)
-  if np.allclose(y, p, atol=_TOLERANCE):
-    return 'softmax', {'axis': axis}
-  if np.allclose(y, np.log(p), atol=_TOLERANCE):
-    return 'log_softmax', {'axis': axis}
+def _exponential(run, shape, axis, dtype):
+  """Compares logarithms, on scores near each other: every entry counts."""
+  names = {'softmax', 'log_softmax'}
+  tolerance = max(1e-4, 4 * float(jnp.finfo(dtype).eps))
+  r = np.random.default_rng(0)
+  # What is low shows a constant beside the sum; what is high, a bound.
+  for offset in (0, -6, 6):
+    x = r.normal(size=shape) + offset
+    y = run(x)
+    shifted = x - x.max(axis=axis, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True))
+    with np.errstate(all='ignore'):
+      logs = {'softmax': np.log(y), 'log_softmax': y}
+    names = {
+      name
+      for name in names
+      if np.allclose(logs[name], log_p, rtol=tolerance, atol=tolerance)
+    }
+  for name in names:
+    return name, {'axis': axis}
   return None
 
 
@@ -184,6 +195,10 @@ def _normalization(run, span, consts, axis):
   draws = [r.normal(size=shape) + 0.5, r.normal(size=shape) * 2 - 1]
   draws += [(r.normal(size=shape) + 0.5) * max(epsilon, 1e-12) ** 0.5 * 3]
   draws += [r.normal(size=shape) for _ in range(2)]
+  # An outlier in each row, either way, tells a clip of what comes out.
+  far = np.zeros(shape)
+  np.moveaxis(far, axis, -1)[..., 0] = 30
+  draws += [draws[0] + far, draws[0] - far]
   ys = np.stack([np.moveaxis(run(x), axis, -1) for x in draws])
   ys = ys.reshape(-1, shape[axis])
   for name in ('layernorm', 'rmsnorm'):

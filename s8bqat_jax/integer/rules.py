@@ -25,12 +25,13 @@ from s8bqat_jax.integer import (
 )
 from s8bqat_jax.integer.context import Context, register
 from s8bqat_jax.integer.movement import joint
-from s8bqat_jax.integer.spec import Spec
+from s8bqat_jax.integer.spec import MASK_CODE, Spec
 from s8bqat_jax.integer.values import (
   INF,
   Const,
   Exact,
   Moved,
+  Operand,
   QValue,
   Table,
   Value,
@@ -89,7 +90,7 @@ def _based(ctx: Context, args, views):
 
 def _decide(ctx: Context, e, result: QValue, base, fn) -> Value:
   """A function of codes to booleans: a table of 0 and 1."""
-  if e.outs[0].dtype != np.bool_ or base.spec.bits != 8:
+  if e.outs[0].dtype != np.bool_:
     raise ctx.unsupported(e, 'its result is neither real nor a truth value')
   if ctx.twin:
     return Exact(result.live)
@@ -182,6 +183,8 @@ def _compact(c: Const) -> np.ndarray:
 @register('add', 'add_any')
 def _add(ctx: Context, e: Any, x: Any, y: Any) -> Value:
   e, x, y = _swap(e, x, y)
+  if ctx.is_masked(x) or ctx.is_masked(y):
+    return _masked_sum(ctx, e, x, y)
   if _folds(e, x, y):
     return _epilogue(ctx, e, x, y, offset=x.acc.offset + _compact(y))
   return _tabulate_or(ctx, e, x, y, lambda: _sum(ctx, e, x, y, 1))
@@ -220,12 +223,12 @@ def _anchor(v: QValue) -> Any:
   return v.base if v.base is not None else v
 
 
-def _operands(ctx: Context, e: Any, args, bits: int | None):
+def _operands(ctx: Context, e: Any, args, bits: int | None, masks=False):
   """Materialized operands of a sum or product."""
   operands = []
   for a in args:
     if isinstance(a, QValue):
-      operands.append(ctx.operand(a, bits))
+      operands.append(ctx.operand(a, bits, masks=masks))
     elif isinstance(a, Const):
       operands.append(ctx.constant(a))
     else:
@@ -236,6 +239,11 @@ def _operands(ctx: Context, e: Any, args, bits: int | None):
 def _sum(ctx: Context, e: Any, x: Value, y: Value, sign: int) -> QValue:
   """x + sign y at a common scale; lazy addends come in 16 bits."""
   a, b = _operands(ctx, e, (x, y), 16)
+  return ctx.computed(e, (a, b), _sum_of(ctx, e, a, b, sign), bits=16)
+
+
+def _sum_of(ctx: Context, e: Any, a: Operand, b: Operand, sign: int):
+  """What computes a + sign b at a spec."""
   key = ctx.key(e)
 
   def emit(spec: Spec):
@@ -253,7 +261,30 @@ def _sum(ctx: Context, e: Any, x: Value, y: Value, sign: int) -> QValue:
       site=key,
     )
 
-  return ctx.computed(e, (a, b), emit, bits=16)
+  return emit
+
+
+def _masked_sum(ctx: Context, e: Any, x: Value, y: Value) -> QValue:
+  """x + y where either is masked out in places, as by an additive mask."""
+  terms: list[Operand] = []
+  holes: list[Any] = []
+  for v in (x, y):
+    if isinstance(v, Const):
+      holes.append(v.masked_out)
+      small = np.where(v.masked_out, 0.0, squeeze_const(v.value))
+      operand = ctx.constant(Const(small, name=v.name))
+      terms.append(operand._replace(live=v.array))
+    else:
+      (operand,) = _operands(ctx, e, (v,), 16, masks=True)
+      holes.append(operand.spec.masked and operand.codes == MASK_CODE)
+      terms.append(operand)
+  total = _sum_of(ctx, e, terms[0], terms[1], 1)
+
+  def emit(spec: Spec):
+    codes = total(spec._replace(masked=False))
+    return ctx.mask(codes, jnp.logical_or(*holes), spec)
+
+  return ctx.computed(e, terms, emit, own=ctx.masked_spec(e))
 
 
 def _rescaled(ctx: Context, e: Any, x: QValue, y: Const, gain: float) -> QValue:

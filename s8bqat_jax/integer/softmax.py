@@ -29,9 +29,9 @@ import numpy as np
 from jax import lax
 
 from s8bqat_jax.integer import primitives, requantize
+from s8bqat_jax.integer.spec import MASK_CODE
 
 EXP_BITS = 15
-MASK_CODE = -128
 # Fractions of the reciprocal of a row's sum, and of a base-2 logarithm.
 _INVERSE_BITS = 46
 LOG_BITS = 16

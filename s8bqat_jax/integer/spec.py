@@ -12,6 +12,8 @@ from s8bqat_jax.integer import requantize
 
 # Beyond this a value is an attention mask, not data.
 MASK_LIMIT = 1e6
+MASK_CODE = -128  # what a masked spec stores for it
+_MASK = -1e9  # what that code reads as
 
 
 class Spec(NamedTuple):
@@ -23,7 +25,7 @@ class Spec(NamedTuple):
     low: lowest code; above the dtype's where a clip (a ReLU) is folded in.
     high: highest code.
     bits: 8 or 16, the storage.
-    masked: the code below `low` stands for "masked out".
+    masked: `MASK_CODE`, which is below `low`, stands for "masked out".
   """
 
   scale: float
@@ -54,13 +56,19 @@ class Spec(NamedTuple):
   def values(self) -> np.ndarray:
     """Returns the real value of every code of the dtype, in order."""
     half = 2 ** (self.bits - 1)
-    return (np.arange(-half, half, dtype=np.float64) - self.zero) * self.scale
+    reals = (np.arange(-half, half, dtype=np.float64) - self.zero) * self.scale
+    if self.masked:
+      reals[0] = _MASK
+    return reals
 
   def quantize_np(self, real: Any) -> np.ndarray:
     """Codes of real values, rounded half up, as the accelerator rounds."""
     scaled = np.asarray(real, np.float64) / self.scale
     code = np.floor(np.clip(scaled, -1e9, 1e9) + 0.5) + self.zero
-    return np.clip(code, self.low, self.high).astype(self.dtype)
+    code = np.clip(code, self.low, self.high)
+    if self.masked:
+      code = np.where(np.asarray(real) <= -MASK_LIMIT, MASK_CODE, code)
+    return code.astype(self.dtype)
 
   def quantize(self, real: jax.Array) -> jax.Array:
     """`quantize_np` for the boundary: the only float-to-integer step."""
@@ -69,7 +77,8 @@ class Spec(NamedTuple):
 
   def dequantize(self, code: jax.Array) -> jax.Array:
     """Reals of codes: the only integer-to-float step."""
-    return (code.astype(jnp.float32) - self.zero) * self.scale
+    real = (code.astype(jnp.float32) - self.zero) * self.scale
+    return jnp.where(code == MASK_CODE, _MASK, real) if self.masked else real
 
 
 def from_range(
@@ -106,6 +115,21 @@ def from_range(
   scale = (high - low) / 255
   zero = int(np.clip(np.rint(-128 - low / scale), -128, 127))
   return Spec(scale, zero)
+
+
+def masked_range(low: float, high: float) -> Spec:
+  """Returns the 8-bit spec that covers a range and has a code for masks.
+
+  Args:
+    low: lowest real value that is not masked.
+    high: highest real value.
+  """
+  low, high = min(float(low), 0.0), max(float(high), 0.0)
+  if high - low < 1e-30:
+    high = 1.0  # As in `from_range`.
+  scale = (high - low) / 254
+  zero = int(np.clip(np.rint(-127 - low / scale), -127, 127))
+  return Spec(scale, zero, low=-127, masked=True)
 
 
 def symmetric(peak: float) -> Spec:

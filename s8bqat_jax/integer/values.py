@@ -15,10 +15,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from s8bqat_jax.integer import requantize
-from s8bqat_jax.integer.spec import Spec
+from s8bqat_jax.integer.spec import MASK_LIMIT, Spec
 
 INF = float('inf')
 
@@ -58,6 +59,14 @@ class Const:
   @property
   def array(self) -> Any:
     return self.value if self.live is None else self.live
+
+  @property
+  def masked_out(self) -> np.ndarray:
+    """Which entries are masks, broadcasts cut to length 1."""
+    small = squeeze_const(self.value)
+    if not jnp.issubdtype(small.dtype, jnp.floating):
+      return np.zeros((), bool)
+    return small <= -MASK_LIMIT
 
 
 class Exact(NamedTuple):

@@ -140,9 +140,10 @@ def test_parameters_that_are_not_finite(name, bad):
     lower(dense, params, RANGES, X)
 
 
-def test_a_constant_that_is_not_finite():
-  mask = np.float32([0, 0, -np.inf, 0])
-  fn = lambda p, x: dense(p, x) + mask
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+def test_a_constant_that_is_not_finite(bad):
+  constant = np.float32([0, 0, bad, 0])
+  fn = lambda p, x: dense(p, x) + constant
   with pytest.raises(ValueError, match='of the function is NaN or infinite'):
     lower(fn, PARAMS, RANGES, X)
 
@@ -163,6 +164,14 @@ def test_ranges(ranges):
     lower(dense, PARAMS, ranges, X)
   with pytest.raises(TypeError, match=match):
     twin(dense, PARAMS, ranges)
+
+
+@pytest.mark.parametrize('of', [3, (1,), None, (0, 1, 2)])
+def test_a_range_that_is_no_pair(of):
+  with pytest.raises(
+    TypeError, match=r"ranges\['in:0'\] must be \(low, high\)"
+  ):
+    lower(dense, PARAMS, {**RANGES, 'in:0': of}, X)
 
 
 H = np.zeros((5, 4), np.float32)

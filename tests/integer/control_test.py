@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from jax import lax
 
+from s8bqat_jax.artifacts import qtensor
 from s8bqat_jax.integer import _jax_internals as internals
-from s8bqat_jax.integer import audit, calibrate, lower
+from s8bqat_jax.integer import audit, calibrate, lower, twin
 from s8bqat_jax.integer.control import feeds_product
 
 R = np.random.default_rng(0)
@@ -106,3 +107,64 @@ def test_what_a_product_reads():
   assert feeds_product(parts.body, carry)
   tanh, _ = internals.trace(lambda x: jnp.tanh(x), X)
   assert not feeds_product(tanh, tanh.ins[0])
+
+
+def test_a_clip_that_crosses_a_border():
+  """A carry of 16 bits, and what a branch returns, have specs of their own."""
+  u = np.float32([0.3, -0.4, 0.5, 0.2])
+
+  def recurrent(p, x):
+    def step(h, x):
+      h = jax.nn.relu(x + u * h)
+      return h, h
+
+    return lax.scan(step, jnp.zeros((3, 4)), x)[1]
+
+  close(recurrent, {}, X, least=35.0)
+  branch = lambda p, i, x: lax.cond(
+    i > 0, lambda x: jax.nn.relu(x), lambda x: x - 1, x
+  )
+  ranges = calibrate(branch, {}, [(np.int32(i), X) for i in (0, 1)])
+  integer = lower(branch, {}, ranges, np.int32(0), X)
+  for i in (0, 1):
+    z = integer(np.int32(i), X)
+    assert np.abs(branch({}, np.int32(i), X) - z).max() < 0.04
+
+
+def test_a_scan_over_stacked_weights_keeps_their_codes():
+  codes = R.integers(0, 4, (5, 4, 4)).astype(np.uint8)
+  grid = np.int8([-60, -7, 9, 55])
+  w = qtensor.QTensor(codes, np.float32(0.01), grid, 4)
+  params = {'w': w, 'b': R.normal(size=(5, 4)).astype(np.float32)}
+
+  def layers(p, x):
+    body = lambda x, p: (jnp.tanh(x @ p['w'] + p['b']), None)
+    return lax.scan(body, x, p)[0]
+
+  x = X[0]
+  ranges = calibrate(layers, params, [x])
+  integer = lower(layers, params, ranges, x)
+  assert audit(integer).ok
+  stored = [c for c in integer.jaxpr.consts if np.shape(c) == (5, 4, 4)]
+  np.testing.assert_array_equal(stored[0], grid[codes])
+  decoded = qtensor.decode(params)
+  y, z = layers(decoded, x), integer(x)
+  t = twin(layers, params, ranges)(decoded, x)
+  assert np.abs(y - z).max() < 0.03
+  assert np.abs(t - z).max() <= 1.01 * integer.out_specs[0].scale
+  scales = np.full((5, 1, 1), 0.01, np.float32)
+  rows = qtensor.QTensor(codes, scales, grid, 4)
+  with pytest.raises(ValueError, match="'w' holds the weights of every step"):
+    lower(layers, {**params, 'w': rows}, ranges, x)
+
+
+def test_a_step_is_calibrated_as_it_is_lowered():
+  def step(p, h, x):
+    h = jnp.tanh(x @ p['w'][:, :4] + h @ p['u'][:, :4])
+    return h, 2 * h
+
+  start = np.zeros((3, 4), np.float32)
+  ranges = calibrate(step, P, [(start, x) for x in X], carry=True)
+  integer = lower(step, P, ranges, start, X[0], carry=True)
+  y, z = step(P, start, X[1])[1], integer(start, X[1])[1]
+  assert np.abs(y - z).max() < 0.05

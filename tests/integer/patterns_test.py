@@ -71,3 +71,42 @@ def test_softmax_is_of_the_scores_not_of_their_shift():
 def test_lookalikes_are_left_alone(fn):
   names = set(found(fn))
   assert not names & {'softmax', 'log_softmax', 'layernorm', 'rmsnorm'}
+
+
+# Whatever is done to one entry of many matters where that entry is the largest.
+@pytest.mark.parametrize(
+  'fn, constant',
+  [
+    (lambda x, c: jax.nn.softmax(jnp.where(c, -1e9, x)), np.arange(1000) == 0),
+    (lambda x, c: jax.nn.softmax(x + c), -20.0 * (np.arange(1000) == 0)),
+    (lambda x, c: jax.nn.log_softmax(x + c), 1e-2 * (np.arange(1000) == 0)),
+  ],
+)
+def test_what_is_done_to_the_scores_is_no_part_of_the_softmax(fn, constant):
+  constant = np.broadcast_to(constant, (2, 1000)).astype(
+    np.float32 if constant.dtype == float else bool
+  )
+  graph, _ = internals.trace(fn, jnp.zeros((2, 1000)), constant)
+  matched = patterns.match(graph, {graph.ins[1]: constant}).eqns
+  (last,) = [e for e in matched if 'softmax' in e.name]
+  assert last.ins[0] is not graph.ins[0]
+
+
+def test_a_clip_of_a_normalization_is_no_part_of_it():
+  assert 'max' in found(lambda x: jnp.maximum(two_pass(x), -3.0))
+
+
+def test_what_is_done_to_probabilities_is_no_softmax():
+  keep = np.arange(1000) > 0
+  ops = [
+    e.name
+    for e in patterns.match(
+      internals.trace(lambda x: jax.nn.softmax(x) * keep, jnp.zeros((2, 1000)))[
+        0
+      ],
+      {},
+    ).eqns
+  ]
+  assert 'softmax' in ops and 'mul' in ops
+  one_more = lambda x: jnp.exp(x) / (1 + jnp.exp(x).sum(-1, keepdims=True))
+  assert 'softmax' not in found(one_more, jnp.zeros((2, 5000)))

@@ -123,11 +123,33 @@ def test_movements_are_exact(name):
     lambda x: lax.dynamic_update_slice(x, jnp.tanh(x[:2]), (1, 0)),
     lambda x: x.mean(axis=0),
     lambda x: x - jnp.arange(8.0),
+    # A clip belongs to its value, whatever spec the others ask for.
+    lambda x: jnp.concatenate([jax.nn.relu(x), x], axis=-1),
+    lambda x: jnp.stack([jnp.clip(x, -0.5, 0.5), x]),
+    lambda x: jnp.pad(jax.nn.relu(x), ((0, 0), (1, 1))) - 1.0,
+    lambda x: jnp.where(x > 0.3, jnp.minimum(x, 0.5), x),
+    lambda x: lax.dynamic_update_slice(x, jax.nn.relu6(x[:2]), (1, 0)),
   ],
 )
 def test_values_that_meet(fn):
   y, z, step, _ = both(lambda p, x: fn(x), X)
   assert np.abs(y - z).max() <= 1.01 * step + 6 / 255
+
+
+def test_a_table_from_outside_and_a_number_among_the_parameters():
+  table = X[::-1].copy()
+  fn = lambda p, i: jnp.asarray(table)[i] * p['gain']
+  y, z, step, _ = both(fn, np.int32([4, 1, 1]), params={'gain': 0.5})
+  assert np.abs(y - z).max() <= 0.51 * step + 0.5 * np.abs(X).max() / 254
+
+
+def test_a_decision_on_a_sum():
+  fn = lambda p, x: lax.cond(x.sum() > 0, lambda x: x, lambda x: -x / 2, x)
+  ranges = calibrate(fn, {}, [X, -X])
+  integer = lower(fn, {}, ranges, X)
+  assert audit(integer).ok
+  for x in (X, -X):
+    assert np.abs(fn({}, x) - integer(x)).max() < 0.03
 
 
 def test_integers_of_the_function_stay_exact():

@@ -1,0 +1,113 @@
+"""Masks, by fill and by sum, from where they are made to where they end."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from s8bqat_jax.integer import audit, calibrate, lower, twin, uncalibrated
+
+R = np.random.default_rng(0)
+X = np.float32(3 * R.normal(size=(6, 16)))
+KEEP = R.random((6, 16)) > 0.3
+KEEP[:, 0] = True
+ADDED = np.where(KEEP, np.float32(0), np.float32(-1e9))
+W = np.float32(R.integers(-127, 128, (16, 16)) / 254)  # exact in 8 bits
+W[0, 0] = 0.5
+
+
+def run(fn, *inputs, params=None):
+  """(float, integer, twin) results and the output's spec; audited."""
+  params = {} if params is None else params
+  ranges = calibrate(fn, params, [inputs])
+  integer = lower(fn, params, ranges, *inputs)
+  report = audit(integer)
+  assert report.ok, str(report)
+  outs = fn(params, *inputs), integer(*inputs)
+  twins = twin(fn, params, ranges)(params, *inputs)
+  return *map(np.asarray, (*outs, twins)), integer.out_specs[0]
+
+
+MASKED = {
+  'filled': lambda x, m: jnp.where(m, x, -1e9),
+  'filled with -inf': lambda x, m: jnp.where(m, x, -jnp.inf),
+  'filled, scaled': lambda x, m: jnp.where(m, x, -1e9) / 2,
+  'filled, one constant added': lambda x, m: jnp.where(m, x, -1e9) + 1.5,
+  'filled, constants added': lambda x, m: jnp.where(m, x, -1e9) + W[0],
+  'added': lambda x, m: x + jnp.where(m, 0.0, -1e9),
+  'added after a product': lambda x, m: x @ W + jnp.where(m, 0.0, -1e9),
+  'a constant added': lambda x, m: x + ADDED,
+  'a constant added after a product': lambda x, m: x @ W + ADDED,
+  'added twice': lambda x, m: x + jnp.where(m, 0.0, -1e9) + ADDED,
+  'made of zeros and ones': lambda x, m: x + (1.0 - m.astype(float)) * -1e9,
+  'filled twice': lambda x, m: jnp.where(KEEP, jnp.where(m, x, -1e9), -1e9),
+  'moved': lambda x, m: jnp.where(m, x, -1e9)[:, ::-1].reshape(6, 16),
+  'beside others': lambda x, m: jnp.concatenate(
+    [jnp.where(m, x, -1e9), x], axis=-1
+  ),
+  'padded': lambda x, m: jnp.pad(
+    x, ((0, 0), (0, 3)), constant_values=-1e9
+  ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', MASKED)
+def test_what_is_masked_has_no_probability(name):
+  fn = lambda p, x, m: jax.nn.softmax(MASKED[name](x, m))
+  p, z, t, spec = run(fn, X, KEEP)
+  assert np.all(z[p == 0] == 0) and (p == 0).any()
+  assert np.abs(p - z).max() < 12 * spec.scale  # 8-bit scores of up to 10
+  assert np.abs(t - z).max() <= 3.01 * spec.scale
+
+
+@pytest.mark.parametrize('f', [jax.nn.sigmoid, jnp.tanh, jnp.exp, jax.nn.silu])
+def test_a_function_of_one_value_sees_the_mask(f):
+  fn = lambda p, x, m: f(jnp.where(m, jnp.minimum(x, 1.0), -1e9))
+  y, z, t, spec = run(fn, X, KEEP)
+  assert np.abs(y - z)[~KEEP].max() <= 0.51 * spec.scale
+  assert np.abs(y - z).max() < 0.06 and np.abs(t - z).max() < 1e-6
+
+
+def test_masks_that_come_out_and_maxima_of_them():
+  y, z, _, _ = run(lambda p, x, m: jnp.where(m, x, -1e9), X, KEEP)
+  np.testing.assert_array_equal(z < -1e6, ~KEEP)
+  assert np.abs(y - z)[KEEP].max() < 0.1
+  y, z, _, _ = run(lambda p, x, m: jnp.where(m, x, -1e9).max(-1), X, KEEP)
+  assert np.abs(y - z).max() < 0.1
+  least = lambda p, x, m: jnp.where(m, x, 1e9).min(-1)
+  y, z, _, _ = run(least, X, KEEP)
+  assert np.abs(y - z).max() < 0.1
+
+
+def test_a_row_without_anything_is_zero_in_the_twin_as_well():
+  keep = KEEP.copy()
+  keep[2] = False
+  fn = lambda p, x, m: jax.nn.softmax(jnp.where(m, x, -1e9))
+  _, z, t, spec = run(fn, X, keep)
+  assert np.all(z[2] == 0) and np.all(t[2] == 0)
+  assert np.abs(t - z).max() <= 1.01 * spec.scale
+
+
+@pytest.mark.parametrize(
+  'fn',
+  [
+    lambda p, x, m: jax.nn.logsumexp(jnp.where(m, x, -1e9), axis=-1),
+    lambda p, x, m: jnp.where(m, x, -1e9) * x[::-1],
+    lambda p, x, m: x - jnp.where(m, x, -1e9),
+  ],
+)
+def test_where_integers_have_no_masks(fn):
+  with pytest.raises(ValueError, match='read as masks, and goes where'):
+    lower(fn, {}, uncalibrated(), X, KEEP)
+
+
+def test_a_mask_as_reals_is_refused_before_it_is_read_as_data():
+  fn = lambda p, x, m: jax.nn.softmax(x + m)
+  with pytest.raises(ValueError, match=r'inputs\[1\] reaches 1e\+09.*boolean'):
+    calibrate(fn, {}, [(X, ADDED)])
+
+
+def test_data_of_the_size_of_masks():
+  fn = lambda p, x: (x * 2e6) @ p
+  with pytest.raises(ValueError, match=r"'in:0.mul'.*scale the function"):
+    calibrate(fn, W, [X])

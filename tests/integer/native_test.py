@@ -240,6 +240,10 @@ def test_weights_of_a_loop_are_packed_once(library):
   np.testing.assert_array_equal(run(x, w), wanted)
 
 
+def test_the_peak_is_a_speed(library):
+  assert 1 < native.peak(rounds=1 << 12) < 1e6
+
+
 def test_disabled_compiles_without(library):
   lower = lambda: (
     jax.jit(functools.partial(dot.q_dot, **params()))

@@ -27,7 +27,9 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
+from concurrent import futures
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +43,7 @@ _FOLDER = _SOURCE.parent  # of what is built
 _used = True
 _PACK, _DOT = 's8bqat_pack', 's8bqat_dot'
 COLUMNS = 64  # of a packed panel, as in the source
-_SYMBOLS = 'S8bqatPack', 'S8bqatDot', 'S8bqatSuits'
+_SYMBOLS = 'S8bqatPack', 'S8bqatDot', 'S8bqatPeak', 'S8bqatSuits'
 _COMPILERS = 'c++', 'g++', 'clang++'
 _OPTIONS = (
   '-std=c++17',
@@ -161,6 +163,24 @@ def refusal() -> str | None:
     capsule = jax.ffi.pycapsule(handler)
     jax.ffi.register_ffi_target(name, capsule, platform='cpu')
   return None
+
+
+def peak(rounds: int = 1 << 21) -> float:
+  """Returns GOP/s of the processor's int8 instruction, on every core at once.
+
+  Operands are registers: no product of matrices can be quicker.
+
+  Args:
+    rounds: of 24 instructions, by every core.
+  """
+  run = _load(path()).S8bqatPeak
+  run.argtypes, run.restype = [ctypes.c_int64], ctypes.c_int64
+  with futures.ThreadPoolExecutor() as pool:
+    cores = len(os.sched_getaffinity(0))
+    list(pool.map(run, [rounds] * cores))  # until they run at full speed
+    start = time.perf_counter()
+    done = sum(pool.map(run, [rounds] * cores))
+  return done / (time.perf_counter() - start) / 1e9
 
 
 def _pack(w: jax.Array, output_major: bool) -> jax.Array:

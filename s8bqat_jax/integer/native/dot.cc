@@ -388,6 +388,22 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(S8bqatDot, Dot,
                                   .Attr<int32_t>("low")
                                   .Attr<int32_t>("high"));
 
+// Multiplications and additions of `rounds` rounds on registers alone.
+extern "C" int64_t S8bqatPeak(int64_t rounds) {
+  constexpr int kSums = 24;
+  __m512i sums[kSums];
+  const __m512i x = _mm512_set1_epi8(3), w = _mm512_set1_epi8(5);
+#pragma GCC unroll 24
+  for (int j = 0; j < kSums; ++j) sums[j] = x;
+  for (int64_t i = 0; i < rounds; ++i) {
+#pragma GCC unroll 24
+    for (int j = 0; j < kSums; ++j) {
+      asm volatile("vpdpbusd %2, %1, %0" : "+v"(sums[j]) : "v"(x), "v"(w));
+    }
+  }
+  return rounds * kSums * 128;
+}
+
 // Whether this processor runs the product, and nothing quicker: with AMX, XLA's
 // own product works on whole tiles.
 extern "C" int S8bqatSuits() {

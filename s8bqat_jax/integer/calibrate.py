@@ -1,25 +1,22 @@
 """Ranges of every value of a float function, measured on data.
 
-The function's graph is run as it is, in float, through scan, cond, while, jit
-and custom-derivative bodies, and the extremes of each value are kept under
-its name (keys.py). What a function fills beyond `MASK_LIMIT` is an attention
-mask, not data, and is left out.
+The function runs as it is, in float (measure.py). What it fills beyond
+`MASK_LIMIT` is an attention mask, not data, and is left out.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from s8bqat_jax.artifacts import qtensor
 from s8bqat_jax.integer import _jax_internals as internals
-from s8bqat_jax.integer import keys
+from s8bqat_jax.integer import keys, measure
 from s8bqat_jax.integer.spec import MASK_LIMIT
 
 # {name: (low, high)}
@@ -49,14 +46,6 @@ def uncalibrated() -> Ranges:
   return _Uncalibrated()
 
 
-class _Meter(NamedTuple):
-  """How one statistic is measured and merged."""
-
-  measure: Callable[[str, jax.Array], Any]
-  merge: Callable[[Any, Any], Any]
-  empty: Callable[[], Any]
-
-
 def _extremes(key, x):
   """Lowest and highest of the data, then of what is as large as masks are."""
   del key
@@ -68,7 +57,7 @@ def _extremes(key, x):
   return jnp.stack(extremes).astype(jnp.float32)
 
 
-_MINMAX = _Meter(
+_MINMAX = measure.Meter(
   _extremes,
   lambda a, b: jnp.where(
     jnp.arange(4) % 2, jnp.maximum(a, b), jnp.minimum(a, b)
@@ -77,10 +66,10 @@ _MINMAX = _Meter(
 )
 
 
-def _histogram(ranges: Ranges) -> _Meter:
+def _histogram(ranges: Ranges) -> measure.Meter:
   """Counts in `_BINS` equal bins between the extremes of each value."""
 
-  def measure(key, x):
+  def statistic(key, x):
     low, high = ranges.get(key, (0.0, 0.0))
     width = max(high - low, 1e-30) / _BINS
     ok = jnp.abs(x) < MASK_LIMIT
@@ -91,7 +80,9 @@ def _histogram(ranges: Ranges) -> _Meter:
     counts = jnp.zeros(_BINS + 1, jnp.float32).at[bins].add(1.0)
     return counts[:_BINS]
 
-  return _Meter(measure, jnp.add, lambda: jnp.zeros(_BINS, jnp.float32))
+  return measure.Meter(
+    statistic, jnp.add, lambda: jnp.zeros(_BINS, jnp.float32)
+  )
 
 
 def calibrate(
@@ -137,7 +128,7 @@ def calibrate(
   ranges = _extremes_over(fn, params, batches, weight, carry)
   if method in ('minmax', 'ema'):
     return ranges
-  run = jax.jit(functools.partial(_run, fn, _histogram(ranges), carry))
+  run = jax.jit(functools.partial(measure.run, fn, _histogram(ranges), carry))
   totals: dict[str, np.ndarray] = {}
   for inputs in batches:
     for key, counts in run(params, *inputs).items():
@@ -188,7 +179,7 @@ def saturation(
     ValueError: a share exceeds the limit; it names the values.
   """
 
-  def measure(key, x):
+  def statistic(key, x):
     ok = jnp.abs(x) < MASK_LIMIT
     low, high = ranges.get(key, (-np.inf, np.inf))
     # An 8-bit grid reaches half a step further, and always to zero.
@@ -197,8 +188,8 @@ def saturation(
     count = lambda b: jnp.sum(b, dtype=jnp.float32)
     return jnp.stack([count(beyond & ok), count(ok)])
 
-  meter = _Meter(measure, jnp.add, lambda: jnp.zeros(2, jnp.float32))
-  run = jax.jit(functools.partial(_run, fn, meter, carry))
+  meter = measure.Meter(statistic, jnp.add, lambda: jnp.zeros(2, jnp.float32))
+  run = jax.jit(functools.partial(measure.run, fn, meter, carry))
   params = qtensor.decode(params)
   totals: dict[str, np.ndarray] = {}
   for batch in batches:
@@ -236,23 +227,14 @@ def output_names(
   """
   params = qtensor.decode(params)
   graph, _ = internals.trace(fn, params, *inputs)
-  names = _input_keys(params, inputs, carry=False)
+  names = measure.input_keys(params, inputs, carry=False)
   return [key.name for key in keys.assign(graph, names)[1]]
-
-
-def _input_keys(params: Any, inputs: Any, carry: bool) -> list[keys.Key]:
-  paths = [p for p, _ in jax.tree_util.tree_leaves_with_path(params)]
-  names = keys.of_params([keys.path_name(p) for p in paths])
-  state = len(jax.tree.leaves(inputs[0])) if carry else 0
-  count = len(jax.tree.leaves(inputs)) - state
-  names += [keys.Key(keys.CARRY)] * state
-  return [*names, *(keys.Key(n) for n in keys.input_names(count))]
 
 
 def _extremes_over(
   fn, params, batches, weight, carry
 ) -> dict[str, tuple[float, float]]:
-  run = jax.jit(functools.partial(_run, fn, _MINMAX, carry))
+  run = jax.jit(functools.partial(measure.run, fn, _MINMAX, carry))
   total: dict[str, np.ndarray] = {}
   large: dict[str, np.ndarray] = {}
   for inputs in batches:
@@ -307,128 +289,3 @@ def _least_error(counts: np.ndarray, low: float, high: float):
     if error < best:
       best, answer = error, (lo, hi)
   return answer
-
-
-def _run(fn, meter: _Meter, carry: bool, params, *inputs) -> dict[str, Any]:
-  """One traced run: {name: statistic}."""
-  graph, _ = internals.trace(fn, params, *inputs)
-  leaves, flat = jax.tree.leaves(params), jax.tree.leaves(inputs)
-  names = _input_keys(params, inputs, carry)
-  stats: dict[str, Any] = {}
-  for name, value in zip(names[len(leaves) :], flat):
-    if jnp.issubdtype(value.dtype, jnp.floating):
-      stats[name.name] = meter.measure(name.name, value)
-  _, inner = _evaluate(graph, names, [*leaves, *flat], meter)
-  return _merge(stats, inner, meter)
-
-
-def _merge(a: dict, b: dict, meter: _Meter) -> dict:
-  return {
-    k: meter.merge(a[k], b[k]) if k in a and k in b else a.get(k, b.get(k))
-    for k in {**a, **b}
-  }
-
-
-def _evaluate(
-  graph: internals.Graph, names: Sequence[keys.Key], values, meter: _Meter
-) -> tuple[list[Any], dict[str, Any]]:
-  """Runs a graph in float; returns its outputs and the statistics."""
-  named, _ = keys.assign(graph, names)
-  env = dict(zip(graph.ins, values))
-  stats: dict[str, Any] = {}
-
-  def read(a):
-    return a.value if isinstance(a, internals.Lit) else env[a]
-
-  def name_of(a):
-    return keys.Key('', True) if isinstance(a, internals.Lit) else named[a]
-
-  for e in graph.eqns:
-    args = [read(a) for a in e.ins]
-    arg_names = [name_of(a) for a in e.ins]
-    inner = _CONTROL.get(e.name)
-    if inner is None:
-      outs, seen = e.bind(*args), {}
-    else:
-      outs, seen = inner(e, arg_names, args, meter)
-    env.update(zip(e.outs, outs))
-    stats = _merge(stats, seen, meter)
-    for var, value in zip(e.outs, outs):
-      key = named[var]
-      if var.is_float and not key.const:
-        stats = _merge(stats, {key.name: meter.measure(key.name, value)}, meter)
-  return [read(a) for a in graph.outs], stats
-
-
-def _keys_of(fn, *args) -> list[str]:
-  return sorted(jax.eval_shape(fn, *args))
-
-
-def _scan(e, arg_names, args, meter):
-  parts = internals.scan_parts(e)
-  c, n = parts.num_consts, parts.num_carry
-  consts, init, xs = args[:c], args[c : c + n], args[c + n :]
-  body_names = keys.scan_body(parts, arg_names)
-
-  def body(carry, x):
-    state, stats = carry
-    outs, seen = _evaluate(parts.body, body_names, [*consts, *state, *x], meter)
-    return (outs[:n], _merge(stats, seen, meter)), outs[n:]
-
-  one = lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
-  seen = jax.eval_shape(
-    lambda s, x: _evaluate(parts.body, body_names, [*consts, *s, *x], meter)[1],
-    init,
-    [one(jnp.asarray(x)) for x in xs],
-  )
-  empty = {k: meter.empty() for k in seen}
-  (state, stats), ys = lax.scan(
-    body,
-    ([jnp.asarray(i) for i in init], empty),
-    xs,
-    length=parts.length,
-    reverse=parts.reverse,
-  )
-  return [*state, *ys], stats
-
-
-def _cond(e, arg_names, args, meter):
-  branches = internals.cond_parts(e)
-  runs = [
-    lambda *ops, b=b: _evaluate(b, arg_names[1:], ops, meter) for b in branches
-  ]
-  union = {k for r in runs for k in jax.eval_shape(r, *args[1:])[1]}
-
-  def complete(run):
-    def branch(*ops):
-      outs, stats = run(*ops)
-      return outs, {k: stats.get(k, meter.empty()) for k in sorted(union)}
-
-    return branch
-
-  return lax.switch(args[0], [complete(r) for r in runs], *args[1:])
-
-
-def _while(e, arg_names, args, meter):
-  cond, skip, body, consts = internals.while_parts(e)
-  cond_consts, body_consts = args[:skip], args[skip : skip + consts]
-  init = [jnp.asarray(a) for a in args[skip + consts :]]
-  names = [
-    *arg_names[skip : skip + consts],
-    *[keys.Key(keys.CARRY)] * len(init),
-  ]
-  run = lambda state: _evaluate(body, names, [*body_consts, *state], meter)
-
-  def test(carry):
-    fresh = [keys.Key(keys.CARRY)] * (skip + len(init))
-    return _evaluate(cond, fresh, [*cond_consts, *carry[0]], meter)[0][0]
-
-  def step(carry):
-    outs, seen = run(carry[0])
-    return outs, _merge(carry[1], seen, meter)
-
-  empty = {k: meter.empty() for k in jax.eval_shape(run, init)[1]}
-  return lax.while_loop(test, step, (init, empty))
-
-
-_CONTROL = {'scan': _scan, 'cond': _cond, 'while': _while}

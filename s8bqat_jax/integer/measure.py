@@ -1,0 +1,180 @@
+"""Runs a float function as its graph and measures every value on the way.
+
+Through scan, cond, while, jit and custom-derivative bodies; statistics of a
+value are kept under its name (keys.py), those of equal names merged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from s8bqat_jax.integer import _jax_internals as internals
+from s8bqat_jax.integer import keys
+
+
+class Meter(NamedTuple):
+  """How one statistic is measured and merged."""
+
+  measure: Callable[[str, jax.Array], Any]
+  merge: Callable[[Any, Any], Any]
+  empty: Callable[[], Any]
+
+
+def input_keys(params: Any, inputs: Any, carry: bool) -> list[keys.Key]:
+  """Names what goes into a function.
+
+  Args:
+    params: pytree of its parameters.
+    inputs: its other arguments.
+    carry: whether the first of these is a state, as for `calibrate`.
+
+  Returns:
+    One key per leaf, in order.
+  """
+  paths = [p for p, _ in jax.tree_util.tree_leaves_with_path(params)]
+  names = keys.of_params([keys.path_name(p) for p in paths])
+  state = len(jax.tree.leaves(inputs[0])) if carry else 0
+  count = len(jax.tree.leaves(inputs)) - state
+  names += [keys.Key(keys.CARRY)] * state
+  return [*names, *(keys.Key(n) for n in keys.input_names(count))]
+
+
+def run(fn, meter: Meter, carry: bool, params, *inputs) -> dict[str, Any]:
+  """Runs a function once, to be traced.
+
+  Args:
+    fn: float function (params, *inputs) -> outputs.
+    meter: what is measured.
+    carry: as for `calibrate`.
+    params: of the function, in floats.
+    *inputs: of the function.
+
+  Returns:
+    {name: statistic}.
+  """
+  graph, _ = internals.trace(fn, params, *inputs)
+  leaves, flat = jax.tree.leaves(params), jax.tree.leaves(inputs)
+  names = input_keys(params, inputs, carry)
+  stats: dict[str, Any] = {}
+  for name, value in zip(names[len(leaves) :], flat):
+    if jnp.issubdtype(value.dtype, jnp.floating):
+      stats[name.name] = meter.measure(name.name, value)
+  _, inner = _evaluate(graph, names, [*leaves, *flat], meter)
+  return _merge(stats, inner, meter)
+
+
+def _merge(a: dict, b: dict, meter: Meter) -> dict:
+  return {
+    k: meter.merge(a[k], b[k]) if k in a and k in b else a.get(k, b.get(k))
+    for k in {**a, **b}
+  }
+
+
+def _evaluate(
+  graph: internals.Graph, names: Sequence[keys.Key], values, meter: Meter
+) -> tuple[list[Any], dict[str, Any]]:
+  """Runs a graph in float; returns its outputs and the statistics."""
+  named, _ = keys.assign(graph, names)
+  env = dict(zip(graph.ins, values))
+  stats: dict[str, Any] = {}
+
+  def read(a):
+    return a.value if isinstance(a, internals.Lit) else env[a]
+
+  def name_of(a):
+    return keys.Key('', True) if isinstance(a, internals.Lit) else named[a]
+
+  for e in graph.eqns:
+    args = [read(a) for a in e.ins]
+    arg_names = [name_of(a) for a in e.ins]
+    inner = _CONTROL.get(e.name)
+    if inner is None:
+      outs, seen = e.bind(*args), {}
+    else:
+      outs, seen = inner(e, arg_names, args, meter)
+    env.update(zip(e.outs, outs))
+    stats = _merge(stats, seen, meter)
+    for var, value in zip(e.outs, outs):
+      key = named[var]
+      if var.is_float and not key.const:
+        stats = _merge(stats, {key.name: meter.measure(key.name, value)}, meter)
+  return [read(a) for a in graph.outs], stats
+
+
+def _keys_of(fn, *args) -> list[str]:
+  return sorted(jax.eval_shape(fn, *args))
+
+
+def _scan(e, arg_names, args, meter):
+  parts = internals.scan_parts(e)
+  c, n = parts.num_consts, parts.num_carry
+  consts, init, xs = args[:c], args[c : c + n], args[c + n :]
+  body_names = keys.scan_body(parts, arg_names)
+
+  def body(carry, x):
+    state, stats = carry
+    outs, seen = _evaluate(parts.body, body_names, [*consts, *state, *x], meter)
+    return (outs[:n], _merge(stats, seen, meter)), outs[n:]
+
+  one = lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+  seen = jax.eval_shape(
+    lambda s, x: _evaluate(parts.body, body_names, [*consts, *s, *x], meter)[1],
+    init,
+    [one(jnp.asarray(x)) for x in xs],
+  )
+  empty = {k: meter.empty() for k in seen}
+  (state, stats), ys = lax.scan(
+    body,
+    ([jnp.asarray(i) for i in init], empty),
+    xs,
+    length=parts.length,
+    reverse=parts.reverse,
+  )
+  return [*state, *ys], stats
+
+
+def _cond(e, arg_names, args, meter):
+  branches = internals.cond_parts(e)
+  runs = [
+    lambda *ops, b=b: _evaluate(b, arg_names[1:], ops, meter) for b in branches
+  ]
+  union = {k for r in runs for k in jax.eval_shape(r, *args[1:])[1]}
+
+  def complete(run):
+    def branch(*ops):
+      outs, stats = run(*ops)
+      return outs, {k: stats.get(k, meter.empty()) for k in sorted(union)}
+
+    return branch
+
+  return lax.switch(args[0], [complete(r) for r in runs], *args[1:])
+
+
+def _while(e, arg_names, args, meter):
+  cond, skip, body, consts = internals.while_parts(e)
+  cond_consts, body_consts = args[:skip], args[skip : skip + consts]
+  init = [jnp.asarray(a) for a in args[skip + consts :]]
+  names = [
+    *arg_names[skip : skip + consts],
+    *[keys.Key(keys.CARRY)] * len(init),
+  ]
+  run = lambda state: _evaluate(body, names, [*body_consts, *state], meter)
+
+  def test(carry):
+    fresh = [keys.Key(keys.CARRY)] * (skip + len(init))
+    return _evaluate(cond, fresh, [*cond_consts, *carry[0]], meter)[0][0]
+
+  def step(carry):
+    outs, seen = run(carry[0])
+    return outs, _merge(carry[1], seen, meter)
+
+  empty = {k: meter.empty() for k in jax.eval_shape(run, init)[1]}
+  return lax.while_loop(test, step, (init, empty))
+
+
+_CONTROL = {'scan': _scan, 'cond': _cond, 'while': _while}

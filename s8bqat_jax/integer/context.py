@@ -169,9 +169,17 @@ class Context:
 
   def is_masked(self, v: Value) -> bool:
     """Whether entries of a value may be masked out."""
-    if isinstance(v, QValue):
-      return self.natural(v, 8).masked
-    return isinstance(v, Const) and bool(np.any(v.masked_out))
+    if not isinstance(v, QValue):
+      return isinstance(v, Const) and bool(np.any(v.masked_out))
+    match v.source:
+      case Fixed(spec=spec):
+        return spec.masked
+      case Moved(parent, _):
+        return self.is_masked(parent)
+      case Table(base, fn):
+        return _masks(base.spec, fn)
+      case Computed(own=own):
+        return own is not None and own(8).masked
 
   def spec_of(self, v: QValue, bits: int) -> Spec:
     """The calibrated spec of a value, its clip included."""

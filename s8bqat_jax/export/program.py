@@ -120,7 +120,7 @@ class Rules:
     if ops:
       sites = list(dict.fromkeys(op.site for op in ops if op.site))[:3]
       raise UnsupportedExport(
-        f'{self._target} has no operator for '
+        f'the {self._target} exporter has no rule for '
         f'{", ".join(sorted({op.name for op in ops}))}'
         f'{" (at " + ", ".join(sites) + ")" if sites else ""}; export the part '
         'of the function without it, or keep it in our own integer program'

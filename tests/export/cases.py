@@ -109,6 +109,35 @@ def elementwise(f):
   return lambda p, x: f(x), {}, (2 * normal(0, 4, 64),)
 
 
+def decisions():
+  """Choices by a real value; the last returns the decision itself."""
+
+  def fn(p, x):
+    chosen = jnp.where(x > 0, x, 0.1 * x + 0.5)
+    near = jnp.where(x >= -0.3, jnp.square(x), 0.0)
+    return chosen, near, x > 0, (x < 1) != (x <= -1)
+
+  return fn, {}, (2 * normal(0, 4, 64),)
+
+
+def comparisons_of_integers():
+  fn = lambda p, i, j: (
+    i < j, i <= j, i > j, i >= j, i == j, i != j, (i < 2) == (j < 2)
+  )  # fmt: skip
+  i = np.random.default_rng(0).integers(-4, 4, (2, 3, 40)).astype(np.int32)
+  return fn, {}, tuple(i)
+
+
+def extremes():
+  fn = lambda p, x: (x.max(-1), x.min((0, 1)), (x + jnp.tanh(x)).max(0))
+  return fn, {}, (normal(0, 4, 8),)
+
+
+def reversals():
+  fn = lambda p, x: (x[::-1], x[::-1, ::-1], jnp.maximum(x, x[:, ::-1]))
+  return fn, {}, (normal(0, 4, 8),)
+
+
 def sums():
   fn = lambda p, x, y: (x + y, x - y, x * y, (x + y) * y)
   return fn, {}, (normal(0, 4, 32), 3 * normal(1, 4, 32))

@@ -28,6 +28,22 @@ def masked_softmax():
   return fn, {}, (cases.normal(0, 2, 8),)
 
 
+def unpadded_averages():
+  fn = lambda p, x: nn.avg_pool(
+    x, (3, 2), (2, 1), 'SAME', count_include_pad=False
+  )
+  return fn, {}, (1 + cases.normal(0, 2, 9, 7, 4),)
+
+
+def per_head():
+  params = {'w': cases.normal(1, 3, 16, 8), 'b': cases.normal(2, 3, 8)}
+  fn = lambda p, x: (
+    jnp.einsum('bhj,hjk->bhk', x, p['w']),
+    jnp.einsum('bhj,hjk->bhk', x, p['w']) + p['b'],
+  )
+  return fn, params, (1 + cases.normal(0, 2, 3, 16),)
+
+
 # 8-bit products rescale in float32, so a code may differ by one.
 FAST = {
   'dense': cases.dense(),
@@ -50,6 +66,12 @@ EXACT = {
   'constants': cases.constants(),
   'movements': cases.movements(),
   'embedding': cases.embed(),
+  'unpadded averages': unpadded_averages(),
+  'a product per head': per_head(),
+  'decisions': cases.decisions(),
+  'comparisons': cases.comparisons_of_integers(),
+  'extremes': cases.extremes(),
+  'reversals': cases.reversals(),
   'swish': E(jax.nn.silu),
   'any table': E(jnp.sin),
   'elu': E(jax.nn.elu),

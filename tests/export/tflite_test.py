@@ -43,6 +43,13 @@ CASES = {
   'tanh gelu': (E(jax.nn.gelu), 0.99),
   'exp': (E(jnp.exp), 0.99),
   'any table': (E(jnp.sin), 1.0),
+  'elu': (E(jax.nn.elu), 0.96),
+  'softplus': (E(jax.nn.softplus), 1.0),
+  'leaky relu': (E(jax.nn.leaky_relu), 0.98),
+  'decisions': (cases.decisions(), 0.98),
+  'comparisons': (cases.comparisons_of_integers(), 1.0),
+  'extremes': (cases.extremes(), 0.98),
+  'reversals': (cases.reversals(), 1.0),
 }
 
 
@@ -68,6 +75,14 @@ def test_operations_agree(name):
   # With delegates, as a user's interpreter would run it.
   for a, b in zip(ours, runtime.Session(exported)(*fn.quantize(*inputs))):
     assert witness.compare(a, b).largest <= 2
+
+
+def test_decisions_are_exact():
+  fn, params, inputs = cases.decisions()
+  _, _, theirs, ours = ran(cases.lowered(fn, params, *inputs), inputs)
+  for a, b in zip(ours[2:], theirs[2:], strict=True):
+    assert a.dtype == b.dtype == np.bool_ and 0 < np.mean(a) < 1
+    np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize('part', ['encoder step', 'predictor step', 'joint'])

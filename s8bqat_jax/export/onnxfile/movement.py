@@ -123,6 +123,27 @@ def _wide(w: Writer, op: Op) -> list[str]:
   return [w.cast(w.name(v), np.int64 if large else np.int32) for v in op.ins]
 
 
+@rule('reduce_max', 'reduce_min')
+def _extreme(w: Writer, op: Op) -> None:
+  (y,) = op.outs
+  axes = w.constant(op.params['axes'], np.int64)
+  code = 'ReduceMax' if op.name == 'reduce_max' else 'ReduceMin'
+  made = w.node(code, *_wide(w, op), axes, keepdims=0)
+  w.cast(made, y.dtype, to=y.name)
+
+
+@rule('rev')
+def _reverse(w: Writer, op: Op) -> None:
+  axes = op.params['dimensions']
+  # Beyond the first element: where a slice that runs backwards ends.
+  end = np.iinfo(np.int64).min
+  bounds = [
+    w.constant(list(b), np.int64)
+    for b in ([-1] * len(axes), [end] * len(axes), axes, [-1] * len(axes))
+  ]
+  w.node('Slice', w.name(op.ins[0]), *bounds, to=op.outs[0].name)
+
+
 @rule('argmax')
 def _argmax(w: Writer, op: Op) -> None:
   (axis,), (y,) = op.params['axes'], op.outs

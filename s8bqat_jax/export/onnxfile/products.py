@@ -23,8 +23,9 @@ from s8bqat_jax.export.program import Op, UnsupportedExport, Value
 @rule('q_dot')
 def _dot(w: Writer, op: Op) -> None:
   require_constants(op, 2, 3)
-  if all(v.const is None for v in op.ins[:2]):
-    _two_values(w, op)
+  batch = op.params['dimension_numbers'][1][0]
+  if batch or all(v.const is None for v in op.ins[:2]):
+    _batched(w, op)
     return
   m = as_matrix(op)
   (y,), flat = op.outs, w.name(m.x)
@@ -95,8 +96,8 @@ def _product(w: Writer, left: str, right: str, zeros: Any) -> str:
   return w.node('MatMulInteger', *unsigned, *zeros)
 
 
-def _two_values(w: Writer, op: Op) -> None:
-  """A product of two values, as in attention: exact."""
+def _batched(w: Writer, op: Op) -> None:
+  """A product of two values, as in attention, or of one per head: exact."""
   a, b, bias, multiplier = op.ins
   (y,), p = op.outs, op.params
   (ac, bc), (ab, bb) = p['dimension_numbers']
@@ -183,6 +184,9 @@ def _pool(w: Writer, op: Op) -> None:
   x, (y,), p = op.ins[0], op.outs, op.params
   if p['kind'] == 'sum':
     require_constants(op, 1)
+    if (x.dtype, y.dtype) == (np.int8, np.int16):
+      _exact_sums(w, op)
+      return
     channels = x.shape[-1]
     ratio = math.ldexp(float(op.ins[1].const.reshape(())), -p['shift'])
     ones = np.ones((channels, 1, *p['window']), np.int8)
@@ -196,6 +200,23 @@ def _pool(w: Writer, op: Op) -> None:
     dilations=p['dilation'], **_window(p, len(x.shape) - 2),
   )  # fmt: skip
   _channels_last(w, made, y)
+
+
+def _exact_sums(w: Writer, op: Op) -> None:
+  """int32 sums of windows, then our own rescaling."""
+  x, (y,), p = op.ins[0], op.outs, op.params
+  last = len(x.shape) - 1
+  unsigned = w.transpose(w.unsigned(w.name(x)), (0, last, *range(1, last)))
+  ones = w.constant(np.ones((x.shape[-1], 1, *p['window']), np.uint8))
+  zeros = [w.constant(z, np.uint8) for z in (p['zero'] + 128, 0)]
+  sums = w.node(
+    'ConvInteger', unsigned, ones, *zeros, group=x.shape[-1],
+    dilations=p['dilation'], **_window(p, last - 1),
+  )  # fmt: skip
+  narrow = f'{y.name}_first'
+  multiplier = op.ins[1].const
+  w.requantized(sums, multiplier, p['shift'], p['out'], narrow)
+  _channels_last(w, narrow, y)
 
 
 @rule('q_sum')

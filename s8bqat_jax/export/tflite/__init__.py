@@ -11,8 +11,9 @@ Rescaling in the interpreter rounds twice (a doubling high product, then a
 shift) where we round once, and real scales are stored in float32, so that a
 code may differ by one where ours lies close to a tie; witness.py counts.
 
-Fixed by the format, hence not expressible: LayerNorm, masked and log softmax,
-and tables of 16-bit codes other than sigmoid and tanh.
+Not expressible: LayerNorm, masked and log softmax, tables of 16-bit codes other
+than sigmoid and tanh (the format fixes these), slices at a place that is
+computed, and products with another constant weight per head.
 """
 
 from __future__ import annotations

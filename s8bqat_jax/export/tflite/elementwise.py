@@ -9,7 +9,6 @@ import numpy as np
 from s8bqat_jax.export import tables
 from s8bqat_jax.export.products import require_constants
 from s8bqat_jax.export.program import Op, UnsupportedExport, Value
-from s8bqat_jax.export.tflite import flatbuffer
 from s8bqat_jax.export.tflite.writer import Writer, rule
 
 
@@ -156,15 +155,9 @@ def _lut(w: Writer, op: Op) -> None:
 
 def _gathered(w: Writer, op: Op, x: Value, y: Value, table: np.ndarray) -> None:
   """Any 8-bit table, exactly: its codes as indices into a constant."""
-  wide = w.make(x.shape, np.int32)
   place = w.make(x.shape, np.int32)
-  w.graph.op(
-    'CAST', [w.index(x)], [wide], 1, 'Cast',
-    inDataType=flatbuffer.schema.TensorType.INT8,
-    outDataType=flatbuffer.schema.TensorType.INT32,
-  )  # fmt: skip
   offset = w.constant(np.full((1,), 128, np.int32))
-  w.graph.op('ADD', [wide, offset], [place], 1, 'Add')
+  w.graph.op('ADD', [w.plain(x), offset], [place], 1, 'Add')
   codes = w.constant(table.astype(op.params['out'].dtype), y.scale, y.zero)
   w.graph.op('GATHER', [codes, place], [w.index(y)], 4, 'Gather', axis=0)
 

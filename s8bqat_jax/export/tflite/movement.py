@@ -139,6 +139,8 @@ def _select(w: Writer, op: Op) -> None:
 _PLAIN = {
   'add': ('ADD', 'Add'), 'sub': ('SUB', 'Sub'), 'mul': ('MUL', 'Mul'),
   'max': ('MAXIMUM', 'MaximumMinimum'), 'min': ('MINIMUM', 'MaximumMinimum'),
+}  # fmt: skip
+_COMPARISONS = {
   'lt': ('LESS', 'Less'), 'le': ('LESS_EQUAL', 'LessEqual'),
   'gt': ('GREATER', 'Greater'), 'ge': ('GREATER_EQUAL', 'GreaterEqual'),
   'eq': ('EQUAL', 'Equal'), 'ne': ('NOT_EQUAL', 'NotEqual'),
@@ -155,6 +157,40 @@ def _plain(w: Writer, op: Op) -> None:
     raise UnsupportedExport(f'{op.name} on the codes of real values')
   ins = [w.operand(v, like) for v in op.ins]
   w.graph.op(code, ins, [w.index(y)], 1, options)
+
+
+@rule(*_COMPARISONS)
+def _compare(w: Writer, op: Op) -> None:
+  """As plain integers: of codes, the interpreter would compare rescaled ones.
+
+  It ends the process where their scale is 1 or more, and takes neighbours for
+  equal where it is below 2^-8.
+  """
+  code, options = _COMPARISONS[op.name]
+  ins = [w.plain(v) for v in op.ins]
+  w.graph.op(code, ins, [w.index(op.outs[0])], 1, options)
+
+
+@rule('reduce_max', 'reduce_min')
+def _extreme(w: Writer, op: Op) -> None:
+  x, (y,) = op.ins[0], op.outs
+  axes = w.constant(np.asarray(op.params['axes'], np.int32))
+  w.graph.op(
+    op.name.upper(), [w.index(x), axes], [w.index(y)],
+    3 if x.dtype == np.int16 else 2, 'Reducer', keepDims=False,
+  )  # fmt: skip
+
+
+@rule('rev')
+def _reverse(w: Writer, op: Op) -> None:
+  """One axis at a time, as the interpreter has it."""
+  (y,), axes = op.outs, op.params['dimensions']
+  source = w.index(op.ins[0])
+  for i, axis in enumerate(axes):
+    target = w.index(y) if i == len(axes) - 1 else w.like(y)
+    which = w.constant(np.asarray([axis], np.int32))
+    w.graph.op('REVERSE_V2', [source, which], [target], 3, 'ReverseV2')
+    source = target
 
 
 @rule('argmax')

@@ -22,6 +22,7 @@ class Writer:
     self.tensors: dict[Value, int] = {}
     self._wide: dict[tuple[Value, float], int] = {}
     self._relabelled: dict[tuple[Value, float], int] = {}
+    self._plain: dict[Value, int] = {}
     self._op, self._inner = '', 0
 
   def begin(self, op: Op) -> None:
@@ -91,6 +92,22 @@ class Writer:
       self.quantize(self.relabelled(v, scale), wide)
       self._wide[v, scale] = wide
     return self._wide[v, scale]
+
+  def plain(self, v: Value) -> int:
+    """The codes of a value as plain integers; truth values as they are."""
+    if v.dtype.itemsize > 2 or v.dtype == np.bool_:
+      return self.index(v)
+    if v.const is not None:
+      return self.constant(v.const.astype(np.int32))
+    if v not in self._plain:
+      types = flatbuffer.schema.TensorType
+      self._plain[v] = self.make(v.shape, np.int32)
+      self.graph.op(
+        'CAST', [self.index(v)], [self._plain[v]], 1, 'Cast',
+        inDataType=getattr(types, v.dtype.name.upper()),
+        outDataType=types.INT32,
+      )  # fmt: skip
+    return self._plain[v]
 
   def quantize(self, source: int, target: int) -> None:
     self.graph.op('QUANTIZE', [source], [target], 2, 'Quantize')

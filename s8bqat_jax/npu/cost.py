@@ -5,10 +5,11 @@ Per operation:
   memory   (weight bytes + activation bytes that leave SRAM) / bandwidth
   cycles   max of both when double-buffered, else their sum, plus an overhead
 
-Weights cost the bytes they are stored in: n-bit codes packed, plus the table.
-Inside a scan they are fetched once if the loop's weights fit the weight SRAM,
-otherwise at every step: this is what sub-8-bit weights buy. Reshapes, slices
-and transposes are addressing and cost nothing.
+Weights cost the bytes they are stored in: n-bit codes packed, plus the table;
+a constant that is no parameter, 8 bits each. Inside a scan they are fetched
+once if the loop's weights fit the weight SRAM, otherwise at every step: this is
+what sub-8-bit weights buy. A scan over stacked weights reads others at every
+step. Reshapes, slices and transposes are addressing and cost nothing.
 
 The machine is the idealized one of the papers (an index from memory, an int8
 value into the multiplier); no figure here is fitted to a product.
@@ -17,6 +18,7 @@ value into the multiplier); no figure here is fitted to a product.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -116,6 +118,8 @@ class _Found(NamedTuple):
   eqn: Any
   repeats: int
   loops: tuple[Any, ...]  # The scans around it, outermost first.
+  weight: int | None  # Which operand is weights.
+  varies: frozenset[int]  # Ids of the loops that read others at every step.
 
 
 def latency(integer_fn: Any, spec: NpuSpec) -> Latency:
@@ -139,16 +143,19 @@ def latency(integer_fn: Any, spec: NpuSpec) -> Latency:
     if not value > 0:
       raise ValueError(f'{spec.name}: {name} is {value}, expected more than 0')
   found: list[_Found] = []
-  _collect(integer_fn.jaxpr.jaxpr, 1, (), found)
+  program = integer_fn.jaxpr.jaxpr
+  _collect(program, [_Origin()] * len(program.invars), 1, (), found)
   bits = {
     name: max(w.bits, spec.min_weight_bits) if qtensor.is_qtensor(w) else 8
     for name, w in integer_fn.weights.items()
   }
-  stored = [_weight_bytes(f.eqn, bits) for f in found]
+  stored = [_weight_bytes(f, bits) for f in found]
   per_loop: dict[int, int] = {}
   for f, size in zip(found, stored):
-    for loop in f.loops:
+    for loop in reversed(f.loops):
       per_loop[id(loop)] = per_loop.get(id(loop), 0) + size
+      if id(loop) in f.varies:  # The loops around it read all its slices.
+        size *= loop.params['length']
   return Latency(
     spec,
     tuple(_cost(f, s, per_loop, spec) for f, s in zip(found, stored)),
@@ -164,30 +171,76 @@ def check_lowered(integer_fn: Any) -> None:
     )
 
 
-def _collect(jaxpr, repeats: int, loops, found: list[_Found]) -> None:
+class _Origin(NamedTuple):
+  """Where a value comes from.
+
+  Attributes:
+    stored: it is (a part of) a constant of the program.
+    varies: ids of the loops at whose steps it is another one.
+  """
+
+  stored: bool = False
+  varies: frozenset[int] = frozenset()
+
+
+def _collect(
+  jaxpr: Any, ins: Sequence[_Origin], repeats: int, loops, found: list[_Found]
+) -> list[_Origin]:
+  """Appends the operations of a jaxpr; returns the origins of its outputs."""
+  env: dict[Any, _Origin] = dict.fromkeys(jaxpr.constvars, _Origin(True))
+  env.update(zip(jaxpr.invars, ins))
+
+  def origin(a: Any) -> _Origin:
+    return _Origin(True) if hasattr(a, 'val') else env[a]
+
   for e in jaxpr.eqns:
+    args = [origin(a) for a in e.invars]
+    varies = frozenset().union(*(a.varies for a in args))
     name = e.primitive.name
+    outs = [_Origin(False, varies)] * len(e.outvars)
     if name in primitives.REGISTRY:
-      found.append(_Found(e, repeats, loops))
+      found.append(_Found(e, repeats, loops, *_stored_operand(e, args)))
+      env.update(zip(e.outvars, outs))
       continue
     inner = [getattr(j, 'jaxpr', j) for j in internals.inner_jaxprs(e)]
     if not inner:
-      continue
-    if name == 'while':
+      # What moves a constant still fetches it.
+      outs = [_Origin(bool(args) and args[0].stored, varies)] * len(outs)
+    elif name == 'while':
       raise ValueError('a while loop has no known length; use scan to cost it')
-    if name == 'scan':
-      for body in inner:
-        _collect(body, repeats * e.params['length'], (*loops, e), found)
+    elif name == 'scan':
+      consts, carries = internals.scan_split(e.params)
+      step = frozenset([id(e)])
+      rows = [
+        _Origin(a.stored, a.varies | step) for a in args[consts + carries :]
+      ]
+      state = [_Origin(False, varies | step)] * carries
+      _collect(
+        inner[0], [*args[:consts], *state, *rows],
+        repeats * e.params['length'], (*loops, e), found,
+      )  # fmt: skip
     elif name == 'cond':
       # The branch with the most arithmetic.
       branches: list[list[_Found]] = []
       for body in inner:
         branches.append([])
-        _collect(body, repeats, loops, branches[-1])
+        _collect(body, args[1:], repeats, loops, branches[-1])
       found += max(branches, key=lambda b: sum(_macs(f.eqn) for f in b))
     else:
-      for body in inner:
-        _collect(body, repeats, loops, found)
+      outs = _collect(inner[0], args, repeats, loops, found)
+    env.update(zip(e.outvars, outs))
+  return [origin(a) for a in jaxpr.outvars]
+
+
+def _stored_operand(
+  e: Any, args: Sequence[_Origin]
+) -> tuple[int | None, frozenset[int]]:
+  """Which operand of a product or embedding is weights, and how it varies."""
+  if e.primitive.name in _PRODUCTS or e.primitive.name == 'q_embed':
+    for i in (1, 0):
+      if args[i].stored:
+        return i, args[i].varies
+  return None, frozenset()
 
 
 _PRODUCTS = ('q_dot', 'q_conv', 'q_depthwise')
@@ -205,20 +258,15 @@ def _macs(e: Any) -> int:
   return out * math.prod(shape[:-1])
 
 
-def _weight_bytes(e: Any, bits: dict[str, int]) -> int:
-  """Stored bytes of the parameter a product reads; 0 if it reads none."""
-  name = e.primitive.name
-  path = keys.weight_of(e.params['site'])
-  if path not in bits:
+def _weight_bytes(f: _Found, bits: dict[str, int]) -> int:
+  """Stored bytes of the weights that an operation reads once."""
+  if f.weight is None:
     return 0
-  if name == 'q_embed':
-    entries = math.prod(e.outvars[0].aval.shape)
-  elif name in _PRODUCTS:
-    entries = math.prod(e.invars[1].aval.shape)
-  else:
-    return 0
-  table = 2 ** bits[path] if bits[path] < 8 else 0
-  return math.ceil(entries * bits[path] / 8) + table
+  e = f.eqn
+  width = bits.get(keys.weight_of(e.params['site']), 8)
+  read = e.outvars[0] if e.primitive.name == 'q_embed' else e.invars[f.weight]
+  table = 2**width if width < 8 else 0
+  return math.ceil(math.prod(read.aval.shape) * width / 8) + table
 
 
 def _cost(f: _Found, stored: int, per_loop, spec: NpuSpec) -> OpCost:
@@ -227,12 +275,14 @@ def _cost(f: _Found, stored: int, per_loop, spec: NpuSpec) -> OpCost:
   results = math.prod(e.outvars[0].aval.shape) * f.repeats
   fetches = f.repeats
   for loop in reversed(f.loops):
+    if id(loop) in f.varies:
+      continue
     if per_loop[id(loop)] > spec.weight_sram:
       break  # Evicted before the next step, and so by the loops around it.
     fetches //= max(loop.params['length'], 1)
   weights = stored * fetches
   moved = 0
-  for v in [*e.invars[:1], e.outvars[0]]:
+  for v in [e.invars[1 if f.weight == 0 else 0], e.outvars[0]]:
     size = math.prod(v.aval.shape) * np.dtype(v.aval.dtype).itemsize
     if size > spec.activation_sram:
       moved += size * f.repeats

@@ -70,6 +70,70 @@ def test_a_loop_fetches_once_if_its_weights_fit():
   assert 'ms' in str(fits)
 
 
+def test_a_scan_over_layers_costs_what_they_do():
+  like = weight(16)['w']
+  codes = R.integers(0, 16, (4, K, N)).astype(np.uint8)
+  stack, *layers = [
+    QTensor(c, like.scale, like.codebook, 16) for c in (codes, *codes)
+  ]
+  x = R.normal(size=(3, K)).astype('f')
+
+  def scanned(p, x):
+    layer = lambda h, w: (jnp.tanh(h @ w), None)
+    return jax.lax.scan(layer, x, p['w'])[0]
+
+  def counted(p, x):
+    return jax.lax.fori_loop(0, 4, lambda i, h: jnp.tanh(h @ p['w'][i]), x)
+
+  def unrolled(p, x):
+    for w in p['w']:
+      x = jnp.tanh(x @ w)
+    return x
+
+  wanted = latency(lowered(unrolled, {'w': layers}, x), INDEX_NPU)
+  assert wanted.weight_bytes == 4 * (K * N // 2 + 16)
+  # The weight SRAM keeps nothing that the next step would read.
+  for spec in (INDEX_NPU, INDEX_NPU._replace(weight_sram=0)):
+    found = latency(lowered(scanned, {'w': stack}, x), spec)
+    assert found.weight_bytes == wanted.weight_bytes
+    assert found.cycles == pytest.approx(wanted.cycles)
+  # No width is known of what is picked by a counter: bytes.
+  picked = latency(lowered(counted, {'w': stack}, x), INDEX_NPU)
+  assert picked.weight_bytes == 4 * K * N
+
+
+def test_a_loop_around_layers_keeps_all_of_them_or_none():
+  stack = {'w': R.normal(size=(4, K, N)).astype('f')}
+
+  def fn(p, x):
+    layer = lambda h, w: (jnp.tanh(h @ w), None)
+    step = lambda h, v: (jax.lax.scan(layer, h + v, p['w'])[0], None)
+    return jax.lax.scan(step, jnp.zeros((1, N)), x)[0]
+
+  integer = lowered(fn, stack, R.normal(size=(STEPS, 1, N)).astype('f'))
+  stored = 4 * K * N
+  fits = latency(integer, INDEX_NPU._replace(weight_sram=stored))
+  not_fits = latency(integer, INDEX_NPU._replace(weight_sram=stored - 1))
+  assert fits.weight_bytes == stored
+  assert not_fits.weight_bytes == STEPS * stored
+
+
+def test_weights_that_are_closed_over_count():
+  w = R.normal(size=(K, N)).astype('f')
+
+  def cost_of(fn, x):
+    return latency(lowered(fn, {}, x), INDEX_NPU).ops
+
+  x = R.normal(size=(3, K)).astype('f')
+  (dense,) = cost_of(lambda p, x: x @ w, x)
+  assert dense.weight_bytes == K * N
+  (first,) = cost_of(lambda p, x: jnp.einsum('nk,bk->nb', w.T[:9], x), x)
+  assert first.weight_bytes == 9 * K
+  # Between values there is no weight.
+  (values,) = cost_of(lambda p, x: x @ x.T, x)
+  assert values.weight_bytes == 0
+
+
 def test_while_has_no_length():
   def fn(p, x):
     step = lambda s: (s[0] + 1, jnp.tanh(s[1] @ p['w']))

@@ -7,6 +7,9 @@ Vela reports for a sweep of shapes and bit widths and kept in ethos.json:
     compute    c0 + c1 K + c2 N + c3 M + c4 K N + c5 M K N / multipliers
     weights    w0 + w1 weight bytes + w2 N + w3 outside in + w4 outside out
     maps       f0 + f1 N + f2 passes * outside in + f3 outside out + f4 results
+  what reduces (softmax, sums, maxima, pools, products of two values), per kind
+               e0 + e1 results + e2 outside in + e3 outside out
+                  + e4 M + e5 M K + e6 M K N
   anything else, per kind
                e0 + e1 results + e2 outside in + e3 outside out
 
@@ -16,15 +19,24 @@ from the program's inputs, or writes to its outputs: those lie in DRAM, values
 in between mostly on the chip.
 Weight bytes are what a compiler's entropy coder would store: the histogram's
 entropy, plus fitted overheads. Operations that Vela fuses into others cost
-(almost) nothing here for the same reason.
+(almost) nothing here for the same reason: a table of a product's result, while
+the same table of anything else is a kind of its own, `alone`. So are matrices of
+more rows than a streaming step has, `of rows`.
 
-Weak on windows, on the U65 and U85: how often a map is read follows from the
-blocks that a compiler cuts it into, by jumps that no linear term has.
+What Vela was never asked about, or leaves to the CPU or the .tflite cannot say
+(a LayerNorm, log or masked softmax), costs what the dearest fitted kind like it
+does: tables of the same types; the same operation of other types; reductions;
+movements; sums and products.
+
+Weak on windows, pools and sums over columns, on the U65 and U85: how often a map
+is read follows from the blocks that a compiler cuts it into, by jumps that no
+linear term has.
 benchmarks/cost_model.py measures each kind.
 """
 
 from __future__ import annotations
 
+import collections
 import functools
 import json
 import math
@@ -40,7 +52,13 @@ from s8bqat_jax.npu.cost import Latency, NpuSpec, OpCost, check_lowered
 CONSTANTS = pathlib.Path(__file__).parent / 'ethos.json'
 # Output channels for which the inputs are read once.
 _PASS = 256
+# Rows that a streaming step has at most.
+_STEP_ROWS = 8
 _PRODUCTS = ('q_conv', 'q_depthwise', 'q_dot')
+_ROWS = ('q_softmax', 'q_log_softmax', 'q_layernorm')
+_REDUCING = (
+  'q_sum', 'q_pool', 'reduce_max', 'reduce_min', 'argmax', 'argmin', *_ROWS,
+)  # fmt: skip
 
 
 class Ethos(NamedTuple):
@@ -65,9 +83,9 @@ class Work(NamedTuple):
   Attributes:
     op: the operation.
     kind: which constants apply.
-    rows: M.
-    depth: K.
-    channels: N.
+    rows: M; of what reduces, how often it does.
+    depth: K; of what reduces, how many elements it takes each time.
+    channels: N; 0 for what is no product.
     results: elements of the result.
     entropy_bytes: of the weights, by their own histogram; 0 without weights.
     weights: how many there are.
@@ -107,7 +125,10 @@ class Work(NamedTuple):
     return [1, self.channels, reads, self.outside_out, self.results]
 
   def plain_features(self) -> list[float]:
-    return [1, self.results, self.outside_in, self.outside_out]
+    plain = [1.0, self.results, self.outside_in, self.outside_out]
+    if self.depth:
+      plain += [self.rows, self.rows * self.depth, self.macs]
+    return plain
 
 
 @functools.cache
@@ -133,7 +154,8 @@ def latency(integer_fn: Any, machine: Ethos) -> Latency:
   Raises:
     TypeError: `integer_fn` is no IntegerFunction.
     UnsupportedExport: the program loops or branches.
-    ValueError: it holds an operation whose kind was not fitted.
+    ValueError: it holds a kind of operation for which the machine has no
+      constants, nor any for a kind like it; none of `machines()` is such a one.
   """
   ops = tuple(cost(work, machine) for work in works(integer_fn))
   spec = NpuSpec(
@@ -148,10 +170,22 @@ def works(integer_fn: Any) -> list[Work]:
   read = program.read(integer_fn)
   inside = {v for op in read.ops for v in op.outs}
   ends = set(read.outputs)
-  return [_work(op, inside, ends) for op in read.ops]
+  made = {v: op.name for op in read.ops for v in op.outs}
+  readers = collections.Counter(v for op in read.ops for v in op.ins)
+  # A product's result that only one operation sees may become a part of it.
+  alone = {v for v in made if readers[v] == 1 and v not in ends}
+  found = []
+  for op in read.ops:
+    makers = [made.get(v, '') for v in op.ins]
+    fused = makers[0] in _PRODUCTS and op.ins[0] in alone
+    windows = any(name in ('q_conv', 'q_depthwise') for name in makers)
+    found.append(_work(op, inside, ends, fused, windows))
+  return found
 
 
-def _work(op: Op, inside: set[Value], ends: set[Value]) -> Work:
+def _work(
+  op: Op, inside: set[Value], ends: set[Value], fused: bool, windows: bool
+) -> Work:
   y = op.outs[0]
   size = lambda v: math.prod(v.shape)
   reads = sum(size(v) for v in op.ins if v.const is None and v not in inside)
@@ -173,30 +207,77 @@ def _work(op: Op, inside: set[Value], ends: set[Value]) -> Work:
     if kernel.const is not None:
       weights = size(kernel)
       entropy = _entropy_bytes(kernel.const)
+  elif op.name in _REDUCING:
+    x = op.ins[0]
+    if op.name in _ROWS:
+      depth = x.shape[-1]
+      rows = results // max(depth, 1)
+    elif op.name == 'q_pool':
+      depth = math.prod(op.params['window'])
+    else:
+      depth = size(x) // max(results, 1)
+  lines = results // max(y.shape[-1], 1) if y.shape else 1
+  if op.name in _PRODUCTS:
+    lines = rows
+  # Sequences cost otherwise than the few rows of a step, or than images.
+  many = lines > _STEP_ROWS and not windows
   return Work(
-    op, _kind(op), rows, depth, channels, results, entropy, weights, reads,
-    writes,
+    op, _kind(op, fused, many), rows, depth, channels, results, entropy,
+    weights, reads, writes,
   )  # fmt: skip
 
 
-def _kind(op: Op) -> str:
-  """Operations of one kind share constants."""
+def _kind(op: Op, fused: bool, many: bool) -> str:
+  """Operations of one kind share constants.
+
+  Args:
+    op: the operation.
+    fused: it alone reads a product's result.
+    many: it goes over more rows than a step has.
+  """
   x, y = op.ins[0], op.outs[0]
+  rows = ' of rows' if many else ''
   if op.name == 'q_dot':
     if all(v.const is None for v in op.ins[:2]):
       return 'matmul'
     # A 16-bit result takes 16-bit inputs, at another rate.
-    return 'dense int16' if y.dtype == np.int16 else 'dense'
+    kind = 'dense int16' if y.dtype == np.int16 else 'dense'
+    return kind + rows
   if op.name in _PRODUCTS:
     return op.name[2:]
   if op.name == 'q_lut':
     name = tables.identify(x, y, op.ins[1].const, op.params['out'])
-    return f'lut {name or "any"} {x.dtype}->{y.dtype}'
+    name = 'gelu' if name == 'gelu_tanh' else name or 'any'
+    kind = f'lut {name} {x.dtype}->{y.dtype}'
+    if x.dtype == y.dtype == np.int8 and not fused:
+      kind += ' alone'
+    return kind + rows
   if op.name.startswith('q_'):
     data = [v for v in op.ins if v.dtype.itemsize <= 2]
     widest = max((v.dtype for v in data), key=lambda d: d.itemsize)
-    return f'{op.name[2:]} {widest}->{y.dtype}'
+    kind = f'{op.name[2:]}{_way(op)} {widest}->{y.dtype}'
+    return kind if op.name in _REDUCING else kind + rows
+  if op.name == 'transpose':
+    # Where only axes of length 1 move it is a reshape.
+    kept = [i for i in op.params['permutation'] if x.shape[i] > 1]
+    if kept != sorted(kept):
+      return f'transposed {x.dtype}'
+  if op.name == 'broadcast_in_dim' and x.dtype.itemsize <= 2:
+    if math.prod(x.shape) == math.prod(y.shape):
+      return f'reshape {x.dtype}'
   return f'{op.name} {x.dtype}'
+
+
+def _way(op: Op) -> str:
+  """What else tells reductions apart."""
+  x = op.ins[0]
+  if op.name == 'q_pool':
+    return f' {op.params["kind"]}'
+  if op.name == 'q_sum':
+    return '' if len(x.shape) - 1 in op.params['over'] else ' of columns'
+  if op.name in _ROWS:
+    return ' of one matrix' if sum(n > 1 for n in x.shape[:-1]) < 2 else ''
+  return ''
 
 
 def _entropy_bytes(weights: np.ndarray) -> float:
@@ -219,14 +300,15 @@ def cost(work: Work, machine: Ethos) -> OpCost:
     machine: the machine.
   """
   stored, constants = weight_bytes(work, machine), machine.constants
-  if f'{work.kind} compute' in constants:
+  product = _product_as(work.kind, constants)
+  if product is not None:
     features = work.compute_features(machine.multipliers)
-    compute = _dot(constants[f'{work.kind} compute'], features)
+    compute = _dot(constants[f'{product} compute'], features)
     memory = max(
-      _dot(constants[f'{work.kind} weights'], work.stream_features(stored)),
-      _dot(constants[f'{work.kind} maps'], work.map_features()),
+      _dot(constants[f'{product} weights'], work.stream_features(stored)),
+      _dot(constants[f'{product} maps'], work.map_features()),
     )
-  elif not work.macs and (alike := _fitted_as(work.kind, constants)):
+  elif alike := _fitted_as(work, constants):
     compute = max(_dot(constants[k], work.plain_features()) for k in alike)
     memory = 0.0
   else:
@@ -241,19 +323,43 @@ def cost(work: Work, machine: Ethos) -> OpCost:
   )  # fmt: skip
 
 
-def _fitted_as(kind: str, constants: dict[str, list[float]]) -> list[str]:
-  """Kinds whose constants may apply: an unknown table is the dearest of its
-  types, an unknown movement the dearest of its name, of those that the
-  compiler did not fuse away."""
-  if kind in constants:
-    return [kind]
-  if kind.startswith('lut '):
-    types = kind.rsplit(' ', 1)[-1]
-    alike = [k for k in constants if k.startswith('lut ') and k.endswith(types)]
-    return [k for k in alike if any(constants[k])]
-  if '->' in kind:
+def _product_as(kind: str, constants: dict[str, list[float]]) -> str | None:
+  """The kind of product whose constants apply, if one's do."""
+  kinds = (kind, kind.removesuffix(' of rows'))
+  return next((k for k in kinds if f'{k} compute' in constants), None)
+
+
+def _fitted_as(work: Work, constants: dict[str, list[float]]) -> list[str]:
+  """Kinds whose constants may apply; what is meant is the dearest of them.
+
+  Args:
+    work: the operation.
+    constants: of the machine.
+  """
+  kind = work.kind
+  for same in (kind, kind.removesuffix(' of rows')):
+    if same in constants:
+      return [same]
+  if work.macs:
     return []
-  return [k for k in constants if k.split(' ')[0] == kind.split(' ')[0]]
+  first, *_ = words = kind.split(' ')
+  if first == 'lut':
+    # What the compiler fused says nothing about what it can't.
+    tables = [
+      k for k in constants if k.startswith('lut ') and any(constants[k])
+    ]
+    alike = [k for k in tables if k.split(' ')[2:] == words[2:]]
+    alike = alike or [k for k in tables if words[2] in k.split(' ')]
+    return alike or tables
+  others = [
+    k
+    for k, values in constants.items()
+    if len(values) == len(work.plain_features())
+    and not k.startswith(('lut ', 'matmul', 'weight bytes'))
+    and not k.endswith((' compute', ' weights', ' maps'))
+  ]
+  named = [k for k in others if k.split(' ')[0] == first]
+  return named or [k for k in others if ('->' in k) == ('->' in kind)] or others
 
 
 def _dot(a: list[float], b: list[float]) -> float:

@@ -23,18 +23,21 @@ class Sample(NamedTuple):
     work: the operation.
     cycles: of all of Vela's operations that it became.
     encoded: bytes of its weights, where it is alone in its program; else 0.
+    whole: nothing of it is left to the CPU, which Vela does not cost.
   """
 
   work: Work
   cycles: float
   encoded: int
+  whole: bool = True
 
 
 def samples(works: Sequence[Work], report: VelaReport) -> list[Sample]:
   """Matches operations with Vela's rows, by the name of the result.
 
   Vela names a product after what it fused into it (a gelu, a reshape): such a
-  row counts for the product.
+  row counts for the product. Rows of other names are steps towards the next
+  named row of the same operator, or else a part of what was named before.
 
   Args:
     works: of one program.
@@ -43,21 +46,38 @@ def samples(works: Sequence[Work], report: VelaReport) -> list[Sample]:
   Returns:
     One Sample per operation; cycles are 0 where Vela fused it into another.
   """
-  rows: dict[str, list[VelaOp]] = {}
-  for row in report.ops:
-    rows.setdefault(row.name.split('/')[0], []).append(row)
+  rows = _by_name(report, {v.name for w in works for v in w.op.outs})
   taken = [[r for v in w.op.outs for r in rows.get(v.name, [])] for w in works]
   for i, work in enumerate(works):
-    if work.macs and not taken[i]:
+    if work.depth and not taken[i]:
       j = _follower(works, i, taken)
       if j is not None:
-        taken[i], taken[j] = taken[j], []
+        # The rest are operations of their own.
+        taken[i], taken[j] = taken[j][:1], taken[j][1:]
   single = sum(w.weights > 0 for w in works) == 1
   found = []
   for work, mine in zip(works, taken):
     cycles = sum(r.cycles for r in mine)
     encoded = report.weight_bytes if work.weights and single else 0
-    found.append(Sample(work, cycles, encoded))
+    whole = all(r.on_npu for r in mine)
+    found.append(Sample(work, cycles, encoded, whole))
+  return found
+
+
+def _by_name(report: VelaReport, names: set[str]) -> dict[str, list[VelaOp]]:
+  """Rows by the name of the result that they belong to."""
+  own = [row.name.split('/')[0] for row in report.ops]
+  found: dict[str, list[VelaOp]] = {}
+  last = ''
+  for i, row in enumerate(report.ops):
+    name = own[i]
+    if name not in names:
+      after = next((j for j in range(i, len(own)) if own[j] in names), None)
+      same = after is not None and report.ops[after].operator == row.operator
+      name = own[after] if after is not None and same else last
+    else:
+      last = name
+    found.setdefault(name, []).append(row)
   return found
 
 
@@ -73,34 +93,46 @@ def _follower(works, i: int, taken) -> int | None:
 
 
 def fit(
-  name: str, clock_hz: float, multipliers: int, data: Iterable[Sample]
+  name: str,
+  clock_hz: float,
+  multipliers: int,
+  data: Iterable[Sample],
+  known: Mapping[str, list[float]] | None = None,
 ) -> Ethos:
   """Returns the machine that explains the samples best.
 
   Relative errors count, so that small operations weigh as much as large ones.
-  Elementwise kinds: non-negative least squares. Products: the longest of three
-  linear parts, by alternating between which part is the longest and least
-  squares, then all constants together.
+  Elementwise and reducing kinds: non-negative least squares. Products with
+  weights: the longest of three linear parts, by alternating between which part
+  is the longest and least squares, then all constants together.
 
   Args:
     name: of the machine.
     clock_hz: cycles per second.
     multipliers: int8 multiply-accumulates per cycle.
     data: the sweep.
+    known: constants to keep: only other kinds are fitted.
   """
   data = list(data)
-  constants: dict[str, list[float]] = {}
+  constants = dict(known or {})
   coded = [s for s in data if s.encoded]
-  constants['weight bytes'] = _rounded(
-    _solve(
-      np.asarray([s.work.weight_features() for s in coded], np.float64),
-      np.asarray([s.encoded for s in coded], np.float64),
+  if 'weight bytes' not in constants:
+    constants['weight bytes'] = _rounded(
+      _solve(
+        np.asarray([s.work.weight_features() for s in coded], np.float64),
+        np.asarray([s.encoded for s in coded], np.float64),
+      )
     )
-  )
   machine = Ethos(name, clock_hz, multipliers, constants)
   for kind in sorted({s.work.kind for s in data}):
+    if kind in constants or f'{kind} compute' in constants:
+      continue
     mine = [s for s in data if s.work.kind == kind]
-    if mine[0].work.macs:
+    fused = [s.cycles == 0 for s in mine]
+    if 0 < sum(fused) < len(mine) / 2 and known:
+      # Fused here and there: what they cost where they are not.
+      mine = [s for s in mine if s.cycles > 0]
+    if mine[0].work.weights:
       # Fused into an operation that has no time of its own: nothing to learn.
       mine = [s for s in mine if s.cycles > 0]
       parts = _longest(

@@ -138,7 +138,10 @@ def main(_) -> None:
     )
   print('\n'.join(failed))
   path = results.write(
-    'cost_model', rows, comparisons=comparisons, not_run=failed
+    'cost_model',
+    rows,
+    comparisons=[*comparisons, *_side_by_side(ops)],
+    not_run=failed,
   )
   _plot(comparisons, path.with_suffix('.png'))
 
@@ -166,12 +169,27 @@ def _means(errors) -> dict[tuple[str, str], tuple[float, float, int]]:
   }
 
 
+def _side_by_side(ops) -> list[dict[str, Any]]:
+  """One comparison per kind of operation: its mean and largest errors."""
+  found = []
+  for kind in sorted({kind for _, kind in ops}):
+    line: dict[str, Any] = {'a': 'estimate', 'b': 'vela', 'method': kind}
+    line |= {'metric': 'mean absolute error', 'level': 'kind'}
+    for target in MULTIPLIERS:
+      if errors := ops.get((target, kind)):
+        machine = target.split('-')[1]
+        line[machine] = float(np.mean(errors))
+        line[f'{machine} largest'] = float(np.max(errors))
+    found.append(line)
+  return found
+
+
 _TICKS = (0, 5, 10, 30, 100, 300)
 
 
 def _plot(comparisons, path) -> None:
   """Mean errors as bars, the largest as marks: models, then operations."""
-  figure, axes = pyplot.subplots(2, 1, figsize=(11, 9), layout='constrained')
+  figure, axes = pyplot.subplots(2, 1, figsize=(15, 11), layout='constrained')
   for axis, level in zip(axes, ('model', 'operation')):
     mine = [c for c in comparisons if c['level'] == level]
     names = sorted({c['method'] for c in mine})
@@ -184,7 +202,10 @@ def _plot(comparisons, path) -> None:
       label = 'largest' if i == len(MULTIPLIERS) - 1 else None
       axis.plot(places, largest, 'k_', markersize=7, label=label)
     axis.axhline(10, color='gray', linewidth=0.8, linestyle=':')
-    axis.set_xticks(range(len(names)), names, rotation=30, ha='right')
+    small = {'rotation': 90, 'fontsize': 7} if len(names) > 20 else {}
+    axis.set_xticks(
+      range(len(names)), names, **{'rotation': 30, 'ha': 'right', **small}
+    )
     axis.set_ylabel('relative error of cycles, %')
     axis.set_title(f'|estimate / Vela - 1| per {level}, cases not fitted')
     # Linear up to 10%, which is where it begins to matter by how much.

@@ -20,17 +20,17 @@ in between mostly on the chip.
 Weight bytes are what a compiler's entropy coder would store: the histogram's
 entropy, plus fitted overheads. Operations that Vela fuses into others cost
 (almost) nothing here for the same reason: a table of a product's result, while
-the same table of anything else is a kind of its own, `alone`. So are matrices of
-more rows than a streaming step has, `of rows`.
+the same table of anything else is a kind of its own, `alone`. So are matrices
+of more rows than a streaming step has, `of rows`.
 
 What Vela was never asked about, or leaves to the CPU or the .tflite cannot say
 (a LayerNorm, log or masked softmax), costs what the dearest fitted kind like it
 does: tables of the same types; the same operation of other types; reductions;
 movements; sums and products.
 
-Weak on windows, pools and sums over columns, on the U65 and U85: how often a map
-is read follows from the blocks that a compiler cuts it into, by jumps that no
-linear term has.
+Weak on windows, pools and sums over columns, on the U65 and U85: how often a
+map is read follows from the blocks that a compiler cuts it into, by jumps that
+no linear term has.
 benchmarks/cost_model.py measures each kind.
 """
 

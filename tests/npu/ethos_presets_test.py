@@ -81,7 +81,8 @@ def measured(group):
   return found
 
 
-def error(case, machine, cycles):
+def share(case, machine, cycles):
+  """Our cycles as a share of Vela's."""
   return ethos.latency(case.make(), ethos.machines()[machine]).cycles / cycles
 
 
@@ -93,21 +94,24 @@ def test_attention_costs_what_vela_found():
   for case, found in measured('attention').values():
     assert found.keys() == TOLERANCES.keys()
     for machine, cycles in found.items():
-      ratio = error(case, machine, cycles)
+      ratio = share(case, machine, cycles)
       assert abs(ratio - 1) < TOLERANCES[machine], (case.name, machine)
 
 
-@pytest.mark.parametrize('name', ['tanh', 'silu', 'gelu', 'sigmoid'])
+# After a product, which a gelu would vanish in, and alone.
+@pytest.mark.parametrize(
+  'name',
+  ['product, tanh', 'product, silu', 'tanh', 'silu', 'gelu', 'exp', 'sigmoid'],
+)
 def test_tables_cost_what_vela_found(name):
-  for text in (f'product, {name} 24x192', f'{name} 24x192'):
-    case, found = measured('tables')[text]
-    assert found.keys() == TOLERANCES.keys()
-    for machine, cycles in found.items():
-      ratio = error(case, machine, cycles)
-      assert abs(ratio - 1) < TOLERANCES[machine], (text, machine)
+  case, found = measured('tables')[f'{name} 24x192']
+  assert found.keys() == TOLERANCES.keys()
+  for machine, cycles in found.items():
+    ratio = share(case, machine, cycles)
+    assert abs(ratio - 1) < TOLERANCES[machine], machine
 
 
-def test_a_table_after_a_product_costs_no_less_than_nothing_and_no_more():
+def test_a_gelu_after_a_product_is_free_and_a_tanh_is_not():
   """Vela fuses a gelu into a product, and computes a tanh by itself."""
   product, gelu, tanh = (
     vela_cases.perceptron(f, 32, 64, 8)

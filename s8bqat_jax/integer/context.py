@@ -152,6 +152,11 @@ class Context:
         f'no range for {key!r}: it was not reached when calibrating; '
         'calibrate the same function (same parameters and same code path)'
       )
+    if np.shape(self.ranges[key]) != (2,):
+      raise TypeError(
+        f'ranges[{key!r}] must be (low, high), as `calibrate` returns it, got '
+        f'{self.ranges[key]!r}'
+      )
     low, high = self.ranges[key]
     start: Sequence[float] = (low, high)
     if isinstance(first, QValue):

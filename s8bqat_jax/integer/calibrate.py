@@ -47,11 +47,11 @@ def uncalibrated() -> Ranges:
 
 
 def _extremes(key, x):
-  """Lowest and highest of the data, then of what is as large as masks are."""
+  """Lowest and highest of the data, then of what is as large as masks, +, -."""
   del key
   mask = jnp.abs(x) >= MASK_LIMIT  # False for NaN, which must show.
   extremes = []
-  for of in (~mask, mask & (x > 0)):
+  for of in (~mask, mask & (x > 0), mask & (x < 0)):
     extremes.append(jnp.min(jnp.where(of, x, jnp.inf), initial=jnp.inf))
     extremes.append(jnp.max(jnp.where(of, x, -jnp.inf), initial=-jnp.inf))
   return jnp.stack(extremes).astype(jnp.float32)
@@ -60,9 +60,9 @@ def _extremes(key, x):
 _MINMAX = measure.Meter(
   _extremes,
   lambda a, b: jnp.where(
-    jnp.arange(4) % 2, jnp.maximum(a, b), jnp.minimum(a, b)
+    jnp.arange(6) % 2, jnp.maximum(a, b), jnp.minimum(a, b)
   ),
-  lambda: jnp.array([jnp.inf, -jnp.inf] * 2, jnp.float32),
+  lambda: jnp.array([jnp.inf, -jnp.inf] * 3, jnp.float32),
 )
 
 
@@ -111,8 +111,8 @@ def calibrate(
     reached (in an untaken branch) has none.
 
   Raises:
-    ValueError: unknown method, no batch, NaN in a value, or data of 1e6 and
-      more, which can't be told from masks.
+    ValueError: unknown method, no batch, NaN in a value, or an input of 1e6
+      and more, which can't be told from a mask.
   """
   if method not in ('minmax', 'ema', 'percentile', 'mse'):
     raise ValueError(
@@ -239,9 +239,16 @@ def _extremes_over(
   large: dict[str, np.ndarray] = {}
   for inputs in batches:
     for key, value in run(params, *inputs).items():
-      new, beyond = np.split(np.asarray(value, np.float64), 2)
-      old = large.get(key, beyond)
-      large[key] = np.array([min(old[0], beyond[0]), max(old[1], beyond[1])])
+      new, *beyond = np.split(np.asarray(value, np.float64), 3)
+      found = np.stack(beyond)
+      old = large.get(key, found)
+      large[key] = np.stack(
+        [
+          np.minimum(old[:, 0], found[:, 0]),
+          np.maximum(old[:, 1], found[:, 1]),
+        ],
+        axis=1,
+      )
       if new[0] > new[1]:
         continue  # This batch did not reach it: an untaken branch, a mask.
       old = total.get(key, new)
@@ -256,14 +263,12 @@ def _extremes_over(
       f'NaN in {broken[:5]} ({len(broken)} values in all); check the '
       'calibration data and the model'
     )
-  # What fills is one number; data that is out of scale varies.
-  wild = sorted(k for k, (a, b) in large.items() if a * (1 + 1e-3) < b < np.inf)
-  if wild:
-    raise ValueError(
-      f'{wild[:5]} ({len(wild)} values in all) reach '
-      f'{large[wild[0]][1]:.3g}: data of {MASK_LIMIT:.0e} and more cannot be '
-      'told from masks; scale the function'
-    )
+  # What fills is one number; data that large varies, to either side of zero.
+  for key, (up, down) in large.items():
+    if up[0] * (1 + 1e-3) < up[1] < np.inf:
+      low, high = total.get(key, (0.0, 0.0))
+      down = down[np.isfinite(down)]
+      total[key] = np.array([min(low, *down), max(high, up[1])])
   return {k: (float(v[0]), float(v[1])) for k, v in total.items()}
 
 

@@ -176,6 +176,8 @@ class Context:
     """Whether entries of a value may be masked out."""
     if not isinstance(v, QValue):
       return isinstance(v, Const) and bool(np.any(v.masked_out))
+    if v.clip[0] > -MASK_LIMIT:
+      return False
     match v.source:
       case Fixed(spec=spec):
         return spec.masked
@@ -360,6 +362,8 @@ def _scaled(spec: Spec, gain: float) -> Spec:
 
 def _clipped(spec: Spec, clip: tuple[float, float]) -> Spec:
   low, high = spec.low, spec.high
+  if clip[0] > -MASK_LIMIT:
+    spec = spec._replace(masked=False)  # What was masked is the bound now.
   code = lambda real: int(np.floor(real / spec.scale + 0.5)) + spec.zero
   if np.isfinite(clip[0]):
     low = min(max(low, code(clip[0])), high)

@@ -98,7 +98,7 @@ def _outer(
   for i, a in enumerate(args):
     if isinstance(a, QValue):
       read = any(feeds_product(g, g.ins[i]) for g in graphs)
-      o = ctx.operand(a, 8 if read else 16)
+      o = ctx.operand(a, 8 if read else 16, masks=True)
       a = ctx.fixed(a.shape, a.key, o.codes, o.spec, o.live)
     values.append(a)
   return values

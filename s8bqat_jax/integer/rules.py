@@ -184,7 +184,7 @@ def _compact(c: Const) -> np.ndarray:
 def _add(ctx: Context, e: Any, x: Any, y: Any) -> Value:
   e, x, y = _swap(e, x, y)
   if ctx.is_masked(x) or ctx.is_masked(y):
-    return _masked_sum(ctx, e, x, y)
+    return _masked_sum(ctx, e, x, y, 1)
   if _folds(e, x, y):
     return _epilogue(ctx, e, x, y, offset=x.acc.offset + _compact(y))
   return _tabulate_or(ctx, e, x, y, lambda: _sum(ctx, e, x, y, 1))
@@ -192,6 +192,8 @@ def _add(ctx: Context, e: Any, x: Any, y: Any) -> Value:
 
 @register('sub')
 def _sub(ctx: Context, e: Any, x: Any, y: Any) -> Value:
+  if ctx.is_masked(x) and not ctx.is_masked(y):
+    return _masked_sum(ctx, e, x, y, -1)
   if _folds(e, x, y):
     return _epilogue(ctx, e, x, y, offset=x.acc.offset - _compact(y))
   return _tabulate_or(ctx, e, x, y, lambda: _sum(ctx, e, x, y, -1))
@@ -264,8 +266,8 @@ def _sum_of(ctx: Context, e: Any, a: Operand, b: Operand, sign: int):
   return emit
 
 
-def _masked_sum(ctx: Context, e: Any, x: Value, y: Value) -> QValue:
-  """x + y where either is masked out in places, as by an additive mask."""
+def _masked_sum(ctx: Context, e: Any, x: Value, y: Value, sign: int) -> QValue:
+  """x + sign y where either is masked out in places, as by an additive mask."""
   terms: list[Operand] = []
   holes: list[Any] = []
   for v in (x, y):
@@ -278,7 +280,7 @@ def _masked_sum(ctx: Context, e: Any, x: Value, y: Value) -> QValue:
       (operand,) = _operands(ctx, e, (v,), 16, masks=True)
       holes.append(operand.spec.masked and operand.codes == MASK_CODE)
       terms.append(operand)
-  total = _sum_of(ctx, e, terms[0], terms[1], 1)
+  total = _sum_of(ctx, e, terms[0], terms[1], sign)
 
   def emit(spec: Spec):
     codes = total(spec._replace(masked=False))

@@ -108,6 +108,36 @@ def test_a_mask_as_reals_is_refused_before_it_is_read_as_data():
 
 
 def test_data_of_the_size_of_masks():
-  fn = lambda p, x: (x * 2e6) @ p
-  with pytest.raises(ValueError, match=r"'in:0.mul'.*scale the function"):
-    calibrate(fn, W, [X])
+  y, z, _, spec = run(lambda p, x: (x * 2e6) @ p, X, params=W)
+  assert np.abs(y - z).max() < 0.02 * np.abs(y).max()
+  cube = lambda p, x: jnp.tanh((x * 60) ** 3 / 1e6)  # within one table
+  y, z, _, spec = run(cube, X)
+  assert np.abs(y - z).max() < 0.1
+
+
+@pytest.mark.parametrize(
+  'clip', [jax.nn.relu, lambda x: jnp.clip(x, -1, 5), jax.nn.relu6]
+)
+def test_a_clip_makes_a_number_of_a_mask(clip):
+  fn = lambda p, x, m: clip(jnp.where(m, x @ p, -1e9))
+  y, z, _, spec = run(fn, X, KEEP, params=W)
+  assert not spec.masked and np.abs(y - z).max() < 0.15
+  after = lambda p, x, m: clip(jnp.where(m, x @ p, -1e9)) @ p
+  y, z, _, _ = run(after, X, KEEP, params=W)
+  assert np.abs(y - z).max() < 0.3
+
+
+def test_a_loop_reads_what_is_masked_outside_of_it():
+  def fn(p, x, m):
+    scores = jnp.where(m[0], x[0] @ p, -1e9)
+    step = lambda c, t: (c, jax.nn.softmax(scores) + t)
+    return jax.lax.scan(step, 0.0, x)[1]
+
+  y, z, _, spec = run(fn, X, KEEP, params=W)
+  assert np.abs(y - z).max() < 2 * spec.scale
+
+
+def test_a_masked_value_less_another():
+  fn = lambda p, x, m: jax.nn.softmax(jnp.where(m, x, -1e9) - x[::-1])
+  p, z, _, _ = run(fn, X, KEEP)
+  assert np.all(z[p == 0] == 0) and np.abs(p - z).max() < 0.06

@@ -268,7 +268,7 @@ def _extremes_over(
     if up[0] * (1 + 1e-3) < up[1] < np.inf:
       low, high = total.get(key, (0.0, 0.0))
       down = down[np.isfinite(down)]
-      total[key] = np.array([min(low, *down), max(high, up[1])])
+      total[key] = np.array([min([low, *down]), max(high, up[1])])
   return {k: (float(v[0]), float(v[1])) for k, v in total.items()}
 
 

@@ -110,6 +110,9 @@ def test_a_mask_as_reals_is_refused_before_it_is_read_as_data():
 def test_data_of_the_size_of_masks():
   y, z, _, spec = run(lambda p, x: (x * 2e6) @ p, X, params=W)
   assert np.abs(y - z).max() < 0.02 * np.abs(y).max()
+  one_side = lambda p, x: (jnp.square(x) * 1e6) @ p  # nothing below zero
+  y, z, _, _ = run(one_side, X, params=W)
+  assert np.abs(y - z).max() < 0.02 * np.abs(y).max()
   cube = lambda p, x: jnp.tanh((x * 60) ** 3 / 1e6)  # within one table
   y, z, _, spec = run(cube, X)
   assert np.abs(y - z).max() < 0.1

@@ -39,14 +39,21 @@ def suits() -> bool:
   )
 
 
+@pytest.fixture(scope='session')
+def build_folder(tmp_path_factory):
+  """One for a process, which can't register a second library."""
+  return tmp_path_factory.mktemp('native')
+
+
 @pytest.fixture(scope='module')
-def library(tmp_path_factory):
+def library(build_folder):
   """Builds it if it is not there; skips where it can't run."""
   if not suits():
     pytest.skip('no C++ compiler, no AVX-512 VNNI, or AMX')
   if not native.available():
-    native._FOLDER = tmp_path_factory.mktemp('native')
+    native._FOLDER = build_folder
     native.build()
+    native.refusal.cache_clear()
   assert native.available(), native.refusal()
   yield native
   native._FOLDER = native._SOURCE.parent

@@ -57,12 +57,13 @@ def _extremes(key, x):
   return jnp.stack(extremes).astype(jnp.float32)
 
 
+def _wider(a, b):
+  """Merges (low, high, low, high, ...)."""
+  return jnp.where(jnp.arange(len(a)) % 2, jnp.maximum(a, b), jnp.minimum(a, b))
+
+
 _MINMAX = measure.Meter(
-  _extremes,
-  lambda a, b: jnp.where(
-    jnp.arange(6) % 2, jnp.maximum(a, b), jnp.minimum(a, b)
-  ),
-  lambda: jnp.array([jnp.inf, -jnp.inf] * 3, jnp.float32),
+  _extremes, _wider, lambda: jnp.array([jnp.inf, -jnp.inf] * 3, jnp.float32)
 )
 
 
@@ -239,22 +240,13 @@ def _extremes_over(
   large: dict[str, np.ndarray] = {}
   for inputs in batches:
     for key, value in run(params, *inputs).items():
-      new, *beyond = np.split(np.asarray(value, np.float64), 3)
-      found = np.stack(beyond)
-      old = large.get(key, found)
-      large[key] = np.stack(
-        [
-          np.minimum(old[:, 0], found[:, 0]),
-          np.maximum(old[:, 1], found[:, 1]),
-        ],
-        axis=1,
-      )
+      new, beyond = np.split(np.asarray(value, np.float64), [2])
+      large[key] = np.asarray(_wider(large.get(key, beyond), beyond))
       if new[0] > new[1]:
         continue  # This batch did not reach it: an untaken branch, a mask.
       old = total.get(key, new)
       if weight is None:
-        low, high = np.minimum(old[0], new[0]), np.maximum(old[1], new[1])
-        total[key] = np.array([low, high])
+        total[key] = np.asarray(_wider(old, new), np.float64)
       else:
         total[key] = weight * old + (1 - weight) * new
   broken = sorted(k for k, v in total.items() if np.any(np.isnan(v)))
@@ -264,11 +256,11 @@ def _extremes_over(
       'calibration data and the model'
     )
   # What fills is one number; data that large varies, to either side of zero.
-  for key, (up, down) in large.items():
-    if up[0] * (1 + 1e-3) < up[1] < np.inf:
+  for key, (least, most, *down) in large.items():
+    if least * (1 + 1e-3) < most < np.inf:
       low, high = total.get(key, (0.0, 0.0))
-      down = down[np.isfinite(down)]
-      total[key] = np.array([min([low, *down]), max(high, up[1])])
+      low = min([low, *filter(np.isfinite, down)])
+      total[key] = np.array([low, max(high, most)])
   return {k: (float(v[0]), float(v[1])) for k, v in total.items()}
 
 

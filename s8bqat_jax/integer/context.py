@@ -152,12 +152,13 @@ class Context:
         f'no range for {key!r}: it was not reached when calibrating; '
         'calibrate the same function (same parameters and same code path)'
       )
-    if np.shape(self.ranges[key]) != (2,):
+    found = self.ranges[key]
+    if np.shape(found) != (2,):
       raise TypeError(
         f'ranges[{key!r}] must be (low, high), as `calibrate` returns it, got '
-        f'{self.ranges[key]!r}'
+        f'{found!r}'
       )
-    low, high = self.ranges[key]
+    low, high = found
     start: Sequence[float] = (low, high)
     if isinstance(first, QValue):
       start = self.ranges.get(first.key, start)

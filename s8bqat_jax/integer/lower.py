@@ -14,6 +14,7 @@ import numpy as np
 from s8bqat_jax.artifacts import qtensor
 from s8bqat_jax.integer import _jax_internals as internals
 from s8bqat_jax.integer import checks, control, interpreter, keys
+from s8bqat_jax.integer import clips as _clips  # noqa: F401  rules
 from s8bqat_jax.integer import normalize as _normalize  # noqa: F401  rules
 from s8bqat_jax.integer import products as _products  # noqa: F401  rules
 from s8bqat_jax.integer import rules as _rules  # noqa: F401  rules

@@ -179,9 +179,10 @@ def _exponential(run, shape, axis, dtype):
       for name in names
       if np.allclose(logs[name], log_p, rtol=tolerance, atol=tolerance)
     }
-  for name in names:
-    return name, {'axis': axis}
-  return None
+    if not names:
+      return None
+  (name,) = names
+  return name, {'axis': axis}
 
 
 def _normalization(run, span, consts, axis):

@@ -5,8 +5,8 @@ A rule reads `Value`s and returns one. Four ideas cover most of them:
   - a positive scalar factor changes a scale, a ReLU a saturation bound: free;
   - a chain of elementwise steps on one value, x * f(x) included, is one table;
   - a movement acts on codes (movement.py).
-Products and windows are in products.py, patterns in normalize.py, control flow
-in control.py.
+Products and windows are in products.py, clips in clips.py, patterns in
+normalize.py, control flow in control.py.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from s8bqat_jax.integer import (
   requantize,
 )
 from s8bqat_jax.integer.context import Context, register
-from s8bqat_jax.integer.movement import joint
 from s8bqat_jax.integer.spec import MASK_CODE, Spec
 from s8bqat_jax.integer.values import (
   INF,
@@ -169,7 +168,7 @@ def _folds(e: Any, x: Any, c: Any) -> bool:
   return x.shape == e.outs[0].shape and (scalar_of(c) is None or bool(c.name))
 
 
-def _swap(e: Any, x: Any, y: Any) -> tuple[Any, Any, Any]:
+def swap(e: Any, x: Any, y: Any) -> tuple[Any, Any, Any]:
   """Puts the constant second (commutative equations only)."""
   if isinstance(x, Const):
     return e._replace(ins=(e.ins[1], e.ins[0])), y, x
@@ -182,7 +181,7 @@ def _compact(c: Const) -> np.ndarray:
 
 @register('add', 'add_any')
 def _add(ctx: Context, e: Any, x: Any, y: Any) -> Value:
-  e, x, y = _swap(e, x, y)
+  e, x, y = swap(e, x, y)
   if ctx.is_masked(x) or ctx.is_masked(y):
     return _masked_sum(ctx, e, x, y, 1)
   if _folds(e, x, y):
@@ -273,7 +272,7 @@ def _masked_sum(ctx: Context, e: Any, x: Value, y: Value, sign: int) -> QValue:
   for v in (x, y):
     if isinstance(v, Const):
       holes.append(v.masked_out)
-      small = np.where(v.masked_out, 0.0, squeeze_const(v.value))
+      small = np.where(holes[-1], 0.0, squeeze_const(v.value))
       operand = ctx.constant(Const(small, name=v.name))
       terms.append(operand._replace(live=v.array))
     else:
@@ -325,7 +324,7 @@ def _scale(ctx: Context, e: Any, x: Any, y: Any, invert: bool):
 
 @register('mul')
 def _mul(ctx: Context, e: Any, x: Any, y: Any) -> Value:
-  e, x, y = _swap(e, x, y)
+  e, x, y = swap(e, x, y)
   free = _scale(ctx, e, x, y, invert=False)
   if free is not None:
     return free
@@ -368,55 +367,3 @@ def _product(ctx: Context, e: Any, x: Value, y: Value) -> QValue:
     )
 
   return ctx.computed(e, (a, b), emit, bits=bits)
-
-
-# Clips.
-
-
-def _clip(ctx: Context, e: Any, x: QValue, low: float, high: float, *ins):
-  """A clip is the saturation of the step before it."""
-  if isinstance(x.source, Table):
-    return tabulate(ctx, e, *ins)
-  return QValue(
-    x.shape,
-    ctx.key(e),
-    x.source,
-    gain=x.gain,
-    clip=(
-      float(np.clip(x.clip[0], low, high)),
-      float(np.clip(x.clip[1], low, high)),
-    ),
-    root=x,
-    step=lambda r: jnp.clip(r, low, high),
-    live=ctx.live(e, *ins),
-  )
-
-
-@register('max')
-def _max(ctx: Context, e: Any, x: Any, y: Any) -> Value:
-  swapped = _swap(e, x, y)
-  bound = scalar_of(swapped[2]) if isinstance(swapped[2], Const) else None
-  if bound is not None and swapped[1].shape == e.outs[0].shape:
-    e, x, y = swapped
-    return x if bound == -INF else _clip(ctx, e, x, float(bound), INF, x, y)
-  return joint(ctx, e, x, y)
-
-
-@register('min')
-def _min(ctx: Context, e: Any, x: Any, y: Any) -> Value:
-  swapped = _swap(e, x, y)
-  bound = scalar_of(swapped[2]) if isinstance(swapped[2], Const) else None
-  if bound is not None and swapped[1].shape == e.outs[0].shape:
-    e, x, y = swapped
-    return x if bound == INF else _clip(ctx, e, x, -INF, float(bound), x, y)
-  return joint(ctx, e, x, y)
-
-
-@register('clamp')
-def _clamp(ctx: Context, e: Any, low: Any, x: Any, high: Any) -> Value:
-  bounds: list[Any] = [
-    scalar_of(b) if isinstance(b, Const) else None for b in (low, high)
-  ]
-  if None in bounds or not isinstance(x, QValue):
-    raise ctx.unsupported(e, 'its bounds are not scalars')
-  return _clip(ctx, e, x, float(bounds[0]), float(bounds[1]), low, x, high)

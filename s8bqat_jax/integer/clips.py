@@ -1,0 +1,69 @@
+"""Rules for clips: each is the saturation of the step before it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from s8bqat_jax.integer.context import Context, register
+from s8bqat_jax.integer.movement import joint
+from s8bqat_jax.integer.rules import swap, tabulate
+from s8bqat_jax.integer.values import (
+  INF,
+  Const,
+  QValue,
+  Table,
+  Value,
+  scalar_of,
+)
+
+
+def _clip(ctx: Context, e: Any, x: QValue, low: float, high: float, *ins):
+  """Narrows what a value saturates to; of a table, makes another."""
+  if isinstance(x.source, Table):
+    return tabulate(ctx, e, *ins)
+  return QValue(
+    x.shape,
+    ctx.key(e),
+    x.source,
+    gain=x.gain,
+    clip=(
+      float(np.clip(x.clip[0], low, high)),
+      float(np.clip(x.clip[1], low, high)),
+    ),
+    root=x,
+    step=lambda r: jnp.clip(r, low, high),
+    live=ctx.live(e, *ins),
+  )
+
+
+@register('max')
+def _max(ctx: Context, e: Any, x: Any, y: Any) -> Value:
+  swapped = swap(e, x, y)
+  bound = scalar_of(swapped[2]) if isinstance(swapped[2], Const) else None
+  if bound is not None and swapped[1].shape == e.outs[0].shape:
+    e, x, y = swapped
+    return x if bound == -INF else _clip(ctx, e, x, float(bound), INF, x, y)
+  return joint(ctx, e, x, y)
+
+
+@register('min')
+def _min(ctx: Context, e: Any, x: Any, y: Any) -> Value:
+  swapped = swap(e, x, y)
+  bound = scalar_of(swapped[2]) if isinstance(swapped[2], Const) else None
+  if bound is not None and swapped[1].shape == e.outs[0].shape:
+    e, x, y = swapped
+    return x if bound == INF else _clip(ctx, e, x, -INF, float(bound), x, y)
+  return joint(ctx, e, x, y)
+
+
+@register('clamp')
+def _clamp(ctx: Context, e: Any, low: Any, x: Any, high: Any) -> Value:
+  bounds: list[Any] = [
+    scalar_of(b) if isinstance(b, Const) else None for b in (low, high)
+  ]
+  if None in bounds or not isinstance(x, QValue):
+    raise ctx.unsupported(e, 'its bounds are not scalars')
+  return _clip(ctx, e, x, float(bounds[0]), float(bounds[1]), low, x, high)

@@ -2,8 +2,10 @@
 
 `trace` turns a function into straight-line equations over our own variables:
 jit, remat and custom-derivative bodies are inlined, dead equations dropped,
-closed-over arrays made literals. The layout of jaxprs and of `scan`'s
-parameters differs between jax 0.10 and 0.12; both are handled here.
+closed-over arrays made literals. Reals are float32 whatever the function
+computes in: bfloat16 is a saving of the float function, not a property of its
+values. The layout of jaxprs and of `scan`'s parameters differs between jax 0.10
+and 0.12; both are handled here.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax._src import source_info_util
 from jax.extend import core as jex_core
@@ -27,7 +30,7 @@ class Var:
 
   @property
   def is_float(self) -> bool:
-    return jax.numpy.issubdtype(self.dtype, np.floating)
+    return jnp.issubdtype(self.dtype, np.floating)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -122,8 +125,32 @@ def to_graph(jaxpr: Any) -> Graph:
   return drop_dead(Graph(tuple(ins), tuple(eqns), tuple(outs)))
 
 
+def as_real(x: Any) -> Any:
+  """An array as the graph has it: reals are float32, all else unchanged."""
+  if not jnp.issubdtype(x.dtype, np.floating) or x.dtype == np.float32:
+    return x
+  return x.astype(np.float32)
+
+
+def _as_literal(x: Any) -> Any:
+  """Likewise for a literal; the lowest of its type fills, and stays so."""
+  real = as_real(x)
+  if real is x or not np.size(x):
+    return real
+  low = jnp.finfo(x.dtype).min
+  return np.where(np.asarray(x) == low, np.finfo(np.float32).min, real)
+
+
+def _as_real_type(value: Any) -> Any:
+  """A primitive's parameter; one that names a type of reals names float32."""
+  is_type = isinstance(value, (np.dtype, type))
+  real = is_type and jnp.issubdtype(value, np.floating)
+  return np.dtype(np.float32) if real else value
+
+
 def _var(v: Any) -> Any:
-  return Var(tuple(v.aval.shape), v.aval.dtype)
+  real = jnp.issubdtype(v.aval.dtype, np.floating)
+  return Var(tuple(v.aval.shape), np.dtype('float32') if real else v.aval.dtype)
 
 
 def _inline(
@@ -134,10 +161,11 @@ def _inline(
 
   def read(a) -> Atom:
     if isinstance(a, jex_core.Literal):
-      return Lit(np.asarray(a.val, _var(a).dtype))
+      aval: Any = a.aval
+      return Lit(_as_literal(np.asarray(a.val, aval.dtype)))
     return env[a]
 
-  env.update(zip(jaxpr.constvars, map(Lit, consts)))
+  env.update(zip(jaxpr.constvars, (Lit(_as_literal(c)) for c in consts)))
   env.update(zip(jaxpr.invars, ins))
   for e in jaxpr.eqns:
     args = [read(a) for a in e.invars]
@@ -155,8 +183,13 @@ def _inline(
       env.update(zip(e.outvars, outs))
       continue
     results = tuple(_var(v) for v in e.outvars)
+    converts = name == 'convert_element_type'
+    if converts and aval(args[0]).dtype == results[0].dtype:
+      env[e.outvars[0]] = args[0]
+      continue
     env.update(zip(e.outvars, results))
-    eqns.append(Eqn(e.primitive, e.params, tuple(args), results, source))
+    params = {k: _as_real_type(v) for k, v in e.params.items()}
+    eqns.append(Eqn(e.primitive, params, tuple(args), results, source))
   return [read(a) for a in jaxpr.outvars]
 
 

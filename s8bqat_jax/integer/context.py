@@ -21,6 +21,7 @@ from s8bqat_jax.integer import spec as spec_lib
 from s8bqat_jax.integer.spec import (
   MASK_CODE,
   MASK_LIMIT,
+  TRUTH,
   Spec,
   fake_quantize,
 )
@@ -97,6 +98,14 @@ class Context:
       'by lowering the function around it'
     )
 
+  def astray(self, key: str) -> Exception:
+    return ValueError(
+      f'{key!r} has entries of {-MASK_LIMIT:g} and less, which are read as '
+      'masks, and goes where integers have none: masks pass through movements, '
+      'sums, maxima and functions of one value into a softmax; elsewhere fill '
+      'with a value of the size of the data'
+    )
+
   # Making values.
 
   def key(self, e: internals.Eqn, index: int = 0) -> str:
@@ -162,8 +171,10 @@ class Context:
     start: Sequence[float] = (low, high)
     if isinstance(first, QValue):
       start = self.ranges.get(first.key, start)
-    elif isinstance(first, Const) and first.value.size:
-      start = first.value.min(), first.value.max()
+    elif isinstance(first, Const):
+      there = squeeze_const(first.value)[~first.masked_out]
+      if there.size:
+        start = there.min(), there.max()
     low, high = min(low, start[0]), max(high, start[1])
     return spec_lib.from_range(low, high, bits, key)
 
@@ -238,12 +249,9 @@ class Context:
     """
     target = spec or self.natural(v, bits or self.prefers(v))
     if spec is None and target.masked and not masks:
-      raise ValueError(
-        f'{v.key!r} has entries of -1e6 and less, which are read as masks, and '
-        'goes where integers have none: masks pass through movements, sums, '
-        'maxima and functions of one value into a softmax; elsewhere fill with '
-        'a value of the size of the data'
-      )
+      raise self.astray(v.key)
+    if isinstance(v.source, Table):
+      _check_masks(v.source, target, v.key)
     if self.twin:
       v.codes.setdefault(target, None)  # Later choices see it, as in lowering.
       as_given = _is_parameter(v) and target == self.natural(v, target.bits)
@@ -347,7 +355,22 @@ def _masks(base: Spec, fn: Callable[[Any], Any]) -> bool:
   """Whether a function leaves masks in place, or makes them of 0 or 1."""
   ends = [*base.interval, *base.values()[: int(base.masked)]]
   reals = table_values(fn, np.asarray(ends))
-  return bool(np.any((reals <= -MASK_LIMIT) & np.isfinite(reals)))
+  # Of data, zero may be in the interval but not among the values: 1 / x, log.
+  real = np.isfinite(reals) | (base == TRUTH)
+  return bool(np.any((reals <= -MASK_LIMIT) & real))
+
+
+def _check_masks(table: Table, target: Spec, key: str) -> None:
+  """Refuses a function whose value at a mask is beyond what has a code."""
+  base = table.base.spec
+  if not base.masked:
+    return
+  (real,) = table_values(table.fn, base.values()[:1])
+  if target.interval[1] < MASK_LIMIT <= real:
+    raise ValueError(
+      f'{key!r} turns masks, entries of {-MASK_LIMIT:g} and less, into '
+      f'{real:.3g}, for which integers have nothing: mask after it'
+    )
 
 
 def _is_parameter(v: QValue) -> bool:

@@ -3,14 +3,18 @@
 A carry has one spec for all steps: the range of what the body returns for it.
 It is stored in 8 bits if a product reads it (an LSTM's h), else in 16 (its c),
 where small updates must not vanish. `feeds_product` decides, and decides the
-same for the state of a streaming step.
+same for the state of a streaming step. What comes back masked has a spec with
+masks: `_carried` walks the body until it knows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -50,6 +54,8 @@ def feeds_product(graph: internals.Graph, v: internals.Var) -> bool:
 
 def to_array(ctx: Context, v: Value, spec: Spec | None) -> Any:
   """What crosses the border of a loop: codes (or, in the twin, reals)."""
+  if spec is not None and not spec.masked and ctx.is_masked(v):
+    raise ctx.astray(v.key if isinstance(v, QValue) else 'a constant')
   if isinstance(v, QValue):
     operand = ctx.operand(v, spec=spec)
     return operand.live if ctx.twin else operand.codes
@@ -104,6 +110,63 @@ def _outer(
   return values
 
 
+def _fresh(values: Sequence[Value]) -> list[Value]:
+  """The same values for another body, which must not see what one computed."""
+  return [
+    dataclasses.replace(v, codes={}, base=None) if isinstance(v, QValue) else v
+    for v in values
+  ]
+
+
+def _masked(ctx: Context, walk: Callable[[], list[Value]]) -> set[int]:
+  """Which results of a body are masked; `walk` runs it, aside."""
+  found: set[int] = set()
+
+  def aside():
+    found.update(i for i, v in enumerate(walk()) if ctx.is_masked(v))
+
+  jax.eval_shape(aside)
+  return found
+
+
+def _specs(
+  spec_of: Callable[[int, int], Spec | None],
+  bits: Sequence[int],
+  masked: set[int],
+) -> list[Spec | None]:
+  """`spec_of(index, bits)` for all; the masked ones have a code for that."""
+  specs = [spec_of(i, 8 if i in masked else b) for i, b in enumerate(bits)]
+  return [
+    spec_lib.masked_range(*spec.interval) if spec and i in masked else spec
+    for i, spec in enumerate(specs)
+  ]
+
+
+def _carried(
+  ctx: Context,
+  spec_of: Callable[[int, int], Spec | None],
+  bits: Sequence[int],
+  walk: Callable[[list[Spec | None]], list[Value]],
+  firsts: Sequence[Value],
+) -> list[Spec | None]:
+  """The specs of what a loop carries, given how to walk its body at some."""
+  masked = {i for i, v in enumerate(firsts) if ctx.is_masked(v)}
+  while True:
+    specs = _specs(spec_of, bits, masked)
+    found = _masked(ctx, functools.partial(walk, specs))
+    if found <= masked:
+      return specs
+    masked |= found
+
+
+def _blanks(ctx: Context, variables, specs: Sequence[Spec | None]) -> list[Any]:
+  """Arrays such as cross the border of a loop, to walk its body aside."""
+  return [
+    jnp.zeros(v.shape, v.dtype if s is None or ctx.twin else s.dtype)
+    for v, s in zip(variables, specs)
+  ]
+
+
 @register('scan')
 def _scan(ctx: Context, e: Any, *args: Value) -> list[Value]:
   parts = internals.scan_parts(e)
@@ -116,32 +179,41 @@ def _scan(ctx: Context, e: Any, *args: Value) -> list[Value]:
     return 8 if feeds_product(body, body.ins[i]) else 16
 
   is_float = [v.is_float for v in body.ins]
-  carry_specs = [
-    ctx.range_spec(out_names[i].name, bits(c + i), args[c + i])
-    if is_float[c + i]
-    else None
-    for i in range(n)
-  ]
+
+  def carry_spec(i, bits):
+    if not is_float[c + i]:
+      return None
+    return ctx.range_spec(out_names[i].name, bits, args[c + i])
+
   xs_specs = [
     _spec_in(ctx, a, bits(c + n + i)) for i, a in enumerate(args[c + n :])
   ]
-  init = [to_array(ctx, a, s) for a, s in zip(args[c : c + n], carry_specs)]
   xs = [to_array(ctx, a, s) for a, s in zip(args[c + n :], xs_specs)]
   y_specs: list[Spec | None] = []
   parameters = [False] * n + [isinstance(a, Const) for a in args[c + n :]]
 
-  def step(carry, x):
-    values: list[Value] = list(consts)
-    specs = [*carry_specs, *xs_specs]
+  def outs_of(specs, arrays):
+    values = _fresh(consts)
     for array, name, spec, parameter in zip(
-      [*carry, *x], names[c:], specs, parameters
+      arrays, names[c:], specs, parameters
     ):
       values.append(from_array(ctx, array, name.name, spec, parameter))
-    outs = interpreter.run(ctx, body, names, values)
+    return interpreter.run(ctx, body, names, values)
+
+  def walk(carry_specs):
+    specs = [*carry_specs, *xs_specs]
+    return outs_of(specs, _blanks(ctx, body.ins[c:], specs))[:n]
+
+  carry_bits = [bits(c + i) for i in range(n)]
+  carry_specs = _carried(ctx, carry_spec, carry_bits, walk, args[c : c + n])
+
+  def step(carry, x):
+    outs = outs_of([*carry_specs, *xs_specs], [*carry, *x])
     y_specs[:] = [_spec_in(ctx, y, 8) for y in outs[n:]]
     new = [to_array(ctx, o, s) for o, s in zip(outs[:n], carry_specs)]
     return new, [to_array(ctx, y, s) for y, s in zip(outs[n:], y_specs)]
 
+  init = [to_array(ctx, a, s) for a, s in zip(args[c : c + n], carry_specs)]
   state, ys = lax.scan(
     step, init, xs, parts.length, parts.reverse, parts.unroll
   )
@@ -160,18 +232,20 @@ def _cond(ctx: Context, e: Any, index: Value, *args: Value) -> list[Value]:
   if isinstance(index, QValue):
     raise ctx.unsupported(e, 'the branch is chosen by a real value')
   shared = _outer(ctx, branches, args)
-  specs = [
-    ctx.range_spec(ctx.named[v].name, 8) if v.is_float else None for v in e.outs
-  ]
+
+  def outs_of(graph):
+    return interpreter.run(ctx, graph, names, _fresh(shared))
+
+  def spec_of(i, bits):
+    v = e.outs[i]
+    return ctx.range_spec(ctx.named[v].name, bits) if v.is_float else None
 
   def branch(graph):
-    def run():
-      outs = interpreter.run(ctx, graph, names, shared)
-      return [to_array(ctx, o, s) for o, s in zip(outs, specs)]
+    return lambda: [to_array(ctx, o, s) for o, s in zip(outs_of(graph), specs)]
 
-    return run
-
-  outs = lax.switch(index.array, [branch(b) for b in branches])
+  masked = [_masked(ctx, functools.partial(outs_of, g)) for g in branches]
+  specs = _specs(spec_of, [8] * len(e.outs), set().union(*masked))
+  outs = lax.switch(index.array, [branch(graph) for graph in branches])
   return [
     from_array(ctx, x, ctx.named[v].name, s)
     for x, v, s in zip(outs, e.outs, specs)
@@ -188,29 +262,32 @@ def _while(ctx: Context, e: Any, *args: Value) -> list[Value]:
   _, out_names = keys.assign(body, names)
   cond_consts = _outer(ctx, [cond], args[:skip])
   body_consts = _outer(ctx, [body], args[skip:first])
-  specs = [
-    ctx.range_spec(name.name, 8 if feeds_product(body, v) else 16, a)
-    if v.is_float
-    else None
-    for v, name, a in zip(body.ins[consts:], out_names, args[first:])
-  ]
 
-  def values(state):
-    return [from_array(ctx, x, keys.CARRY, s) for x, s in zip(state, specs)]
+  def spec_of(i, bits):
+    if not body.ins[consts + i].is_float:
+      return None
+    return ctx.range_spec(out_names[i].name, bits, args[first + i])
+
+  def outs_of(graph, graph_names, outer, specs, state):
+    values = [from_array(ctx, x, keys.CARRY, s) for x, s in zip(state, specs)]
+    return interpreter.run(ctx, graph, graph_names, [*_fresh(outer), *values])
+
+  def walk(specs):
+    state = _blanks(ctx, body.ins[consts:], specs)
+    return outs_of(body, names, body_consts, specs, state)
+
+  bits = [8 if feeds_product(body, v) else 16 for v in body.ins[consts:]]
+  specs = _carried(ctx, spec_of, bits, walk, args[first:])
 
   def test(state):
-    (answer,) = interpreter.run(
-      ctx,
-      cond,
-      [*arg_names[:skip], *carried],
-      [*cond_consts, *values(state)],
-    )
+    cond_names = [*arg_names[:skip], *carried]
+    (answer,) = outs_of(cond, cond_names, cond_consts, specs, state)
     if isinstance(answer, QValue):
       raise ctx.unsupported(e, 'it loops on a real value')
     return answer.array
 
   def step(state):
-    outs = interpreter.run(ctx, body, names, [*body_consts, *values(state)])
+    outs = outs_of(body, names, body_consts, specs, state)
     return [to_array(ctx, o, s) for o, s in zip(outs, specs)]
 
   init = [to_array(ctx, a, s) for a, s in zip(args[first:], specs)]

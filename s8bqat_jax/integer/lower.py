@@ -66,7 +66,9 @@ class IntegerFunction:
     """
     checks.check_reals(inputs, self.in_tree, self.in_specs, self.jaxpr.in_avals)
     return [
-      jnp.asarray(x) if s is None else s.quantize(jnp.asarray(x))
+      jnp.asarray(x)
+      if s is None
+      else s.quantize(internals.as_real(jnp.asarray(x)))
       for x, s in zip(jax.tree.leaves(inputs), self.in_specs)
     ]
 
@@ -226,7 +228,7 @@ class Program:
     """The parameters as constants; `live_params` carry gradients."""
     if live_params is None:
       return self.templates
-    lives = jax.tree.leaves(live_params)
+    lives = map(internals.as_real, jax.tree.leaves(live_params))
     return [
       dataclasses.replace(t, live=live)
       for t, live in zip(self.templates, lives)
@@ -267,8 +269,8 @@ def _as_array(leaf: Any) -> Any:
 
 def _constant(leaf: Any, path: str) -> Const:
   if not qtensor.is_qtensor(leaf):
-    value = np.asarray(leaf)
-    broken = int(np.sum(~np.isfinite(value.astype(np.float32))))
+    value = internals.as_real(np.asarray(leaf))
+    broken = int(np.sum(~np.isfinite(value)))
     if broken:
       raise ValueError(
         f'parameter {path!r} {value.shape} is NaN or infinite in {broken} of '

@@ -58,7 +58,10 @@ def run(fn, meter: Meter, carry: bool, params, *inputs) -> dict[str, Any]:
     {name: statistic}.
   """
   graph, _ = internals.trace(fn, params, *inputs)
-  leaves, flat = jax.tree.leaves(params), jax.tree.leaves(inputs)
+  leaves, flat = (
+    [internals.as_real(jnp.asarray(x)) for x in jax.tree.leaves(tree)]
+    for tree in (params, inputs)
+  )
   names = input_keys(params, inputs, carry)
   stats: dict[str, Any] = {}
   for name, value in zip(names[len(leaves) :], flat):

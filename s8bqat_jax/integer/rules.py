@@ -24,7 +24,7 @@ from s8bqat_jax.integer import (
   requantize,
 )
 from s8bqat_jax.integer.context import Context, register
-from s8bqat_jax.integer.spec import MASK_CODE, Spec
+from s8bqat_jax.integer.spec import MASK_CODE, TRUTH, Spec
 from s8bqat_jax.integer.values import (
   INF,
   Const,
@@ -139,9 +139,8 @@ def _convert(ctx: Context, e: Any, x: Value) -> Value:
     raise ctx.unsupported(
       e, f'{x.array.dtype} to float has no range; convert before the function'
     )
-  spec = Spec(1.0, 0, 0, 1)
   codes = None if ctx.twin else x.array.astype(jnp.int8)
-  return ctx.fixed(x.shape, ctx.key(e), codes, spec, ctx.live(e, x))
+  return ctx.fixed(x.shape, ctx.key(e), codes, TRUTH, ctx.live(e, x))
 
 
 # Affine steps.

@@ -10,8 +10,9 @@ import numpy as np
 
 from s8bqat_jax.integer import requantize
 
-# Beyond this a value is an attention mask, not data.
-MASK_LIMIT = 1e6
+# Beyond this a value is an attention mask, not data. Masks fill with 1e6 and
+# more, and data is added to them.
+MASK_LIMIT = 5e5
 MASK_CODE = -128  # what a masked spec stores for it
 _MASK = -1e9  # what that code reads as
 
@@ -63,7 +64,8 @@ class Spec(NamedTuple):
 
   def quantize_np(self, real: Any) -> np.ndarray:
     """Codes of real values, rounded half up, as the accelerator rounds."""
-    scaled = np.asarray(real, np.float64) / self.scale
+    with np.errstate(over='ignore'):  # What fills, far from any code.
+      scaled = np.asarray(real, np.float64) / self.scale
     code = np.floor(np.clip(scaled, -1e9, 1e9) + 0.5) + self.zero
     code = np.clip(code, self.low, self.high)
     if self.masked:
@@ -79,6 +81,9 @@ class Spec(NamedTuple):
     """Reals of codes: the only integer-to-float step."""
     real = (code.astype(jnp.float32) - self.zero) * self.scale
     return jnp.where(code == MASK_CODE, _MASK, real) if self.masked else real
+
+
+TRUTH = Spec(1.0, 0, 0, 1)  # of truth values
 
 
 def from_range(
@@ -154,7 +159,7 @@ def _on_grid(spec: Spec, x):
   code = jnp.floor(x / spec.scale + 0.5) + spec.zero
   code = jnp.clip(code, spec.low, spec.high)
   y = ((code - spec.zero) * spec.scale).astype(x.dtype)
-  return jnp.where(x < -MASK_LIMIT, x, y) if spec.masked else y
+  return jnp.where(x <= -MASK_LIMIT, x, y) if spec.masked else y
 
 
 @jax.custom_jvp
@@ -175,5 +180,5 @@ def _fake_quantize(spec, x):
   half = spec.scale / 2
   inside = (x >= low - half) & (x <= high + half)
   if spec.masked:
-    inside = inside | (x < -MASK_LIMIT)
+    inside = inside | (x <= -MASK_LIMIT)
   return _identity_grad(x, y, inside)

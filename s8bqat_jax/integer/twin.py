@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from s8bqat_jax.artifacts import qtensor
+from s8bqat_jax.integer import _jax_internals as internals
 from s8bqat_jax.integer import checks
 from s8bqat_jax.integer.calibrate import Ranges
 from s8bqat_jax.integer.lower import Program
@@ -51,7 +52,7 @@ def twin(
     program = Program(fn, params, ranges, inputs, carry, twin=True)
     live = qtensor.decode(live_params)
     arrays = [
-      x if s is None else fake_quantize(x, s)
+      x if s is None else fake_quantize(internals.as_real(x), s)
       for x, s in zip(program.flat, program.in_specs)
     ]
     outs = program.run(arrays, program.constants(live))

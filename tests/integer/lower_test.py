@@ -249,3 +249,36 @@ def test_output_bits():
     model.apply, jax.jit(model.init)(KEY, x), x, output_bits=16
   )
   assert integer.out_specs[0].bits == 16
+
+
+class Half(nn.Module):
+  """Flax's usual way to compute in less than float32."""
+
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x):
+    x = nn.gelu(nn.LayerNorm(dtype=self.dtype)(nn.Dense(16, self.dtype)(x)))
+    mask = nn.make_causal_mask(x[..., 0])
+    x += nn.SelfAttention(2, self.dtype)(x, mask=mask)
+    return nn.RNN(nn.OptimizedLSTMCell(8, dtype=self.dtype))(x)
+
+
+@pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float16])
+def test_half_precision_is_a_saving_of_the_float_function(dtype):
+  model, exact = Half(dtype), Half(jnp.float32)
+  x = jax.random.normal(KEY, (2, 7, 16))
+  params = exact.init(KEY, x)
+  ranges = calibrate(model.apply, params, [x.astype(dtype)])
+  integer = lower(model.apply, params, ranges, x.astype(dtype))
+  assert audit(integer).ok
+  assert integer(x).dtype == jnp.float32
+  # What it computes is the same function in float32, rounded to integers.
+  assert ranges.keys() == calibrate(exact.apply, params, [x]).keys()
+  assert snr(exact.apply(params, x), integer(x)) > 25
+  trained = twin(model.apply, params, ranges)
+  assert snr(exact.apply(params, x), trained(params, x)) > 25
+  half = jax.tree.map(lambda p: p.astype(dtype), params)
+  grads = jax.grad(lambda p: trained(p, x).sum())(half)
+  assert all(g.dtype == dtype for g in jax.tree.leaves(grads))
+  assert grads['params']['Dense_0']['kernel'].any()

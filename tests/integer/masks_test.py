@@ -40,6 +40,36 @@ MASKED = {
   'a constant added after a product': lambda x, m: x @ W + ADDED,
   'added twice': lambda x, m: x + jnp.where(m, 0.0, -1e9) + ADDED,
   'made of zeros and ones': lambda x, m: x + (1.0 - m.astype(float)) * -1e9,
+  'a logarithm of zeros and ones': lambda x, m: x + jnp.log(m.astype(float)),
+  'the least that fills, data added': lambda x, m: (
+    x + jnp.where(m, 0.0, -1e6)
+  ),
+  'the lowest half': lambda x, m: jnp.where(
+    m, x.astype(jnp.float16), jnp.finfo(jnp.float16).min
+  ).astype(float),
+  'filled in a branch': lambda x, m: jax.lax.cond(
+    m[0, 0], lambda h: jnp.where(m, h, -1e9), lambda h: h, x @ W
+  ),
+  'not filled in a branch': lambda x, m: jax.lax.cond(
+    m[0, 0], lambda h: h, lambda h: jnp.where(m, h, -1e9), x @ W
+  ),
+  'a branch of constants': lambda x, m: x + jax.lax.cond(
+    m[0, 0], lambda: jnp.asarray(ADDED), lambda: jnp.zeros_like(ADDED)
+  ),
+  'filled step by step': lambda x, m: jax.lax.scan(
+    lambda c, t: (c, jnp.where(t[0], t[1], -1e9)), 0, (m, x)
+  )[1],
+  'filled again and again': lambda x, m: jax.lax.fori_loop(
+    0, 2, lambda i, c: jnp.where(m, c, -1e9), x
+  ),
+  'carried': lambda x, m: jax.lax.scan(
+    lambda c, t: (jnp.where(t, c, -1e9), None), x, m[None]
+  )[0],
+  'carried, two loops deep': lambda x, m: jax.lax.scan(
+    lambda c, t: (
+      jax.lax.fori_loop(0, 2, lambda i, d: jnp.where(t, d, -1e9), c), None
+    ), x, m[None],
+  )[0],
   'filled twice': lambda x, m: jnp.where(KEEP, jnp.where(m, x, -1e9), -1e9),
   'moved': lambda x, m: jnp.where(m, x, -1e9)[:, ::-1].reshape(6, 16),
   'beside others': lambda x, m: jnp.concatenate(
@@ -55,7 +85,7 @@ MASKED = {
 def test_what_is_masked_has_no_probability(name):
   fn = lambda p, x, m: jax.nn.softmax(MASKED[name](x, m))
   p, z, t, spec = run(fn, X, KEEP)
-  assert np.all(z[p == 0] == 0) and (p == 0).any()
+  assert np.all(z[p == 0] == 0) and (p == 0).any() != name.startswith('not')
   assert np.abs(p - z).max() < 12 * spec.scale  # 8-bit scores of up to 10
   assert np.abs(t - z).max() <= 3.01 * spec.scale
 
@@ -94,11 +124,40 @@ def test_a_row_without_anything_is_zero_in_the_twin_as_well():
     lambda p, x, m: jax.nn.logsumexp(jnp.where(m, x, -1e9), axis=-1),
     lambda p, x, m: jnp.where(m, x, -1e9) * x[::-1],
     lambda p, x, m: x - jnp.where(m, x, -1e9),
+    lambda p, x, m: jax.nn.softmax(x, where=m),
   ],
 )
 def test_where_integers_have_no_masks(fn):
   with pytest.raises(ValueError, match='read as masks, and goes where'):
     lower(fn, {}, uncalibrated(), X, KEEP)
+
+
+@pytest.mark.parametrize('over', [lower, twin])
+def test_a_mask_turned_into_something_else(over):
+  fn = lambda p, x, m: jax.nn.softmax(-jnp.where(m, x, -1e9))
+  ranges = calibrate(fn, {}, [(X, KEEP)])
+  with pytest.raises(ValueError, match=r'into 1e\+09, .* mask after it'):
+    lower(fn, {}, ranges, X, KEEP) if over is lower else twin(fn, {}, ranges)(
+      {}, X, KEEP
+    )
+
+
+def test_a_mask_has_no_place_in_a_state():
+  fn = lambda p, c, x, m: (jnp.where(m, x, -1e9), c)
+  ranges = calibrate(fn, {}, [(X, X, KEEP)], carry=True)
+  with pytest.raises(ValueError, match='goes where integers have none'):
+    lower(fn, {}, ranges, X, X, KEEP, carry=True)
+
+
+@pytest.mark.parametrize('start', [-np.inf, -1e9])
+def test_a_maximum_that_runs_from_nothing(start):
+  def fn(p, x):
+    step = lambda c, t: (jnp.maximum(c, t), None)
+    return jax.lax.scan(step, jnp.full(16, start), x)[0]
+
+  y, z, t, spec = run(fn, X)
+  assert np.abs(y - z).max() <= 1.01 * spec.scale
+  assert np.abs(t - z).max() <= 1e-6
 
 
 def test_a_mask_as_reals_is_refused_before_it_is_read_as_data():

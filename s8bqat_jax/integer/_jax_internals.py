@@ -133,12 +133,14 @@ def as_real(x: Any) -> Any:
 
 
 def _as_literal(x: Any) -> Any:
-  """Likewise for a literal; the lowest of its type fills, and stays so."""
-  real = as_real(x)
-  if real is x or not np.size(x):
-    return real
-  low = jnp.finfo(x.dtype).min
-  return np.where(np.asarray(x) == low, np.finfo(np.float32).min, real)
+  """Likewise for a literal; an end of its type fills, and stays an end."""
+  if not jnp.issubdtype(x.dtype, np.floating) or x.dtype == np.float32:
+    return x
+  x, most = np.asarray(x), jnp.finfo(x.dtype).max
+  real = x.astype(np.float32)
+  if np.all((x == 0) | (np.abs(x) == most)):
+    return np.sign(real) * np.finfo(np.float32).max
+  return real
 
 
 def _as_real_type(value: Any) -> Any:

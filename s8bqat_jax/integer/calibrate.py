@@ -112,7 +112,7 @@ def calibrate(
     reached (in an untaken branch) has none.
 
   Raises:
-    ValueError: unknown method, no batch, NaN in a value, or an input of 1e6
+    ValueError: unknown method, no batch, NaN in a value, or an input of 5e5
       and more, which can't be told from a mask.
   """
   if method not in ('minmax', 'ema', 'percentile', 'mse'):
@@ -257,6 +257,8 @@ def _extremes_over(
     )
   # What fills is one number; data that large varies, to either side of zero.
   for key, (least, most, *down) in large.items():
+    if key not in total and down[0] <= down[1]:
+      total[key] = np.zeros(2)  # All of it was masked.
     if least * (1 + 1e-3) < most < np.inf:
       low, high = total.get(key, (0.0, 0.0))
       low = min([low, *filter(np.isfinite, down)])

@@ -8,6 +8,7 @@ asked for codes.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,6 @@ from s8bqat_jax.integer import _jax_internals as internals
 from s8bqat_jax.integer import elementwise, keys, requantize
 from s8bqat_jax.integer import spec as spec_lib
 from s8bqat_jax.integer.spec import (
-  MASK_CODE,
   MASK_LIMIT,
   TRUTH,
   Spec,
@@ -156,6 +156,11 @@ class Context:
       bits: 8 or 16.
       first: what a loop starts from, to be covered as well.
     """
+    if key in ('', keys.CARRY) and key not in self.ranges:
+      raise MissingRange(
+        'no range for what a loop or branch returns: it is a constant there; '
+        'make it an input, or compute it outside'
+      )
     if key not in self.ranges:
       raise MissingRange(
         f'no range for {key!r}: it was not reached when calibrating; '
@@ -172,17 +177,26 @@ class Context:
     if isinstance(first, QValue):
       start = self.ranges.get(first.key, start)
     elif isinstance(first, Const):
-      there = squeeze_const(first.value)[~first.masked_out]
-      if there.size:
-        start = there.min(), there.max()
+      # What is larger than all data is a fill on either side.
+      small = squeeze_const(first.value)
+      data = small[(np.abs(small) < MASK_LIMIT) | (np.abs(small) <= high)]
+      if data.size:
+        start = data.min(), data.max()
     low, high = min(low, start[0]), max(high, start[1])
     return spec_lib.from_range(low, high, bits, key)
 
   def masked_spec(self, e: internals.Eqn) -> Callable[[int], Spec]:
     """The spec of a result some of which is masked out, at any width asked."""
     low, high = self.ranges.get(self.key(e), (0.0, 0.0))
-    spec = spec_lib.masked_range(low, high)
-    return lambda bits: spec  # It feeds a softmax: always 8 bits.
+    return functools.partial(spec_lib.masked_range, low, high)
+
+  def constant_spec(self, c: Const, bits: int) -> Spec:
+    """The spec that covers a constant."""
+    data = squeeze_const(c.value)[~c.masked_out]
+    low, high = (data.min(), data.max()) if data.size else (0.0, 0.0)
+    if data.size < c.masked_out.size:
+      return spec_lib.masked_range(low, high, bits)
+    return spec_lib.from_range(low, high, bits, c.name)
 
   def is_masked(self, v: Value) -> bool:
     """Whether entries of a value may be masked out."""
@@ -200,6 +214,23 @@ class Context:
       case Computed(own=own):
         return own is not None and own(8).masked
 
+  def is_truth(self, v: Value) -> bool:
+    """Whether a value is nothing but zeros and ones."""
+    if isinstance(v, Const):
+      return not v.name and bool(
+        np.all(np.isin(squeeze_const(v.value), (0, 1)))
+      )
+    if not isinstance(v, QValue) or v.gain != 1.0:
+      return False
+    match v.source:
+      case Fixed(spec=spec):
+        return spec == TRUTH
+      case Moved(parent, _):
+        return self.is_truth(parent)
+      case Computed(own=own):
+        return own is not None and own(8) == TRUTH
+    return False
+
   def spec_of(self, v: QValue, bits: int) -> Spec:
     """The calibrated spec of a value, its clip included."""
     return _clipped(self.range_spec(v.key, bits), v.clip)
@@ -209,10 +240,11 @@ class Context:
     match v.source:
       case Fixed(spec=spec):
         if spec.bits == 16 and bits == 8:
-          if v.key in self.ranges:
-            return self.spec_of(v, 8)
           low, high = _scaled(spec, v.gain).interval
-          return _clipped(spec_lib.from_range(low, high), v.clip)
+          if v.key in self.ranges:
+            low, high = self.range_spec(v.key, 8).interval
+          cover = spec_lib.masked_range if spec.masked else spec_lib.from_range
+          return _clipped(cover(low, high), v.clip)
         return _clipped(_scaled(spec, v.gain), v.clip)
       case Moved(parent, _):
         return _clipped(_scaled(self.natural(parent, bits), v.gain), v.clip)
@@ -250,9 +282,8 @@ class Context:
     target = spec or self.natural(v, bits or self.prefers(v))
     if spec is None and target.masked and not masks:
       raise self.astray(v.key)
-    if isinstance(v.source, Table):
-      _check_masks(v.source, target, v.key)
     if self.twin:
+      _check_masks(v, target)
       v.codes.setdefault(target, None)  # Later choices see it, as in lowering.
       as_given = _is_parameter(v) and target == self.natural(v, target.bits)
       live = v.live if as_given else fake_quantize(v.live, target)
@@ -319,6 +350,7 @@ class Context:
       case Moved(parent, move):
         result = move(self._codes(parent, inner))
       case Table(base, fn):
+        _check_masks(v, target)
         result = _lookup(base, fn, target, v.key)
       case Computed(emit, costly=True) if v.codes:
         first, codes = max(v.codes.items(), key=lambda kv: kv[0].bits)
@@ -342,12 +374,14 @@ class Context:
       site=site,
     )
     return (
-      self.mask(moved, codes == MASK_CODE, target) if source.masked else moved
+      self.mask(moved, codes == source.mask_code, target)
+      if source.masked
+      else moved
     )
 
   def mask(self, codes: Any, where: Any, spec: Spec) -> Any:
     """Codes with masked-out entries: the lowest, if `spec` has no masks."""
-    fill = MASK_CODE if spec.masked else spec.low
+    fill = spec.mask_code if spec.masked else spec.low
     return jnp.where(where, jnp.asarray(fill, spec.dtype), codes)
 
 
@@ -360,15 +394,16 @@ def _masks(base: Spec, fn: Callable[[Any], Any]) -> bool:
   return bool(np.any((reals <= -MASK_LIMIT) & real))
 
 
-def _check_masks(table: Table, target: Spec, key: str) -> None:
+def _check_masks(v: QValue, target: Spec) -> None:
   """Refuses a function whose value at a mask is beyond what has a code."""
-  base = table.base.spec
-  if not base.masked:
+  while isinstance(v.source, Moved):
+    v = v.source.parent
+  if not (isinstance(v.source, Table) and v.source.base.spec.masked):
     return
-  (real,) = table_values(table.fn, base.values()[:1])
+  (real,) = table_values(v.source.fn, v.source.base.spec.values()[:1])
   if target.interval[1] < MASK_LIMIT <= real:
     raise ValueError(
-      f'{key!r} turns masks, entries of {-MASK_LIMIT:g} and less, into '
+      f'{v.key!r} turns masks, entries of {-MASK_LIMIT:g} and less, into '
       f'{real:.3g}, for which integers have nothing: mask after it'
     )
 

@@ -83,7 +83,7 @@ def _spec_in(ctx: Context, v: Value, bits: int) -> Spec | None:
   if isinstance(v, QValue):
     return ctx.natural(v, bits)
   if isinstance(v, Const) and jnp.issubdtype(v.value.dtype, jnp.floating):
-    if bits == 8 and v.name:
+    if bits == 8 and v.name and not ctx.is_masked(v):
       # A stack of weights, a slice for every step.
       scale = ctx.weight(v).scale
       if np.ndim(scale):
@@ -92,7 +92,7 @@ def _spec_in(ctx: Context, v: Value, bits: int) -> Spec | None:
           f'under scales of shape {np.shape(scale)}; give it one scale'
         )
       return Spec(float(scale))
-    return spec_lib.from_range(v.value.min(), v.value.max(), bits, v.name)
+    return ctx.constant_spec(v, bits)
   return None
 
 
@@ -135,10 +135,10 @@ def _specs(
   masked: set[int],
 ) -> list[Spec | None]:
   """`spec_of(index, bits)` for all; the masked ones have a code for that."""
-  specs = [spec_of(i, 8 if i in masked else b) for i, b in enumerate(bits)]
+  specs = [spec_of(i, b) for i, b in enumerate(bits)]
   return [
-    spec_lib.masked_range(*spec.interval) if spec and i in masked else spec
-    for i, spec in enumerate(specs)
+    spec_lib.masked_range(*s.interval, s.bits) if s and i in masked else s
+    for i, s in enumerate(specs)
   ]
 
 

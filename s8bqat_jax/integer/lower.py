@@ -18,7 +18,6 @@ from s8bqat_jax.integer import clips as _clips  # noqa: F401  rules
 from s8bqat_jax.integer import normalize as _normalize  # noqa: F401  rules
 from s8bqat_jax.integer import products as _products  # noqa: F401  rules
 from s8bqat_jax.integer import rules as _rules  # noqa: F401  rules
-from s8bqat_jax.integer import spec as spec_lib
 from s8bqat_jax.integer.calibrate import Ranges
 from s8bqat_jax.integer.context import Context
 from s8bqat_jax.integer.spec import Spec
@@ -253,8 +252,7 @@ class Program:
       if isinstance(out, Const) and jnp.issubdtype(
         out.value.dtype, jnp.floating
       ):
-        low, high = out.value.min(), out.value.max()
-        spec = spec or spec_lib.from_range(low, high, output_bits)
+        spec = spec or self.ctx.constant_spec(out, output_bits)
       elif isinstance(out, QValue):
         spec = spec or self.ctx.natural(out, output_bits)
       arrays.append(control.to_array(self.ctx, out, spec))

@@ -20,13 +20,14 @@ from s8bqat_jax.integer import (
   requantize,
 )
 from s8bqat_jax.integer.context import Context, register
-from s8bqat_jax.integer.spec import Spec
+from s8bqat_jax.integer.spec import TRUTH, Spec
 from s8bqat_jax.integer.values import (
   Const,
   Exact,
   Moved,
   QValue,
   Value,
+  scalar_of,
 )
 
 
@@ -80,6 +81,10 @@ def _dynamic_slice(ctx: Context, e: Any, x: Any, *starts: Any) -> Value:
 
 def _stored(ctx: Context, e: Any, c: Const) -> QValue:
   """A constant as a value in memory, to be indexed."""
+  if ctx.is_masked(c):
+    spec = ctx.constant_spec(c, 8)
+    codes = None if ctx.twin else jnp.asarray(spec.quantize_np(c.value))
+    return ctx.fixed(c.shape, c.name, codes, spec, c.array)
   w = ctx.weight(c)
   if np.ndim(w.scale):
     raise ctx.unsupported(e, 'an indexed parameter needs one scale')
@@ -118,7 +123,7 @@ def _reduce_sum(ctx: Context, e: Any, x: QValue) -> QValue:
 # Movements of several values: all at the spec of the result.
 
 
-@register('concatenate', 'stack', 'pad', 'select_n', 'dynamic_update_slice')
+@register('concatenate', 'stack', 'pad', 'dynamic_update_slice')
 def joint(ctx: Context, e: Any, *args: Any) -> Value:
   """Applies an equation to the codes of all its operands at one spec.
 
@@ -128,8 +133,11 @@ def joint(ctx: Context, e: Any, *args: Any) -> Value:
     raise ctx.unsupported(e)
   data = [a for a in args if isinstance(a, QValue)]
   bits = max([ctx.prefers(d) for d in data], default=8)
-  masked = any(ctx.is_masked(a) for a in args)
-  own = ctx.masked_spec(e) if masked else None
+  own = None
+  if any(ctx.is_masked(a) for a in args):
+    bits, own = 8, ctx.masked_spec(e)  # It feeds a softmax.
+  elif all(not _is_real(a) or ctx.is_truth(a) for a in args):
+    own = lambda bits: TRUTH
 
   def emit(spec: Spec):
     codes = []
@@ -146,8 +154,19 @@ def joint(ctx: Context, e: Any, *args: Any) -> Value:
   return ctx.computed(e, args, emit, bits=bits, own=own)
 
 
+@register('select_n')
+def _select(ctx: Context, e: Any, which: Any, *cases: Any) -> Value:
+  """A choice that is known is none."""
+  index = scalar_of(which) if isinstance(which, Const) else None
+  if index is not None and cases[int(index)].shape == e.outs[0].shape:
+    return cases[int(index)]
+  return joint(ctx, e, which, *cases)
+
+
 def _is_real(a: Value) -> bool:
-  return isinstance(a, Const) and jnp.issubdtype(a.value.dtype, jnp.floating)
+  if isinstance(a, Const):
+    return jnp.issubdtype(a.value.dtype, jnp.floating)
+  return isinstance(a, QValue)
 
 
 @register('gather')

@@ -181,7 +181,7 @@ def _exponential(run, shape, axis, dtype):
     }
     if not names:
       return None
-  (name,) = names
+  name, *_ = names  # Of nothing, both are right.
   return name, {'axis': axis}
 
 

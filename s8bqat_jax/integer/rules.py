@@ -24,7 +24,7 @@ from s8bqat_jax.integer import (
   requantize,
 )
 from s8bqat_jax.integer.context import Context, register
-from s8bqat_jax.integer.spec import MASK_CODE, TRUTH, Spec
+from s8bqat_jax.integer.spec import MASK_LIMIT, TRUTH, Spec
 from s8bqat_jax.integer.values import (
   INF,
   Const,
@@ -87,13 +87,25 @@ def _based(ctx: Context, args, views):
   ]
 
 
+# What masks are filled with; to integers they are one.
+_FILLS = np.array([-np.inf, np.finfo(np.float32).min, -1e9, -MASK_LIMIT])
+
+
 def _decide(ctx: Context, e, result: QValue, base, fn) -> Value:
   """A function of codes to booleans: a table of 0 and 1."""
   if e.outs[0].dtype != np.bool_:
     raise ctx.unsupported(e, 'its result is neither real nor a truth value')
+  truth = context.table_values(fn, base.spec.values()).astype(np.int8)
+  if base.spec.masked and len(set(context.table_values(fn, _FILLS))) > 1:
+    raise ValueError(
+      f'{result.key!r} tells one fill of a mask from another, -inf from -1e9, '
+      f'but they are one code, at {e.where()}; ask the mask itself'
+    )
+  first, *others = set(truth)
+  if not others:  # Such as whether a code is NaN.
+    return Const(np.broadcast_to(np.bool_(first), result.shape))
   if ctx.twin:
     return Exact(result.live)
-  truth = context.table_values(fn, base.spec.values()).astype(np.int8)
   out = requantize.Out(low=0, high=1)
   codes = elementwise.q_lut(base.codes, truth, out=out, site=result.key)
   return Exact(codes != 0)
@@ -276,7 +288,9 @@ def _masked_sum(ctx: Context, e: Any, x: Value, y: Value, sign: int) -> QValue:
       terms.append(operand._replace(live=v.array))
     else:
       (operand,) = _operands(ctx, e, (v,), 16, masks=True)
-      holes.append(operand.spec.masked and operand.codes == MASK_CODE)
+      holes.append(
+        operand.spec.masked and operand.codes == operand.spec.mask_code
+      )
       terms.append(operand)
   total = _sum_of(ctx, e, terms[0], terms[1], sign)
 
@@ -351,6 +365,8 @@ def _product(ctx: Context, e: Any, x: Value, y: Value) -> QValue:
   bits = max(ctx.prefers(v) for v in data)
   a, b = _operands(ctx, e, (x, y), bits)
   key = ctx.key(e)
+  truths = ctx.is_truth(x) and ctx.is_truth(y)
+  own = (lambda bits: TRUTH) if truths else None
 
   def emit(spec: Spec):
     ratio = a.spec.scale * b.spec.scale / spec.scale
@@ -365,4 +381,4 @@ def _product(ctx: Context, e: Any, x: Value, y: Value) -> QValue:
       site=key,
     )
 
-  return ctx.computed(e, (a, b), emit, bits=bits)
+  return ctx.computed(e, (a, b), emit, bits=bits, own=own)

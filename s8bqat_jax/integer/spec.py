@@ -13,7 +13,7 @@ from s8bqat_jax.integer import requantize
 # Beyond this a value is an attention mask, not data. Masks fill with 1e6 and
 # more, and data is added to them.
 MASK_LIMIT = 5e5
-MASK_CODE = -128  # what a masked spec stores for it
+MASK_CODE = -128  # what a masked spec of 8 bits stores for it
 _MASK = -1e9  # what that code reads as
 
 
@@ -26,7 +26,7 @@ class Spec(NamedTuple):
     low: lowest code; above the dtype's where a clip (a ReLU) is folded in.
     high: highest code.
     bits: 8 or 16, the storage.
-    masked: `MASK_CODE`, which is below `low`, stands for "masked out".
+    masked: `mask_code`, which is below `low`, stands for "masked out".
   """
 
   scale: float
@@ -45,6 +45,10 @@ class Spec(NamedTuple):
     return requantize.Out(
       self.zero, self.low, self.high, self.dtype, self.scale
     )
+
+  @property
+  def mask_code(self) -> int:
+    return -(2 ** (self.bits - 1))
 
   @property
   def interval(self) -> tuple[float, float]:
@@ -69,7 +73,8 @@ class Spec(NamedTuple):
     code = np.floor(np.clip(scaled, -1e9, 1e9) + 0.5) + self.zero
     code = np.clip(code, self.low, self.high)
     if self.masked:
-      code = np.where(np.asarray(real) <= -MASK_LIMIT, MASK_CODE, code)
+      fills = np.asarray(real) <= -MASK_LIMIT
+      code = np.where(fills, self.mask_code, code)
     return code.astype(self.dtype)
 
   def quantize(self, real: jax.Array) -> jax.Array:
@@ -80,7 +85,9 @@ class Spec(NamedTuple):
   def dequantize(self, code: jax.Array) -> jax.Array:
     """Reals of codes: the only integer-to-float step."""
     real = (code.astype(jnp.float32) - self.zero) * self.scale
-    return jnp.where(code == MASK_CODE, _MASK, real) if self.masked else real
+    if not self.masked:
+      return real
+    return jnp.where(code == self.mask_code, _MASK, real)
 
 
 TRUTH = Spec(1.0, 0, 0, 1)  # of truth values
@@ -122,13 +129,16 @@ def from_range(
   return Spec(scale, zero)
 
 
-def masked_range(low: float, high: float) -> Spec:
-  """Returns the 8-bit spec that covers a range and has a code for masks.
+def masked_range(low: float, high: float, bits: int = 8) -> Spec:
+  """Returns the spec that covers a range and has a code for masks.
 
   Args:
     low: lowest real value that is not masked.
     high: highest real value.
+    bits: 8 or 16.
   """
+  if bits == 16:
+    return from_range(low, high, 16)._replace(masked=True)
   low, high = min(float(low), 0.0), max(float(high), 0.0)
   if high - low < 1e-30:
     high = 1.0  # As in `from_range`.

@@ -3,6 +3,7 @@
 The same interpreter as `lower`, with float arithmetic: a value is rounded to
 its grid exactly where the integer function would store it, with
 straight-through gradients. It trains 8-bit activations without editing a model.
+Reals are float32, results and states too, whatever the function computes in.
 """
 
 from __future__ import annotations

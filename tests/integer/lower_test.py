@@ -282,3 +282,25 @@ def test_half_precision_is_a_saving_of_the_float_function(dtype):
   grads = jax.grad(lambda p: trained(p, x).sum())(half)
   assert all(g.dtype == dtype for g in jax.tree.leaves(grads))
   assert grads['params']['Dense_0']['kernel'].any()
+
+
+@pytest.mark.parametrize(
+  'dtype', [jnp.bfloat16, jnp.float16, jnp.float8_e4m3fn]
+)
+def test_constants_in_less_than_float32(dtype):
+  # Scaled to the ends of the type, as weights in eight bits are.
+  most = min(float(jnp.finfo(dtype).max), 65504.0)
+  w = jax.random.normal(KEY, (16, 8))
+  w = (w / jnp.abs(w).max() * most).astype(dtype)
+  fn = lambda p, x: x @ (w.astype(jnp.float32) / most)
+  x = jax.random.normal(KEY, (4, 16))
+  ranges = calibrate(fn, {}, [x])
+  assert snr(fn({}, x), lower(fn, {}, ranges, x)(x)) > 25
+  assert snr(fn({}, x), jax.jit(twin(fn, {}, ranges))({}, x)) > 25
+
+
+def test_nothing_at_all():
+  fn = lambda p, x: jax.nn.softmax(x @ p)
+  x, w = jax.random.normal(KEY, (4, 16)), jnp.eye(16)
+  ranges = calibrate(fn, w, [x])
+  assert lower(fn, w, ranges, x[:0])(x[:0]).shape == (0, 16)

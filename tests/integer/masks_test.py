@@ -62,6 +62,23 @@ MASKED = {
   'filled again and again': lambda x, m: jax.lax.fori_loop(
     0, 2, lambda i, c: jnp.where(m, c, -1e9), x
   ),
+  'a constant, step by step': lambda x, m: jax.lax.scan(
+    lambda c, t: (c, t[0] + t[1]), 0, (x, jnp.asarray(ADDED))
+  )[1],
+  'a constant out of a loop': lambda x, m: x + jax.lax.scan(
+    lambda c, t: (c + t, jnp.asarray(ADDED[0])), x[0], x
+  )[1],
+  'a row of a constant': lambda x, m: x + jnp.asarray(ADDED)[m[0].sum() % 6],
+  'a logarithm of ones chosen': lambda x, m: x + jnp.log(
+    jnp.where(m, 1.0, 0.0)
+  ),
+  'a logarithm of a product': lambda x, m: x + jnp.log(
+    m.astype(float) * jnp.asarray(KEEP)[:, ::-1].astype(float)
+    * m[:, ::-1].astype(float)
+  ),
+  'a half as a constant': lambda x, m: (
+    x.astype(jnp.bfloat16) + jnp.asarray(ADDED, jnp.bfloat16)
+  ).astype(float),
   'carried': lambda x, m: jax.lax.scan(
     lambda c, t: (jnp.where(t, c, -1e9), None), x, m[None]
   )[0],
@@ -121,7 +138,6 @@ def test_a_row_without_anything_is_zero_in_the_twin_as_well():
 @pytest.mark.parametrize(
   'fn',
   [
-    lambda p, x, m: jax.nn.logsumexp(jnp.where(m, x, -1e9), axis=-1),
     lambda p, x, m: jnp.where(m, x, -1e9) * x[::-1],
     lambda p, x, m: x - jnp.where(m, x, -1e9),
     lambda p, x, m: jax.nn.softmax(x, where=m),
@@ -132,14 +148,45 @@ def test_where_integers_have_no_masks(fn):
     lower(fn, {}, uncalibrated(), X, KEEP)
 
 
-@pytest.mark.parametrize('over', [lower, twin])
-def test_a_mask_turned_into_something_else(over):
-  fn = lambda p, x, m: jax.nn.softmax(-jnp.where(m, x, -1e9))
+def refuses(fn, message):
+  """Lowering and the twin both say so."""
   ranges = calibrate(fn, {}, [(X, KEEP)])
-  with pytest.raises(ValueError, match=r'into 1e\+09, .* mask after it'):
-    lower(fn, {}, ranges, X, KEEP) if over is lower else twin(fn, {}, ranges)(
-      {}, X, KEEP
-    )
+  with pytest.raises(ValueError, match=message):
+    lower(fn, {}, ranges, X, KEEP)
+  with pytest.raises(ValueError, match=message):
+    twin(fn, {}, ranges)({}, X, KEEP)
+
+
+@pytest.mark.parametrize('then', [lambda s: s, lambda s: s[:, ::-1], jnp.abs])
+def test_a_mask_turned_into_something_else(then):
+  fn = lambda p, x, m: jax.nn.softmax(then(-jnp.where(m, x, -1e9)))
+  refuses(fn, r'into 1e\+09, .* mask after it')
+
+
+@pytest.mark.parametrize(
+  'tell', [jnp.isneginf, jnp.isfinite, lambda s: s <= -1e30, lambda s: s < -6e5]
+)
+def test_fills_are_not_told_apart(tell):
+  def fn(p, x, m):
+    s = jnp.where(m, x, -jnp.inf)
+    return jnp.where(tell(s), 0.0, s)
+
+  refuses(fn, 'tells one fill of a mask from another')
+  refuses(lambda p, x, m: jax.nn.logsumexp(fn(p, x, m), axis=-1), 'one fill')
+
+
+def test_what_masks_can_be_asked():
+  fn = lambda p, x, m: jnp.where(jnp.where(m, x, -1e9) < -50, 0.5, x)
+  y, z, t, spec = run(fn, X, KEEP)
+  assert np.abs(y - z).max() <= 1.01 * spec.scale and np.abs(t - z).max() < 1e-6
+
+
+def test_a_guard_of_what_integers_do_not_have_costs_nothing():
+  guarded = lambda p, x: jnp.nan_to_num(x) @ p
+  params, bare = W, lambda p, x: x @ p
+  lowered = [lower(f, params, uncalibrated(), X) for f in (guarded, bare)]
+  a, b = ([e.primitive.name for e in f.jaxpr.eqns] for f in lowered)
+  assert a == b
 
 
 def test_a_mask_has_no_place_in_a_state():
@@ -150,14 +197,40 @@ def test_a_mask_has_no_place_in_a_state():
 
 
 @pytest.mark.parametrize('start', [-np.inf, -1e9])
-def test_a_maximum_that_runs_from_nothing(start):
+@pytest.mark.parametrize('of', [jnp.maximum, jnp.minimum])
+def test_what_runs_from_nothing(start, of):
+  start = start if of is jnp.maximum else -start
+
   def fn(p, x):
-    step = lambda c, t: (jnp.maximum(c, t), None)
+    step = lambda c, t: (of(c, t), None)
     return jax.lax.scan(step, jnp.full(16, start), x)[0]
 
   y, z, t, spec = run(fn, X)
   assert np.abs(y - z).max() <= 1.01 * spec.scale
   assert np.abs(t - z).max() <= 1e-6
+
+
+def test_small_updates_of_what_is_masked_in_places():
+  x = np.float32(R.random((200, 16)) * 0.002)
+  kept = np.arange(16) % 4 != 0
+
+  def fn(p, x):
+    step = lambda c, t: (jnp.where(kept, c + t, -1e9), None)
+    return jax.lax.scan(step, jnp.zeros(16), x)[0]
+
+  y, z, t, _ = run(fn, x)
+  assert np.all(z[~kept] == -1e9)
+  assert np.abs(y - z)[kept].max() < 0.01 * y[kept].max()
+  assert np.abs(t - z)[kept].max() < 0.01 * y[kept].max()
+
+
+def test_where_all_is_masked():
+  def fn(p, x, m):
+    step = lambda c, t: (jnp.where(t[1] & False, t[0], -1e9), c)
+    return jax.lax.scan(step, jnp.full(16, -1e9), (x, m))[1]
+
+  y, z, _, _ = run(fn, X, KEEP)
+  np.testing.assert_array_equal(y, z)
 
 
 def test_a_mask_as_reals_is_refused_before_it_is_read_as_data():

@@ -30,7 +30,7 @@ from experiments import (
   results,
   trainer,
 )
-from experiments.stage_cache import Interrupted
+from experiments.stage_cache import Interrupted, chosen
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'A file of experiments/configs/lm.'
@@ -41,7 +41,9 @@ _FLOAT_RUNS = flags.DEFINE_list(
   [str(results.MODELS / 'float')],
   'Where float models may be found.',
 )
-_ONLY = flags.DEFINE_string('only', '', 'Only cells that contain this.')
+_ONLY = flags.DEFINE_string(
+  'only', '', 'Only the cell of this name, or those that contain it.'
+)
 _SEEDS = flags.DEFINE_list('seeds', [], 'Only these seeds.')
 _HOURS = flags.DEFINE_float(
   'max_hours', float('inf'), 'Start nothing after that; it is listed.'
@@ -59,11 +61,11 @@ def main(argv):
   trainer.keep_compiled(root / 'compiled')
   corpora = lm_stages.Corpora(config)
   planned = list(itertools.product(config.seeds, lm_matrix.cells(config)))
+  only = chosen((cell for _, cell in planned), _ONLY.value)
   asked = [
     (seed, cell)
     for seed, cell in planned
-    if _ONLY.value in str(cell)
-    and (not _SEEDS.value or str(seed) in _SEEDS.value)
+    if str(cell) in only and (not _SEEDS.value or str(seed) in _SEEDS.value)
   ]
   if not asked:
     raise app.UsageError(

@@ -19,7 +19,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from experiments import cells, matrix, results, trainer
-from experiments.stage_cache import Interrupted
+from experiments.stage_cache import Interrupted, chosen
 from experiments.stages import Stages
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -32,7 +32,9 @@ _FLOAT_RUNS = flags.DEFINE_list(
   ['runs/float', str(results.MODELS / 'float')],
   'Where float models may be found.',
 )
-_ONLY = flags.DEFINE_string('only', '', 'Only cells that contain this.')
+_ONLY = flags.DEFINE_string(
+  'only', '', 'Only the cell of this name, or those that contain it.'
+)
 _PARTS = flags.DEFINE_list('parts', [], 'Only these parts.')
 _SEEDS = flags.DEFINE_list('seeds', [], 'Only these seeds.')
 _HOURS = flags.DEFINE_float(
@@ -54,10 +56,11 @@ def main(argv):
     tuple(map(pathlib.Path, _FLOAT_RUNS.value)),
   )
   planned = cells.jobs(config, _MATRIX.value)
+  only = chosen((job.cell for job in planned), _ONLY.value)
   asked = [
     job
     for job in planned
-    if _ONLY.value in str(job.cell)
+    if str(job.cell) in only
     and (not _PARTS.value or job.part in _PARTS.value)
     and (not _SEEDS.value or str(job.seed) in _SEEDS.value)
   ]

@@ -39,24 +39,18 @@ def _clip(ctx: Context, e: Any, x: QValue, low: float, high: float, *ins):
   )
 
 
-@register('max')
-def _max(ctx: Context, e: Any, x: Any, y: Any) -> Value:
+@register('max', 'min')
+def _bound(ctx: Context, e: Any, x: Any, y: Any) -> Value:
   swapped = swap(e, x, y)
   bound = scalar_of(swapped[2]) if isinstance(swapped[2], Const) else None
-  if bound is not None and swapped[1].shape == e.outs[0].shape:
-    e, x, y = swapped
-    return x if bound == -INF else _clip(ctx, e, x, float(bound), INF, x, y)
-  return joint(ctx, e, x, y)
-
-
-@register('min')
-def _min(ctx: Context, e: Any, x: Any, y: Any) -> Value:
-  swapped = swap(e, x, y)
-  bound = scalar_of(swapped[2]) if isinstance(swapped[2], Const) else None
-  if bound is not None and swapped[1].shape == e.outs[0].shape:
-    e, x, y = swapped
-    return x if bound == INF else _clip(ctx, e, x, -INF, float(bound), x, y)
-  return joint(ctx, e, x, y)
+  if bound is None or swapped[1].shape != e.outs[0].shape:
+    return joint(ctx, e, x, y)
+  e, x, y = swapped
+  if e.name == 'max':
+    ends, nothing = (float(bound), INF), -INF
+  else:
+    ends, nothing = (-INF, float(bound)), INF
+  return x if bound == nothing else _clip(ctx, e, x, *ends, x, y)
 
 
 @register('clamp')

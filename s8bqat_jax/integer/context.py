@@ -12,12 +12,11 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from s8bqat_jax.integer import _jax_internals as internals
-from s8bqat_jax.integer import elementwise, keys, requantize
+from s8bqat_jax.integer import elementwise, keys, requantize, tables
 from s8bqat_jax.integer import spec as spec_lib
 from s8bqat_jax.integer.spec import (
   MASK_LIMIT,
@@ -210,7 +209,7 @@ class Context:
       case Moved(parent, _):
         return self.is_masked(parent)
       case Table(base, fn):
-        return _masks(base.spec, fn)
+        return tables.masks(base.spec, fn)
       case Computed(own=own):
         return own is not None and own(8).masked
 
@@ -233,26 +232,27 @@ class Context:
 
   def spec_of(self, v: QValue, bits: int) -> Spec:
     """The calibrated spec of a value, its clip included."""
-    return _clipped(self.range_spec(v.key, bits), v.clip)
+    return self.range_spec(v.key, bits).clipped(*v.clip)
 
   def natural(self, v: QValue, bits: int) -> Spec:
     """The spec that `v` takes when its consumer has no wish of its own."""
     match v.source:
       case Fixed(spec=spec):
         if spec.bits == 16 and bits == 8:
-          low, high = _scaled(spec, v.gain).interval
+          low, high = spec.scaled(v.gain).interval
           if v.key in self.ranges:
             low, high = self.range_spec(v.key, 8).interval
           cover = spec_lib.masked_range if spec.masked else spec_lib.from_range
-          return _clipped(cover(low, high), v.clip)
-        return _clipped(_scaled(spec, v.gain), v.clip)
+          return cover(low, high).clipped(*v.clip)
+        return spec.scaled(v.gain).clipped(*v.clip)
       case Moved(parent, _):
-        return _clipped(_scaled(self.natural(parent, bits), v.gain), v.clip)
-      case Table(base, fn) if _masks(base.spec, fn):
+        spec = self.natural(parent, bits)
+        return spec.scaled(v.gain).clipped(*v.clip)
+      case Table(base, fn) if tables.masks(base.spec, fn):
         low, high = self.spec_of(v, 8).interval
         return spec_lib.masked_range(low, high)
       case Computed(own=own) if own is not None:
-        return _clipped(_scaled(own(bits), v.gain), v.clip)
+        return own(bits).scaled(v.gain).clipped(*v.clip)
       case Computed(costly=True) if bits == 16:
         for spec in v.codes:
           return spec  # Already computed: take it as it is.
@@ -283,7 +283,8 @@ class Context:
     if spec is None and target.masked and not masks:
       raise self.astray(v.key)
     if self.twin:
-      _check_masks(v, target)
+      if isinstance(table := _owner(v).source, Table):
+        tables.check_masks(table.base.spec, table.fn, target, v.key)
       v.codes.setdefault(target, None)  # Later choices see it, as in lowering.
       as_given = _is_parameter(v) and target == self.natural(v, target.bits)
       live = v.live if as_given else fake_quantize(v.live, target)
@@ -340,18 +341,17 @@ class Context:
 
   def _codes(self, v: QValue, target: Spec) -> Any:
     # Whoever names a spec has not seen what `v` is clipped to.
-    target = _clipped(target, v.clip)
+    target = target.clipped(*v.clip)
     if target in v.codes:
       return v.codes[target]
-    inner = _scaled(target, 1 / v.gain)
+    inner = target.scaled(1 / v.gain)
     match v.source:
       case Fixed(codes=codes, spec=spec):
         result = self.rescale(codes, spec, inner, v.key)
       case Moved(parent, move):
         result = move(self._codes(parent, inner))
       case Table(base, fn):
-        _check_masks(v, target)
-        result = _lookup(base, fn, target, v.key)
+        result = tables.lookup(base, fn, target, v.key)
       case Computed(emit, costly=True) if v.codes:
         first, codes = max(v.codes.items(), key=lambda kv: kv[0].bits)
         result = self.rescale(codes, first, target, v.key)
@@ -362,7 +362,7 @@ class Context:
 
   def rescale(self, codes: Any, source: Spec, target: Spec, site: str) -> Any:
     """Codes at another spec; the same ones where nothing changes."""
-    if _close(source, target):
+    if target.holds(source):
       return codes
     (fixed,) = requantize.to_multiplier(source.scale / target.scale)
     moved = elementwise.q_rescale(
@@ -385,69 +385,14 @@ class Context:
     return jnp.where(where, jnp.asarray(fill, spec.dtype), codes)
 
 
-def _masks(base: Spec, fn: Callable[[Any], Any]) -> bool:
-  """Whether a function leaves masks in place, or makes them of 0 or 1."""
-  ends = [*base.interval, *base.values()[: int(base.masked)]]
-  reals = table_values(fn, np.asarray(ends))
-  # Of data, zero may be in the interval but not among the values: 1 / x, log.
-  real = np.isfinite(reals) | (base == TRUTH)
-  return bool(np.any((reals <= -MASK_LIMIT) & real))
-
-
-def _check_masks(v: QValue, target: Spec) -> None:
-  """Refuses a function whose value at a mask is beyond what has a code."""
+def _owner(v: QValue) -> QValue:
+  """What a value is a movement of; itself if it is none."""
   while isinstance(v.source, Moved):
     v = v.source.parent
-  if not (isinstance(v.source, Table) and v.source.base.spec.masked):
-    return
-  (real,) = table_values(v.source.fn, v.source.base.spec.values()[:1])
-  if target.interval[1] < MASK_LIMIT <= real:
-    raise ValueError(
-      f'{v.key!r} turns masks, entries of {-MASK_LIMIT:g} and less, into '
-      f'{real:.3g}, for which integers have nothing: mask after it'
-    )
+  return v
 
 
 def _is_parameter(v: QValue) -> bool:
   """Whether a value is (a movement of) an indexed parameter."""
-  while isinstance(v.source, Moved):
-    v = v.source.parent
-  return isinstance(v.source, Fixed) and v.source.parameter
-
-
-def _scaled(spec: Spec, gain: float) -> Spec:
-  return spec._replace(scale=spec.scale * gain) if gain != 1.0 else spec
-
-
-def _clipped(spec: Spec, clip: tuple[float, float]) -> Spec:
-  low, high = spec.low, spec.high
-  if clip[0] > -MASK_LIMIT:
-    spec = spec._replace(masked=False)  # What was masked is the bound now.
-  code = lambda real: int(np.floor(real / spec.scale + 0.5)) + spec.zero
-  if np.isfinite(clip[0]):
-    low = min(max(low, code(clip[0])), high)
-  if np.isfinite(clip[1]):
-    high = max(min(high, code(clip[1])), low)
-  return spec._replace(low=low, high=high)
-
-
-def _close(a: Spec, b: Spec) -> bool:
-  """Equal up to rounding of the scale, and b no narrower than a."""
-  return (
-    abs(a.scale - b.scale) <= 1e-12 * a.scale
-    and (a.zero, a.bits, a.masked) == (b.zero, b.bits, b.masked)
-    and b.low <= a.low
-    and b.high >= a.high
-  )
-
-
-def table_values(fn: Callable[[Any], Any], reals: np.ndarray) -> np.ndarray:
-  """Evaluates an elementwise function of a base value, when lowering."""
-  with jax.ensure_compile_time_eval(), np.errstate(all='ignore'):
-    return np.asarray(fn(jnp.asarray(reals, jnp.float32)))
-
-
-def _lookup(base: Operand, fn, target: Spec, site: str) -> Any:
-  values = table_values(fn, base.spec.values()).astype(np.float64)
-  table = target.quantize_np(np.nan_to_num(values))
-  return elementwise.q_lut(base.codes, table, out=target.out, site=site)
+  source = _owner(v).source
+  return isinstance(source, Fixed) and source.parameter

@@ -18,11 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from s8bqat_jax.integer import (
-  context,
-  elementwise,
-  requantize,
-)
+from s8bqat_jax.integer import elementwise, requantize, tables
 from s8bqat_jax.integer.context import Context, register
 from s8bqat_jax.integer.spec import MASK_LIMIT, TRUTH, Spec
 from s8bqat_jax.integer.values import (
@@ -95,8 +91,8 @@ def _decide(ctx: Context, e, result: QValue, base, fn) -> Value:
   """A function of codes to booleans: a table of 0 and 1."""
   if e.outs[0].dtype != np.bool_:
     raise ctx.unsupported(e, 'its result is neither real nor a truth value')
-  truth = context.table_values(fn, base.spec.values()).astype(np.int8)
-  if base.spec.masked and len(set(context.table_values(fn, _FILLS))) > 1:
+  truth = tables.evaluate(fn, base.spec.values()).astype(np.int8)
+  if base.spec.masked and len(set(tables.evaluate(fn, _FILLS))) > 1:
     raise ValueError(
       f'{result.key!r} tells one fill of a mask from another, -inf from -1e9, '
       f'but they are one code, at {e.where()}; ask the mask itself'

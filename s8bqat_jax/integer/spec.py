@@ -58,6 +58,32 @@ class Spec(NamedTuple):
       (self.high - self.zero) * self.scale,
     )
 
+  def scaled(self, gain: float) -> Spec:
+    """Returns the spec of these codes' reals times a positive number."""
+    return self._replace(scale=self.scale * gain) if gain != 1.0 else self
+
+  def clipped(self, least: float, most: float) -> Spec:
+    """Returns the spec that saturates at a real interval, if it is narrower."""
+    low, high, spec = self.low, self.high, self
+    if least > -MASK_LIMIT:
+      spec = self._replace(masked=False)  # What was masked is the bound now.
+    code = lambda real: int(np.floor(real / self.scale + 0.5)) + self.zero
+    if np.isfinite(least):
+      low = min(max(low, code(least)), high)
+    if np.isfinite(most):
+      high = max(min(high, code(most)), low)
+    return spec._replace(low=low, high=high)
+
+  def holds(self, other: Spec) -> bool:
+    """Whether codes of another spec mean the same here, but for rounding."""
+    return (
+      abs(other.scale - self.scale) <= 1e-12 * other.scale
+      and (other.zero, other.bits, other.masked)
+      == (self.zero, self.bits, self.masked)
+      and self.low <= other.low
+      and self.high >= other.high
+    )
+
   def values(self) -> np.ndarray:
     """Returns the real value of every code of the dtype, in order."""
     half = 2 ** (self.bits - 1)

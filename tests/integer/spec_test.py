@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from s8bqat_jax import integer
 from s8bqat_jax.integer import fake_quantize
-from s8bqat_jax.integer.spec import Spec, from_range
+from s8bqat_jax.integer.spec import Spec, from_range, masked_range
 
 reals = st.floats(-1e4, 1e4)
 
@@ -63,3 +63,27 @@ def test_fake_quantize_is_the_grid_and_its_gradient_passes_inside():
   y, g = jax.vmap(jax.value_and_grad(lambda v: fake_quantize(v, spec)))(x)
   np.testing.assert_array_equal(y, spec.dequantize(spec.quantize(x)))
   np.testing.assert_array_equal(g, [0, 1, 1, 1, 0])
+
+
+@pytest.mark.parametrize('bits', [8, 16])
+def test_masks_have_a_code_below_all_data(bits):
+  spec = masked_range(-3.0, 5.0, bits)
+  x = np.array([-np.inf, -1e9, -5e5, -3.0, 0.0, 5.0])
+  codes = spec.quantize_np(x)
+  assert np.all(codes[:3] == spec.mask_code) and np.all(codes[3:] >= spec.low)
+  assert spec.mask_code == np.iinfo(spec.dtype).min < spec.low
+  np.testing.assert_allclose(spec.dequantize(codes)[:3], -1e9)
+  np.testing.assert_allclose(
+    spec.dequantize(codes)[3:], x[3:], atol=spec.scale * 0.51
+  )
+  assert not spec.clipped(-3.0, 9.0).masked and spec.clipped(-np.inf, 2).masked
+
+
+def test_a_clip_narrows_and_a_narrower_spec_holds_less():
+  spec = from_range(-1.0, 1.0)
+  relu = spec.clipped(0.0, np.inf)
+  assert (relu.low, relu.high) == (spec.zero, spec.high)
+  assert spec.holds(relu) and not relu.holds(spec)
+  assert spec.scaled(3.0).scaled(1 / 3).holds(spec)
+  assert not spec.scaled(3.0).holds(spec)
+  assert spec.clipped(5.0, 9.0).interval[0] == spec.interval[1]

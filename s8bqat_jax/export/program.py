@@ -8,7 +8,7 @@ codes. Nothing here knows a file format.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -257,12 +257,12 @@ class _Reader:
     return outs
 
   def _meaning(
-    self, name: str, params: Any, ins: Iterable[Value]
+    self, name: str, params: Any, ins: Sequence[Value]
   ) -> tuple[float | None, int]:
     """Scale and zero point of what an operation makes."""
     if name == 'q_embed':
       weight = self._weights[keys.weight_of(params['site'])]
-      return _weight_scale(weight), 0
+      return _embedded_scale(weight, ins[1].dtype), 0
     if 'out' in params and not (name == 'q_pool' and params['kind'] == 'max'):
       return params['out'].scale, params['out'].zero
     # Movements keep the meaning; where several values meet, it is one.
@@ -272,11 +272,16 @@ class _Reader:
     return None, 0
 
 
-def _weight_scale(weight: Any) -> float:
-  """The one scale of a parameter, as `lower` chose it."""
-  if qtensor.is_qtensor(weight):
-    return float(np.asarray(weight.scale).reshape(()))
-  return spec.symmetric(np.abs(np.asarray(weight, np.float64)).max()).scale
+def _embedded_scale(weight: Any, dtype: Any) -> float:
+  """What a look-up in a parameter makes, as `lower` chose it."""
+  if not qtensor.is_qtensor(weight):
+    return spec.symmetric(np.abs(np.asarray(weight, np.float64)).max()).scale
+  scale = np.asarray(weight.scale, np.float64)
+  if scale.size == 1:
+    return float(scale.reshape(()))
+  # Rows with a scale each: their codes, to be multiplied by their scales.
+  steps = spec.of_scales(scale)
+  return steps.scale if np.dtype(dtype).itemsize == 2 else 1.0
 
 
 def _live(ops: Sequence[Op], outs: Sequence[Value]) -> tuple[Op, ...]:

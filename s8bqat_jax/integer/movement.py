@@ -19,6 +19,7 @@ from s8bqat_jax.integer import (
   elementwise,
   requantize,
 )
+from s8bqat_jax.integer import spec as spec_lib
 from s8bqat_jax.integer.context import Context, register
 from s8bqat_jax.integer.spec import TRUTH, Spec
 from s8bqat_jax.integer.values import (
@@ -87,7 +88,7 @@ def _stored(ctx: Context, e: Any, c: Const) -> QValue:
     return ctx.fixed(c.shape, c.name, codes, spec, c.array)
   w = ctx.weight(c)
   if np.ndim(w.scale):
-    raise ctx.unsupported(e, 'an indexed parameter needs one scale')
+    raise ctx.unsupported(e, 'a parameter indexed so needs one scale')
   spec = Spec(float(w.scale))
   codes = None if ctx.twin else jnp.asarray(w.values)
   live = c.array if ctx.twin else None
@@ -175,17 +176,52 @@ def _gather(ctx: Context, e: Any, x: Any, index: Any) -> Value:
     return ctx.moved(
       e, x, x, index, move=lambda codes: _clipped_gather(e, codes, index.array)
     )
+  rows = _is_row_lookup(e)
+  if rows and not ctx.is_masked(x) and np.ndim(ctx.weight(x).scale):
+    return _scaled_rows(ctx, e, x, index)
   table = _stored(ctx, e, x)
-  if not _is_row_lookup(e):
+  if not rows:
     return _gather(ctx, e, table, index)
   site = ctx.key(e)
 
-  def rows(codes):
-    flat = codes.reshape(codes.shape[0], -1)
-    picked = elementwise.q_embed(index.array[..., 0], flat, site=site)
-    return picked.reshape(e.outs[0].shape)
+  def picked(codes):
+    return _rows(codes, index, site).reshape(e.outs[0].shape)
 
-  return ctx.moved(e, table, table, index, move=rows)
+  return ctx.moved(e, table, table, index, move=picked)
+
+
+def _rows(codes: Any, index: Any, site: str) -> Any:
+  """The rows of a table, each flat."""
+  flat = codes.reshape(codes.shape[0], -1)
+  return elementwise.q_embed(index.array[..., 0], flat, site=site)
+
+
+def _scaled_rows(ctx: Context, e: Any, c: Const, index: Any) -> QValue:
+  """Rows of a table in which each has a scale: a product of two look-ups."""
+  values, scale = ctx.weight(c)
+  if scale.shape != (len(values), *[1] * (values.ndim - 1)):
+    raise ctx.unsupported(
+      e, f'an indexed parameter has one scale, or one a row, not {scale.shape}'
+    )
+  steps = spec_lib.of_scales(scale)
+  wide = Spec(1.0, 0, -128, 127, 16)
+  site = ctx.key(e)
+
+  def emit(spec: Spec):
+    codes = _rows(jnp.asarray(values), index, site)
+    (fixed,) = requantize.to_multiplier(steps.scale / spec.scale)
+    product = elementwise.q_mul(
+      ctx.rescale(codes, Spec(1.0), wide, site),
+      _rows(jnp.asarray(steps.quantize_np(scale)), index, site),
+      fixed.multiplier,
+      zeros=(0, 0),
+      shift=fixed.shift,
+      out=spec.out,
+      site=site,
+    )
+    return product.reshape(e.outs[0].shape)
+
+  return ctx.computed(e, (c, index), emit)
 
 
 def _clipped_gather(e: Any, codes, index):

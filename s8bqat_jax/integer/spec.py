@@ -178,6 +178,11 @@ def symmetric(peak: float) -> Spec:
   return Spec(max(float(peak), 1e-30) / 127, 0, -127, 127)
 
 
+def of_scales(scale: np.ndarray) -> Spec:
+  """Returns the 16-bit spec of positive scales that are data themselves."""
+  return from_range(0.0, scale.max(initial=0.0), 16, 'a scale')
+
+
 def fake_quantize(x: jax.Array, spec: Spec) -> jax.Array:
   """Rounds reals to the spec's grid; gradients pass inside its interval.
 

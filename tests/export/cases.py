@@ -160,6 +160,19 @@ def movements():
   return fn, {}, (normal(0, 4, 8), normal(1, 4))
 
 
+def embed_rows():
+  """An embedding whose rows have a scale each, as a tied output layer too."""
+  scale = np.exp(normal(3, 12, 1)) / 64
+  codes = np.random.default_rng(4).integers(-127, 128, (12, 6), np.int8)
+  params = {'rows': qtensor.QTensor(codes, np.float32(scale), None, 256)}
+
+  def fn(p, ids):
+    x = p['rows'][ids]
+    return jnp.tanh(x) @ p['rows'].T, x
+
+  return fn, params, (np.int32([[3, 0, 11], [7, 7, 1]]),)
+
+
 def embed():
   params = {'e': normal(0, 11, 6)}
   return lambda p, i: p['e'][i], params, (np.array([[0, 3, 10], [1, 1, 2]]),)

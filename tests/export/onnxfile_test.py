@@ -66,6 +66,7 @@ EXACT = {
   'constants': cases.constants(),
   'movements': cases.movements(),
   'embedding': cases.embed(),
+  'embedding, a scale a row': cases.embed_rows(),
   'unpadded averages': unpadded_averages(),
   'a product per head': per_head(),
   'decisions': cases.decisions(),

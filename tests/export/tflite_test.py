@@ -36,6 +36,7 @@ CASES = {
   'constants': (cases.constants(), 0.96),
   'movements': (cases.movements(), 1.0),
   'embedding': (cases.embed(), 1.0),
+  'embedding, a scale a row': (cases.embed_rows(), 0.98),
   'sigmoid': (E(jax.nn.sigmoid), 0.98),
   'tanh': (E(jnp.tanh), 0.98),
   'swish': (E(jax.nn.silu), 0.97),

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from s8bqat_jax.artifacts.qtensor import QTensor, decode
+from s8bqat_jax.artifacts.qtensor import QTensor, decode, is_qtensor
 from s8bqat_jax.integer import audit, calibrate, lower, twin
-from s8bqat_jax.models import rnnt
+from s8bqat_jax.models import rnnt, transformer_lm
 
 KEY = jax.random.key(0)
 
@@ -21,6 +21,8 @@ def encode(params, levels=256):
   """Matrices become QTensors: uniform, or a codebook of sample quantiles."""
 
   def one(x):
+    if is_qtensor(x):
+      return x
     if x.ndim < 2 or not x.any():  # Biases, of attention heads too.
       return x
     scale = np.float32(np.abs(x).max() / 127)
@@ -32,7 +34,7 @@ def encode(params, levels=256):
     codes = np.abs(grid[..., None] - book).argmin(-1).astype(np.uint8)
     return QTensor(codes, scale, book, levels)
 
-  return jax.tree.map(one, params)
+  return jax.tree.map(one, params, is_leaf=is_qtensor)
 
 
 def snr(a, b):
@@ -260,7 +262,8 @@ class Half(nn.Module):
   def __call__(self, x):
     x = nn.gelu(nn.LayerNorm(dtype=self.dtype)(nn.Dense(16, self.dtype)(x)))
     mask = nn.make_causal_mask(x[..., 0])
-    x += nn.SelfAttention(2, self.dtype)(x, mask=mask)
+    attention = nn.MultiHeadDotProductAttention(2, dtype=self.dtype)
+    x += attention(x, mask=mask)
     return nn.RNN(nn.OptimizedLSTMCell(8, dtype=self.dtype))(x)
 
 
@@ -304,3 +307,19 @@ def test_nothing_at_all():
   x, w = jax.random.normal(KEY, (4, 16)), jnp.eye(16)
   ranges = calibrate(fn, w, [x])
   assert lower(fn, w, ranges, x[:0])(x[:0]).shape == (0, 16)
+
+
+def test_transformer_lm_with_a_scale_a_row_of_its_tied_embedding():
+  model = transformer_lm.TransformerLm(
+    60, width=32, layers=2, heads=2, ffn_width=64
+  )
+  ids = jax.random.randint(KEY, (2, 12), 0, 60)
+  params = encode(model.init(KEY, ids))
+  embedding = np.asarray(decode(params)['params']['embed']['embedding'])
+  embedding *= np.linspace(0.2, 3, 60)[:, None]
+  scale = np.abs(embedding).max(1, keepdims=True) / 127
+  codes = np.rint(embedding / scale).astype(np.int8)
+  params['params']['embed']['embedding'] = QTensor(
+    codes, np.float32(scale), None, 256
+  )
+  check(model.apply, params, ids, least=30)

@@ -67,10 +67,12 @@ def perplexity_against_bytes(rows: Rows, axes: Any) -> None:
       (np.mean([m['bytes'] for m in p]), np.mean([m['perplexity'] for m in p]))
       for p in points.values()
     ]
-    color = plt.get_cmap('tab20')(i % 20)
-    axes.plot(*zip(*sorted(mean)), 'o-', color=color, label=method, lw=1)
+    style = plots.look(method, i)
+    axes.plot(*zip(*sorted(mean)), **style, label=method, lw=1)
     for metrics in (m for p in points.values() for m in p):
-      axes.plot(metrics['bytes'], metrics['perplexity'], '.', color=color, ms=3)
+      axes.plot(
+        metrics['bytes'], metrics['perplexity'], '.', color=style['color'], ms=3
+      )
   plots.log_scale(axes, 'x')
   plots.log_scale(axes, 'y')
   axes.set(xlabel='file, bytes', ylabel='perplexity per word')

@@ -21,7 +21,23 @@ from s8bqat_jax import quantizers, training  # noqa: E402
 from s8bqat_jax.artifacts import packed_file, qtensor  # noqa: E402
 from s8bqat_jax.quantizers import tree as trees  # noqa: E402
 
-_MARKERS = 'os^vDP*X<>hpd'
+# A method looks the same in every picture; its variants take turns.
+_LOOKS = {
+  'float': ('black', 'o'),
+  'float continued': ('tab:gray', 's'),
+  'ptq uniform': ('tab:pink', '<'),
+  'ptq lloyd-max': ('tab:olive', '>'),
+  'uniform qat': ('tab:orange', '^'),
+  'straight-through': ('tab:green', 'D'),
+  's8bqat': ('tab:blue', 'v'),
+  'coarse int8': ('tab:brown', 'P'),
+  'gq': ('tab:purple', 'X'),
+  'admm': ('tab:red', 'h'),
+  'acosr': ('tab:red', 'p'),
+  'learned step': ('tab:cyan', '*'),
+}
+_MARKERS = ''.join(marker for _, marker in _LOOKS.values())
+_LINES = {2: '-', 3: '--', 4: '-.'}
 _ROUNDING = 1e-6  # relative; nearer to its code no weight is
 Rows = Sequence[Mapping[str, Any]]
 Found = Mapping[cells.Job, Any]
@@ -36,7 +52,12 @@ def write(stages: Stages, rows: Rows, found: Found, path: pathlib.Path) -> None:
     found: metrics by job.
     path: of the pictures, without an ending.
   """
-  _picture(path, (8, 5), lambda axes: error_against_bytes(rows, axes))
+  if len({row['bits'] for row in rows}) == 1 and len(rows) > 2:
+    # An ablation: nobody differs in bytes.
+    size = 8, 1 + 0.3 * len(rows)
+    _picture(path, size, lambda axes: error_by_method(rows, axes))
+  else:
+    _picture(path, (8, 5), lambda axes: error_against_bytes(rows, axes))
   _picture(
     path.with_name(f'{path.name}_distance'),
     (8, 5),
@@ -92,7 +113,7 @@ def error_against_bytes(rows: Rows, axes: Any) -> None:
   lines: dict[tuple[str, str], list[Any]] = {}
   for row in shown:
     lines.setdefault((row['size'], row['method']), []).append(row)
-  several = len({size for size, _ in lines}) > 1
+  sizes = list(dict.fromkeys(size for size, _ in lines))
   for i, ((size, method), of_line) in enumerate(lines.items()):
     of_line.sort(key=lambda row: row['metrics']['bytes'])
     x = [row['metrics']['bytes'] / 1000 for row in of_line]
@@ -103,11 +124,11 @@ def error_against_bytes(rows: Rows, axes: Any) -> None:
       y,
       # The estimate may lie a hair outside a bootstrap interval.
       np.maximum([y - ends[0], ends[1] - y], 0),
-      marker=_MARKERS[i % len(_MARKERS)],
-      color=plt.get_cmap('tab20')(i % 20),
+      **look(method, i),
+      fillstyle='full' if size == sizes[0] else 'none',
       capsize=3,
       lw=1,
-      label=f'{size} {method}' if several else method,
+      label=f'{size} {method}' if len(sizes) > 1 else method,
     )
     for row, at, wer in zip(of_line, x, y):
       axes.annotate(
@@ -120,6 +141,35 @@ def error_against_bytes(rows: Rows, axes: Any) -> None:
   axes.set(xlabel='file, kB', ylabel='WER, %')
   axes.set(title='error rate against size (bits per weight at the points)')
   axes.legend(fontsize=8)
+
+
+def error_by_method(rows: Rows, axes: Any) -> None:
+  """Draws WER with its interval, a line per row; the first is the reference.
+
+  Args:
+    rows: of `matrix.rows`.
+    axes: to draw on.
+  """
+  for i, row in enumerate(rows):
+    wer, (low, high) = row['metrics']['wer'], row['metrics']['ci95']
+    ends = [[max(wer - low, 0)], [max(high - wer, 0)]]
+    axes.errorbar(wer, i, xerr=ends, **look(row['method'], i), capsize=3, lw=1)
+  axes.axvline(rows[0]['metrics']['wer'], color='black', lw=0.6, ls=':')
+  axes.set_yticks(range(len(rows)), [row['method'] for row in rows])
+  axes.invert_yaxis()
+  axes.set(xlabel='WER, %', title=f'at {rows[0]["bits"]} bits')
+
+
+def look(method: str, index: int) -> dict[str, Any]:
+  """Returns the color and marker of a method.
+
+  Args:
+    method: its label.
+    index: of the line, which decides if the method is not one of ours.
+  """
+  others = plt.get_cmap('tab20')(index % 20), _MARKERS[index % len(_MARKERS)]
+  color, marker = _LOOKS.get(method, others)
+  return {'color': color, 'marker': marker}
 
 
 def log_scale(axes: Any, name: str) -> None:
@@ -157,8 +207,12 @@ def distances(stages: Stages, found: Found, axes: Any) -> None:
       if r.get('quantizer/distance', 0) > _ROUNDING
     ]
     if curve:
-      color = plt.get_cmap('tab20')(i % 20)
-      axes.plot(*zip(*curve), color=color, label=f'{cell.label}, {cell.bits}')
+      axes.plot(
+        *zip(*curve),
+        color=look(cell.label, i)['color'],
+        ls=_LINES.get(cell.bits, ':'),
+        label=f'{cell.label}, {cell.bits}',
+      )
   axes.set(title='how far weights are from what ships (until codes freeze)')
   axes.set(xlabel='step', ylabel='|w - code(w)| / |w|')
   if axes.lines:

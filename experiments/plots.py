@@ -156,7 +156,7 @@ def error_by_method(rows: Rows, axes: Any) -> None:
     axes.errorbar(wer, i, xerr=ends, **look(row['method'], i), capsize=3, lw=1)
   axes.axvline(rows[0]['metrics']['wer'], color='black', lw=0.6, ls=':')
   axes.set_yticks(range(len(rows)), [row['method'] for row in rows])
-  axes.invert_yaxis()
+  axes.set_ylim(len(rows) - 0.5, -0.5)
   axes.set(xlabel='WER, %', title=f'at {rows[0]["bits"]} bits')
 
 
@@ -167,7 +167,10 @@ def look(method: str, index: int) -> dict[str, Any]:
     method: its label.
     index: of the line, which decides if the method is not one of ours.
   """
-  others = plt.get_cmap('tab20')(index % 20), _MARKERS[index % len(_MARKERS)]
+  others = (
+    plt.get_cmap('tab20b')(7 * index % 20),
+    _MARKERS[index % len(_MARKERS)],
+  )
   color, marker = _LOOKS.get(method, others)
   return {'color': color, 'marker': marker}
 
@@ -217,7 +220,8 @@ def distances(stages: Stages, found: Found, axes: Any) -> None:
   axes.set(xlabel='step', ylabel='|w - code(w)| / |w|')
   if axes.lines:
     log_scale(axes, 'y')
-    axes.legend(fontsize=8)
+    beside = {'loc': 'center left', 'bbox_to_anchor': (1, 0.5)}
+    axes.legend(fontsize=8, **(beside if len(axes.lines) > 8 else {}))
 
 
 def histograms(stages: Stages, job: cells.Job, before: Any, after: Any) -> None:

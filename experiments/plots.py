@@ -52,9 +52,9 @@ def write(stages: Stages, rows: Rows, found: Found, path: pathlib.Path) -> None:
     found: metrics by job.
     path: of the pictures, without an ending.
   """
-  if len({row['bits'] for row in rows}) == 1 and len(rows) > 2:
+  if len({row['bits'] for row in rows}) == 1 and len(_pooled(rows)) > 2:
     # An ablation: nobody differs in bytes.
-    size = 8, 1 + 0.3 * len(rows)
+    size = 8, 1 + 0.3 * len(_pooled(rows))
     _picture(path, size, lambda axes: error_by_method(rows, axes))
   else:
     _picture(path, (8, 5), lambda axes: error_against_bytes(rows, axes))
@@ -108,8 +108,7 @@ def error_against_bytes(rows: Rows, axes: Any) -> None:
     rows: of `matrix.rows`; where there is one over all seeds, that one.
     axes: to draw on.
   """
-  pooled = {row['cell'] for row in rows if row['seed'] == 'all'}
-  shown = [r for r in rows if r['seed'] == 'all' or r['cell'] not in pooled]
+  shown = _pooled(rows)
   lines: dict[tuple[str, str], list[Any]] = {}
   for row in shown:
     lines.setdefault((row['size'], row['method']), []).append(row)
@@ -147,9 +146,10 @@ def error_by_method(rows: Rows, axes: Any) -> None:
   """Draws WER with its interval, a line per row; the first is the reference.
 
   Args:
-    rows: of `matrix.rows`.
+    rows: of `matrix.rows`; where there is one over all seeds, that one.
     axes: to draw on.
   """
+  rows = _pooled(rows)
   for i, row in enumerate(rows):
     wer, (low, high) = row['metrics']['wer'], row['metrics']['ci95']
     ends = [[max(wer - low, 0)], [max(high - wer, 0)]]
@@ -158,6 +158,14 @@ def error_by_method(rows: Rows, axes: Any) -> None:
   axes.set_yticks(range(len(rows)), [row['method'] for row in rows])
   axes.set_ylim(len(rows) - 0.5, -0.5)
   axes.set(xlabel='WER, %', title=f'at {rows[0]["bits"]} bits')
+
+
+def _pooled(rows: Rows) -> Rows:
+  """The rows without those of seeds that have one over all of them."""
+  cells_of_all = {row['cell'] for row in rows if row['seed'] == 'all'}
+  return [
+    r for r in rows if r['seed'] == 'all' or r['cell'] not in cells_of_all
+  ]
 
 
 def look(method: str, index: int) -> dict[str, Any]:

@@ -227,9 +227,9 @@ class Program:
     """The parameters as constants; `live_params` carry gradients."""
     if live_params is None:
       return self.templates
-    lives = map(internals.as_real, jax.tree.leaves(live_params))
+    lives = map(_as_array, jax.tree.leaves(live_params))
     return [
-      dataclasses.replace(t, live=live)
+      dataclasses.replace(t, live=internals.as_real(live))
       for t, live in zip(self.templates, lives)
     ]
 

@@ -323,3 +323,12 @@ def test_transformer_lm_with_a_scale_a_row_of_its_tied_embedding():
     codes, np.float32(scale), None, 256
   )
   check(model.apply, params, ids, least=30)
+
+
+def test_parameters_that_are_numbers():
+  fn = lambda p, x: jnp.tanh(x @ p['w'] * p['gain'])
+  x, params = jax.random.normal(KEY, (4, 8)), {'w': jnp.eye(8), 'gain': 0.5}
+  ranges = calibrate(fn, params, [x])
+  y = fn(params, x)
+  assert snr(y, lower(fn, params, ranges, x)(x)) > 28
+  assert snr(y, twin(fn, params, ranges)(params, x)) > 28

@@ -253,11 +253,6 @@ class Stages:
         **costs_per_second,
         **scores,
         'parameters': sum(x.size for x in jax.tree.leaves(params)),
-        'bytes': path.stat().st_size,
-        'encoded_bytes': packed_file.encoded_bytes(
-          packed.tree, config=packed.config, tokenizer=packed.tokenizer
-        ),
-        'packed_bytes': packed_file.packed_bytes(packed.tree),
         'equal_to_training': len(hypotheses),
         'spec': corpus.spec,
         'fingerprint': corpus.fingerprint,
@@ -267,6 +262,7 @@ class Stages:
     result = cached(folder, about, work)
     return {
       **result,
+      **_sizes(path),
       'folder': str(folder),
       'steps': trained['steps'],
       'float_steps': trained['float_steps'],
@@ -337,6 +333,21 @@ def _about(config: ml_collections.ConfigDict) -> dict[str, Any]:
     split: _fingerprint(config.data[split]) for split in ('train', 'dev')
   }
   return {**config.to_dict(), 'fingerprints': found}
+
+
+def _sizes(path: pathlib.Path) -> dict[str, int]:
+  """The sizes of a packed file: as it is, entropy-coded, and of tensors alone.
+
+  They take no time, so that they are always those of today's format.
+  """
+  packed = packed_file.load(path)
+  return {
+    'bytes': path.stat().st_size,
+    'encoded_bytes': packed_file.encoded_bytes(
+      packed.tree, config=packed.config, tokenizer=packed.tokenizer
+    ),
+    'packed_bytes': packed_file.packed_bytes(packed.tree),
+  }
 
 
 def _digest(path: pathlib.Path) -> str:

@@ -4,8 +4,9 @@ NPU compilers compress weights on the way to memory too, so the entropy-coded
 size is a second, honest size beside the packed one. The model is each tensor's
 own histogram; many interleaved coders run side by side as NumPy vectors.
 
-A stream is [levels frequencies, uint16] [lanes states, uint32] [words, uint16],
-all little-endian. Code i belongs to lane i mod lanes.
+A stream is [levels bits: which codes occur] [their frequencies, uint16] [lanes
+states, uint32] [words, uint16], all little-endian. Code i belongs to lane i mod
+lanes. A tensor may have 256 levels and use 20: it pays for those.
 
 References:
   Duda, "Asymmetric numeral systems", arXiv 1311.2540, 2013.
@@ -51,7 +52,13 @@ def encode(codes: np.ndarray, levels: int) -> np.ndarray:
     states = np.where(full, states >> np.uint64(16), states)
     quotient, rest = np.divmod(states, frequency)
     states = (quotient << np.uint64(_PRECISION)) + rest + start
-  parts = [frequencies.astype('<u2'), states.astype('<u4'), *words[::-1]]
+  occurs = frequencies > 0
+  parts = [
+    np.packbits(occurs, bitorder='little'),
+    frequencies[occurs].astype('<u2'),
+    states.astype('<u4'),
+    *words[::-1],
+  ]
   return np.concatenate([part.view(np.uint8) for part in parts])
 
 
@@ -74,18 +81,24 @@ def decode(stream: np.ndarray, levels: int, size: int) -> np.ndarray:
       raise ValueError(f'no codes, but a stream of {stream.size} bytes')
     return np.zeros(0, np.uint8)
   lanes = _lanes(size)
-  head = 2 * levels + 4 * lanes
+  flags = -(-levels // 8)
+  occurs = np.unpackbits(stream[:flags], bitorder='little').astype(bool)
+  if occurs[levels:].any():
+    raise ValueError(f'the stream has codes above {levels - 1}')
+  table = flags + 2 * int(occurs.sum())
+  head = table + 4 * lanes
   if stream.size < head or (stream.size - head) % 2:
     raise ValueError(
       f'a stream of {size} codes has {head} bytes and whole words after them, '
       f'got {stream.size} bytes'
     )
-  frequencies = stream[: 2 * levels].view('<u2').astype(np.uint64)
+  frequencies = np.zeros(levels, np.uint64)
+  frequencies[occurs[:levels]] = stream[flags:table].view('<u2')
   if frequencies.sum() != 1 << _PRECISION:
     raise ValueError(
       f'frequencies must sum to {1 << _PRECISION}, got {frequencies.sum()}'
     )
-  states = stream[2 * levels : head].view('<u4').astype(np.uint64)
+  states = stream[table:head].view('<u4').astype(np.uint64)
   words = stream[head:].view('<u2').astype(np.uint64)
   starts = np.cumsum(frequencies) - frequencies
   code_of_slot = np.repeat(

@@ -30,12 +30,18 @@ def test_size_is_within_one_percent_of_the_entropy(levels):
   share = share[share > 0]
   entropy_bytes = -np.sum(share * np.log2(share)) * codes.size / 8
   size = entropy.encode(codes, levels).size
-  table_and_states = 2 * levels + 4 * (codes.size // 2048)
+  table_and_states = levels // 8 + 1 + 2 * levels + 4 * (codes.size // 2048)
   assert entropy_bytes <= size <= 1.01 * entropy_bytes + table_and_states
 
 
 def test_one_single_value_costs_next_to_nothing():
-  assert entropy.encode(np.full(2000, 7, np.uint8), 16).size == 2 * 16 + 4
+  assert entropy.encode(np.full(2000, 7, np.uint8), 16).size == 2 + 2 + 4
+
+
+def test_levels_that_do_not_occur_cost_a_bit_each():
+  few = np.random.default_rng(0).integers(0, 16, 5000).astype(np.uint8)
+  alone = entropy.encode(few, 16).size
+  assert entropy.encode(few + np.uint8(100), 256).size == alone + (256 - 16) / 8
 
 
 def test_a_rare_code_survives_among_many():
@@ -52,7 +58,8 @@ def test_a_rare_code_survives_among_many():
     (lambda s: s[:-1], 'whole words'),
     (lambda s: s[:-2], 'ends too early'),
     (lambda s: np.append(s, s[:2]), 'does not end'),
-    (lambda s: np.append(s[:1] + 1, s[1:]), 'must sum to 16384'),
+    (lambda s: np.concatenate([s[:2], s[2:3] ^ 1, s[3:]]), 'must sum to 16384'),
+    (lambda s: s[:1], 'whole words'),
   ],
 )
 def test_damaged_streams_are_refused(change, message):
@@ -60,3 +67,11 @@ def test_damaged_streams_are_refused(change, message):
   stream = entropy.encode(codes, 16)
   with pytest.raises(ValueError, match=message):
     entropy.decode(change(stream), 16, codes.size)
+
+
+def test_a_table_of_codes_beyond_the_levels_is_refused():
+  stream = entropy.encode(np.arange(12, dtype=np.uint8), 12)
+  with pytest.raises(ValueError, match='codes above 11'):
+    entropy.decode(
+      np.concatenate([stream[:1], np.uint8([255]), stream[2:]]), 12, 12
+    )

@@ -26,17 +26,30 @@ def test_methods_encode_what_they_say(name):
   np.testing.assert_array_equal(encoded['ctc_out']['kernel'], w)
 
 
-def test_a_coarse_step_has_the_entropy_of_centroids():
-  w = np.random.default_rng(0).normal(size=(300, 300)).astype(np.float32)
-  rules = methods.rules_for(4, ctc=False)
-  entropies = []
-  for name in ('coarse int8', 'ptq lloyd-max'):
-    quantizer = methods.make(name, 4, rules, _RUN)
-    q = quantizer.encode({'w': w}, quantizer.init({'w': w}))['w']
-    _, counts = np.unique(np.asarray(q.codes), return_counts=True)
-    p = counts / counts.sum()
-    entropies.append(-np.sum(p * np.log2(p)))
-  assert abs(entropies[0] - entropies[1]) < 0.02
+def _entropy(codes):
+  _, counts = np.unique(np.asarray(codes), return_counts=True)
+  p = counts / counts.sum()
+  return -np.sum(p * np.log2(p))
+
+
+@pytest.mark.parametrize('bits', methods.CODE_ENTROPY)
+def test_a_coarse_step_keeps_its_entropy_while_weights_change(bits):
+  rng = np.random.default_rng(0)
+  quantizer = methods.make(
+    'coarse int8',
+    bits,
+    methods.rules_for(bits, ctc=False),
+    _RUN._replace(steps=100),
+  )
+  params = {'w': jnp.asarray(rng.normal(size=(300, 300)), jnp.float32)}
+  state = quantizer.init(params)
+  codes = quantizer.encode(params, state)['w'].codes
+  assert abs(_entropy(codes) - methods.CODE_ENTROPY[bits]) < 0.02
+  params = {'w': jnp.asarray(rng.laplace(size=(300, 300)), jnp.float32)}
+  ctx = Ctx(jnp.int32(49), jax.random.key(0), jnp.float32(1e-3))
+  params, state, _ = quantizer.after_update(params, state, ctx)
+  codes = quantizer.encode(params, state)['w'].codes
+  assert abs(_entropy(codes) - methods.CODE_ENTROPY[bits]) < 0.02
 
 
 def test_ablations_differ():

@@ -64,6 +64,20 @@ class Job(NamedTuple):
     return f'{self.cell}, part {self.part}, seed {self.seed}{split}'
 
 
+class Plan(NamedTuple):
+  """What every cell of a matrix runs on."""
+
+  parts: tuple[str, ...]
+  seeds: tuple[int, ...] = (0,)
+  split: str = 'eval'
+
+  @property
+  def carries_claims(self) -> bool:
+    """Whether it has trainings enough, and data that nothing was tuned on."""
+    enough = len(self.seeds) >= 3 or len(self.parts) >= 4
+    return enough and self.split == 'eval'
+
+
 def parse(text: str) -> Cell:
   """Reads a cell.
 
@@ -111,21 +125,23 @@ def jobs(config: ml_collections.ConfigDict, matrix: str) -> list[Job]:
       f'no matrix {matrix!r}; matrices: {", ".join(config.matrices)}'
     )
   _check_rates(config)
-  chosen = config.matrices[matrix]
-  found = [parse(text) for text in chosen.cells]
+  parts, seeds, split = plan(config, matrix)
+  found = [parse(text) for text in config.matrices[matrix].cells]
   for cell in found:
     _check_made(cell)
   return [
-    Job(cell, part, seed, chosen.split)
+    Job(cell, part, seed, split)
     for cell in found
-    for seed in chosen.seeds
-    for part in parts(config, matrix)
+    for seed in seeds
+    for part in parts
   ]
 
 
-def parts(config: ml_collections.ConfigDict, matrix: str) -> tuple[str, ...]:
-  """Returns the parts that every cell of a matrix runs on."""
-  return tuple(config.matrices[matrix].parts or config.parts)
+def plan(config: ml_collections.ConfigDict, matrix: str) -> Plan:
+  """Returns what every cell of a matrix runs on."""
+  chosen = config.matrices[matrix]
+  parts = tuple(chosen.parts or config.parts)
+  return Plan(parts, tuple(chosen.seeds), chosen.split)
 
 
 def float_config(
@@ -169,7 +185,7 @@ def train_config(
       'name': job.cell.method,
       'bits': job.cell.bits,
       # Defaults too: a changed one is another training.
-      'options': methods.resolved(job.cell.method, options),
+      'options': methods.resolved(job.cell.method, job.cell.bits, options),
       'final_phase': methods.FINAL_PHASE,
     }
   )

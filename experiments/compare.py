@@ -57,11 +57,12 @@ def load(pattern: str, metric: str = 'wer') -> System:
     The system. A ValueError names the file and line, or the utterance on
     which two seeds disagree.
   """
-  files = [
-    file for part in pattern.split(',') for file in sorted(glob.glob(part))
-  ]
-  if not files:
-    raise ValueError(f'no hypothesis file matches {pattern!r}')
+  files = []
+  for part in pattern.split(','):
+    found = sorted(glob.glob(part))
+    if not found:
+      raise ValueError(f'no hypothesis file matches {part!r}')
+    files += found
   tables = [_read(file) for file in files]
   for file, table in zip(files[1:], tables[1:], strict=True):
     _check_same(files[0], tables[0], file, table)

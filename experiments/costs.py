@@ -10,6 +10,7 @@ Ethos-U by our fit to Vela, whose coder shrinks the weights that it reads.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -41,9 +42,18 @@ def fingerprint() -> str:
 
 
 def symbols_per_second(recognizer: Recognizer, corpus: data.Corpus) -> float:
-  """Returns how many labels a second of a corpus holds."""
-  labels = sum(len(recognizer.tokenizer.encode(t)) for t in corpus.texts_N)
-  return labels / float(corpus.durations_N.sum())
+  """Returns how many labels a second of a corpus holds.
+
+  Args:
+    recognizer: whose tokenizer makes the labels.
+    corpus: what the tokenizer cannot spell is left out, time and all.
+  """
+  labels, seconds = 0, 0.0
+  for text, duration in zip(corpus.texts_N, corpus.durations_N, strict=True):
+    with contextlib.suppress(ValueError):
+      labels += len(recognizer.tokenizer.encode(text))
+      seconds += float(duration)
+  return labels / seconds if seconds else 0.0
 
 
 def per_second(

@@ -71,10 +71,11 @@ def main(argv):
   workdir = pathlib.Path(_WORKDIR.value)
   if _FRESH.value:
     shutil.rmtree(workdir, ignore_errors=True)
+  resumed = workdir.exists()
   trainer.keep_compiled(workdir / 'compiled')
   config = digits.get_config()
   kept = stages.Stages(config, workdir)
-  jobs = cells.jobs(config, 'demo')
+  jobs, plan = cells.jobs(config, 'demo'), cells.plan(config, 'demo')
   if _COPY.value:
     with contextlib.suppress(stage_cache.Interrupted):
       matrix.run(kept, jobs)
@@ -86,23 +87,26 @@ def main(argv):
   try:
     kept.ranges(jobs[0])
     _train_side_by_side(kept, jobs, workdir)
-    found, _ = matrix.run(kept, jobs)
+    found, not_run = matrix.run(kept, jobs)
   except stage_cache.Interrupted:
     print('interrupted; run the same command again to resume')
     return
   except stage_cache.Busy as e:
     raise SystemExit(f'{e}: wait for it, or give another --workdir') from None
+  if not_run:
+    raise SystemExit(f'the demo is not whole: {"; ".join(not_run)}')
   print('3/3  what ships, recognizing voices never heard in training')
-  rows = matrix.rows(config, found)
+  rows = matrix.rows(config, found, plan)
   for folder in (workdir, *([results.FOLDER] if _PUBLISH.value else [])):
     plots.overview(kept, rows, found, folder / 'demo.png')
     results.write(
       'demo',
       rows,
-      comparisons=matrix.comparisons(config, found),
+      comparisons=matrix.comparisons(config, found, plan),
       corpus={'spec': corpora[2].spec, 'fingerprint': corpora[2].fingerprint},
       config_hash=results.config_hash(config.to_dict()),
-      wall_seconds=time.perf_counter() - start,
+      # Of a demo that went on where another had stopped it would be no time.
+      wall_seconds=None if resumed else time.perf_counter() - start,
       folder=folder,
     )
   shipped = next(

@@ -22,6 +22,7 @@ import ml_collections
 import numpy as np
 import optax
 
+from experiments import results
 from s8bqat_jax import quantizers, training
 from s8bqat_jax.artifacts import packed_file, qtensor
 from s8bqat_jax.training import mesh as mesh_lib
@@ -304,9 +305,7 @@ def _write_config(config: ml_collections.ConfigDict, workdir: pathlib.Path):
         f'{", ".join(differing[:6])}): choose another --workdir, or the config '
         'in its config.json'
       )
-  partial = path.with_suffix('.partial')
-  partial.write_text(text)
-  os.replace(partial, path)
+  results.write_text(path, text)
 
 
 def _differences(a: Any, b: Any, path: str = '') -> set[str]:

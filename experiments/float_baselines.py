@@ -89,8 +89,19 @@ def get_config(task: Task, size: str, part: str):
 def run_cell(config, workdir: pathlib.Path) -> dict:
   """Trains and evaluates one cell unless it is done; returns its summary."""
   summary = workdir / 'eval.json'
+  corpus = data.load(config.data.eval)
+  mark = results.config_hash(config.to_dict())
   if summary.exists():
-    return json.loads(summary.read_text())
+    found = json.loads(summary.read_text())
+    if (found['config_hash'], found['fingerprint']) != (
+      mark,
+      corpus.fingerprint,
+    ):
+      raise SystemExit(
+        f'{workdir} was trained by another config or scored on other data: '
+        'remove it, or give another --runs'
+      )
+    return found
   start = time.perf_counter()
   outcome = trainer.run(config, workdir)
   if outcome.reason == 'interrupted':
@@ -98,7 +109,6 @@ def run_cell(config, workdir: pathlib.Path) -> dict:
   recognizer, params, _ = recognizer_lib.load(
     workdir / recognizer_lib.MODEL_FILE
   )
-  corpus = data.load(config.data.eval)
   hypotheses = list(scoring.Scorer(recognizer, corpus).hypotheses(params))
   scoring.write_hypotheses(workdir / 'hypotheses.jsonl', hypotheses)
   found = {
@@ -106,11 +116,11 @@ def run_cell(config, workdir: pathlib.Path) -> dict:
     'parameters': sum(np.size(x) for x in _leaves(params)),
     'steps': config.train.steps,
     'wall_seconds': time.perf_counter() - start,
-    'config_hash': results.config_hash(config.to_dict()),
+    'config_hash': mark,
     'spec': corpus.spec,
     'fingerprint': corpus.fingerprint,
   }
-  summary.write_text(json.dumps(found))
+  results.write_text(summary, json.dumps(found))
   return found
 
 
@@ -127,11 +137,12 @@ def pool(task: Task, workdirs: Sequence[pathlib.Path]) -> dict:
     errors = np.concatenate([c.word_errors_N for c in counts])
     words = np.concatenate([c.words_N for c in counts])
     speakers = [h.speaker for p in parts for h in p]
+    folds = [str(i) for i, p in enumerate(parts) for _ in p]
   else:
     errors = np.stack([c.word_errors_N for c in counts])
     words = counts[0].words_N
-    speakers = [h.speaker for h in parts[0]]
-  interval = significance.rate_interval(errors, words, speakers)
+    speakers, folds = [h.speaker for h in parts[0]], None
+  interval = significance.rate_interval(errors, words, speakers, folds)
   chars = sum(int(c.chars_N.sum()) for c in counts)
   return {
     'wer': 100 * float(np.atleast_2d(errors).sum(1).mean() / words.sum()),

@@ -260,7 +260,7 @@ class Stages:
       {
         'name': method,
         'bits': named,
-        'options': methods.resolved(method, {}),
+        'options': methods.resolved(method, bits, {}),
         'final_phase': methods.FINAL_PHASE,
       }
     )

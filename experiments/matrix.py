@@ -42,7 +42,7 @@ COLUMNS = {
   'index_latency_ms_8': '.3f',
   'int8_latency_ms_8': '.3f',
 }
-# Of the parts of a row: added up or, for the rest, averaged.
+# Of the parts of a row, averaged and rounded.
 _AVERAGED = ('parameters', 'bytes', 'encoded_bytes', 'packed_bytes')
 
 
@@ -126,7 +126,7 @@ def report(
   found: Mapping[cells.Job, dict[str, Any]],
   not_run: Sequence[str],
   folder: pathlib.Path,
-  planned: Sequence[str] = (),
+  plan: cells.Plan,
 ) -> list[dict[str, Any]]:
   """Writes results and pictures of a matrix into `folder`.
 
@@ -137,17 +137,17 @@ def report(
     found: metrics by job.
     not_run: planned jobs that are not there.
     folder: where to.
-    planned: parts that the matrix runs on; () for the config's.
+    plan: of the matrix.
 
   Returns:
     The rows.
   """
-  made = rows(config, found, planned)
+  made = rows(config, found, plan)
   corpora = {m['spec']: m['fingerprint'] for m in found.values()}
   path = results.write(
     name,
     made,
-    comparisons=comparisons(config, found, planned),
+    comparisons=comparisons(config, found, plan),
     corpus=[{'spec': k, 'fingerprint': v} for k, v in corpora.items()],
     not_run=not_run,
     config_hash=results.config_hash(config.to_dict()),
@@ -160,18 +160,17 @@ def report(
 def rows(
   config: ml_collections.ConfigDict,
   found: Mapping[cells.Job, dict],
-  planned: Sequence[str] = (),
+  plan: cells.Plan,
 ) -> list[dict[str, Any]]:
   """Returns one row a cell and seed, parts pooled, and one over all seeds.
 
   Args:
     config: of the experiment.
     found: metrics by job.
-    planned: parts without which a cell is not complete; () for the config's.
+    plan: of the matrix: without all of its parts a row is not complete.
   """
-  split = next(iter(found)).split if found else 'eval'
   made: list[dict[str, Any]] = []
-  by_cell: dict[cells.Cell, list[dict[str, Any]]] = {}
+  by_cell: dict[cells.Cell, dict[int, dict[str, Any]]] = {}
   for cell, seed, parts in cells.by_cell(found):
     row = {
       'system': config.system,
@@ -181,8 +180,8 @@ def rows(
       'cell': str(cell),
       'headline': str(cell) in config.headline,
       'seed': seed,
-      'split': split,
-      'complete': set(parts) == set(planned or config.parts),
+      'split': plan.split,
+      'complete': set(parts) == set(plan.parts),
       'activation_bits': config.activation_bits if cell.bits <= 8 else 32,
       'metrics': _pooled(parts),
       'parts': {
@@ -193,42 +192,65 @@ def rows(
       },
     }
     made.append(row)
-    by_cell.setdefault(cell, []).append(row)
-  for cell, every in by_cell.items():
-    # Seeds are averaged over the same utterances.
-    parts = every[0]['parts'].keys()
-    of_cell = [row for row in every if row['parts'].keys() == parts]
-    if len(of_cell) > 1:
-      same = {row['seed'] for row in of_cell}
-      of_seeds = [row['metrics'] for row in of_cell]
-      metrics: dict[str, Any] = {
-        key: float(np.mean([m[key] for m in of_seeds]))
-        for key in (
-          'wer',
-          'cer',
-          'steps',
-          'wall_seconds',
-          *_AVERAGED,
-          *_costs(of_seeds[0]),
-        )
-      }
-      counts = [
-        _counts(parts)
-        for c, seed, parts in cells.by_cell(found)
-        if c == cell and seed in same
-      ]
-      metrics |= {key: round(metrics[key]) for key in ('steps', *_AVERAGED)}
-      metrics |= {'ci95': _interval(counts), 'words': of_seeds[0]['words']}
-      made.append(
-        {**of_cell[0], 'seed': 'all', 'metrics': metrics, 'parts': {}}
+    by_cell.setdefault(cell, {})[seed] = row
+  for cell, of_cell in by_cell.items():
+    of_parts = {seed: row['parts'] for seed, row in of_cell.items()}
+    seeds, complete = _same_parts(of_parts, plan)
+    if len(seeds) == 1:
+      continue
+    every = [of_cell[seed]['metrics'] for seed in seeds]
+    means = {
+      key: float(np.mean([metrics[key] for metrics in every]))
+      for key in (
+        *('wer', 'cer', 'steps', 'wall_seconds'),
+        *_AVERAGED,
+        *_costs(every[0]),
       )
+    }
+    counts = [
+      _counts(parts)
+      for c, seed, parts in cells.by_cell(found)
+      if c == cell and seed in seeds
+    ]
+    metrics = {
+      **means,
+      **{key: round(means[key]) for key in ('steps', *_AVERAGED)},
+      **{key: every[0][key] for key in ('words', 'speakers')},
+      'ci95': _interval(counts),
+    }
+    row = of_cell[seeds[0]]
+    made.append(
+      {
+        **row,
+        'seed': 'all',
+        'seeds': seeds,
+        'complete': complete,
+        'metrics': metrics,
+        'parts': {},
+      }
+    )
   return made
+
+
+def _same_parts(
+  of_seeds: Mapping[int, Mapping[str, Any]], plan: cells.Plan
+) -> tuple[list[int], bool]:
+  """Returns seeds that have the same utterances, and whether that is all.
+
+  Those with all planned parts, if there are any, else those with the parts of
+  the first; seeds of different parts have no utterance in common.
+  """
+  whole = [s for s, parts in of_seeds.items() if set(parts) == set(plan.parts)]
+  if whole:
+    return whole, set(whole) == set(plan.seeds)
+  first = next(iter(of_seeds.values())).keys()
+  return [s for s, parts in of_seeds.items() if parts.keys() == first], False
 
 
 def comparisons(
   config: ml_collections.ConfigDict,
   found: Mapping[cells.Job, dict],
-  planned: Sequence[str] = (),
+  plan: cells.Plan,
 ) -> list[dict[str, Any]]:
   """Compares cells with their controls, and the headline pair.
 
@@ -238,7 +260,8 @@ def comparisons(
   Args:
     config: of the experiment.
     found: metrics by job.
-    planned: parts without which nothing is claimed; () for the config's.
+    plan: of the matrix: without all of its parts and seeds, without trainings
+      enough or on tuned data nothing is claimed.
   """
   groups: dict[cells.Cell, dict[int, dict[str, Any]]] = {}
   for cell, seed, parts in cells.by_cell(found):
@@ -256,8 +279,7 @@ def comparisons(
   return [
     c
     for a, b, headline in pairs
-    if (c := _compare(a, b, groups, headline, planned or config.parts))
-    is not None
+    if (c := _compare(a, b, groups, headline, plan)) is not None
   ]
 
 
@@ -274,29 +296,27 @@ def _bases(cell: cells.Cell) -> list[cells.Cell]:
   return bases
 
 
-def _compare(a, b, groups, headline, planned) -> dict[str, Any] | None:
-  parts = {
-    s: set(groups[a][s])
+def _compare(a, b, groups, headline, plan) -> dict[str, Any] | None:
+  both = {
+    s: groups[a][s]
     for s in groups[a]
     if s in groups[b] and groups[a][s].keys() == groups[b][s].keys()
   }
-  if not parts:
+  if not both:
     return None
-  # All seeds have the same utterances: the planned ones, if they are there.
-  whole = set(planned)
-  complete = whole in parts.values()
-  wanted = whole if complete else next(iter(parts.values()))
-  seeds = [s for s, of_seed in parts.items() if of_seed == wanted]
+  seeds, complete = _same_parts(both, plan)
+  claims = complete and plan.carries_claims
   of_a, of_b = ([_counts(groups[x][s]) for s in seeds] for x in (a, b))
   if of_a[0].errors_N.sum() == 0:
     return None  # nothing to be relative to
-  if any(c.utt_ids_N != of_a[0].utt_ids_N for c in (*of_a, *of_b)):
+  if any(c.said_N != of_a[0].said_N for c in (*of_a, *of_b)):
     raise ValueError(f'{a} and {b} were scored on different utterances')
   result = significance.compare(
     np.stack([c.errors_N for c in of_a]),
     np.stack([c.errors_N for c in of_b]),
     of_a[0].words_N,
     of_a[0].speakers_N,
+    of_a[0].parts_N,
   )
   of_files = [[m for s in seeds for m in groups[x][s].values()] for x in (a, b)]
   # Floats have no cost on an accelerator of integers.
@@ -313,7 +333,7 @@ def _compare(a, b, groups, headline, planned) -> dict[str, Any] | None:
   return {
     'a': str(a),
     'b': str(b),
-    'headline': headline and complete,
+    'headline': headline and claims,
     'complete': complete,
     'metric': 'wer',
     'seeds': seeds,
@@ -323,7 +343,7 @@ def _compare(a, b, groups, headline, planned) -> dict[str, Any] | None:
     'ci95': [100 * x if np.isfinite(x) else None for x in result.interval],
     'p': result.p_bootstrap,
     'p_mapsswe': result.p_mapsswe,
-    'no_loss': result.non_inferior(MARGIN) if complete else None,
+    'no_loss': result.non_inferior(MARGIN) if claims else None,
     'bytes_ratio': ratio('bytes'),
     'encoded_bytes_ratio': ratio('encoded_bytes'),
     **{f'{key}_ratio': ratio(key) for key in common},
@@ -333,23 +353,25 @@ def _compare(a, b, groups, headline, planned) -> dict[str, Any] | None:
 class _Counts:
   """Errors of one seed over all parts, in a fixed order."""
 
-  def __init__(self, hypotheses: Sequence[scoring.Hypothesis]):
+  def __init__(self, of_parts: Mapping[str, Sequence[scoring.Hypothesis]]):
+    hypotheses = [h for part in sorted(of_parts) for h in of_parts[part]]
     counts = scoring.count(hypotheses)
     self.errors_N, self.words_N = counts.word_errors_N, counts.words_N
     self.char_errors_N, self.chars_N = counts.char_errors_N, counts.chars_N
     self.speakers_N = [h.speaker for h in hypotheses]
-    self.utt_ids_N = [h.utt_id for h in hypotheses]
+    # A part has a model of its own.
+    self.parts_N = [p for p in sorted(of_parts) for _ in of_parts[p]]
+    self.said_N = [(h.utt_id, h.speaker, h.reference) for h in hypotheses]
 
 
 def _counts(parts: Mapping[str, dict]) -> _Counts:
   return _Counts(
-    [
-      hypothesis
-      for part in sorted(parts)
-      for hypothesis in scoring.read_hypotheses(
-        pathlib.Path(parts[part]['folder']) / HYPOTHESES
+    {
+      part: scoring.read_hypotheses(
+        pathlib.Path(metrics['folder']) / HYPOTHESES
       )
-    ]
+      for part, metrics in parts.items()
+    }
   )
 
 
@@ -358,6 +380,7 @@ def _interval(counts: Sequence[_Counts]) -> list[float]:
     np.stack([c.errors_N for c in counts]),
     counts[0].words_N,
     counts[0].speakers_N,
+    counts[0].parts_N,
   )
   return [100 * interval.low, 100 * interval.high]
 

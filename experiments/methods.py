@@ -83,6 +83,7 @@ class Method(NamedTuple):
 
   Attributes:
     make: (rules, run, bits, **options) -> Quantizer, or None for plain floats.
+      A default that is a dict is one of each bits.
     trains: whether weights are trained; the others are fitted and encoded.
     rows: whether it can give each row a scale of its own, as the run says.
   """
@@ -140,16 +141,9 @@ def _acosr(rules, run, bits, pull=4.0, coupling='loss'):
   return quantizers.acosr(rules, pressure=run.pressure(pull), coupling=coupling)
 
 
-def _coarse(rules, run, bits, rate=None, refit_every=_REFIT_EVERY):
-  """Codes of the entropy that S8BQAT's of `bits` have, or of `rate` bits."""
-  del run
-  if rate is None:
-    if bits not in CODE_ENTROPY:
-      raise ValueError(
-        f'coarse int8 knows the entropy of {", ".join(map(str, CODE_ENTROPY))} '
-        f'bits, not of {bits}: give it as ?rate='
-      )
-    rate = CODE_ENTROPY[bits]
+def _coarse(rules, run, bits, rate=CODE_ENTROPY, refit_every=_REFIT_EVERY):
+  """Codes of an entropy of `rate` bits."""
+  del run, bits
   coarse = [rule._replace(bits=rule.bits and 8) for rule in rules]
   return quantizers.uniform(
     coarse, scale=quantizers.entropy_scale(rate), refit_every=refit_every
@@ -164,13 +158,13 @@ def _admm(rules, run, bits, pull=100.0, table='lloyd_max', every=10):
   )
 
 
-def _uniform(rules, run, bits):
+def _uniform(rules, run, bits, refit_every=_REFIT_EVERY):
   del bits
   return quantizers.uniform(
     rules,
     scale=quantizers.mse_scale,
     channel_axis=run.channel_axis,
-    refit_every=_REFIT_EVERY,
+    refit_every=refit_every,
   )
 
 
@@ -245,10 +239,9 @@ def make(
     ValueError: naming an unknown method or option, or a method that knows no
       row scales.
   """
-  check(name, options or {})
-  method = METHODS[name]
+  method, resolved_options = METHODS[name], resolved(name, bits, options or {})
   make_one: Callable[..., Any] = functools.partial(
-    method.make, bits=bits, **(options or {})
+    method.make, bits=bits, **resolved_options
   )
   quantizer: quantizers.Quantizer | None
   if row_rules:
@@ -267,25 +260,47 @@ def make(
   return quantizers.with_final_phase(quantizer, run.steps, FINAL_PHASE)
 
 
-def resolved(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def resolved(
+  name: str, bits: Any, options: Mapping[str, Any]
+) -> dict[str, Any]:
   """Returns all options of a method, defaults included.
 
   Args:
     name: in `METHODS`.
+    bits: of every weight; whatever, where no default depends on them.
     options: those that are given.
+
+  Raises:
+    ValueError: naming an unknown method or option, or one without a default.
   """
-  known = list(inspect.signature(METHODS[name].make).parameters.values())[3:]
-  return {**{p.name: p.default for p in known}, **options}
+  check(name, options)
+  made = {}
+  for option in list(_signature(name).values())[3:]:
+    value = options.get(option.name, option.default)
+    if isinstance(value, dict):
+      if bits not in value:
+        raise ValueError(
+          f'method {name!r} knows its {option.name} at '
+          f'{", ".join(map(str, value))} bits, not at {bits}: give it as '
+          f'?{option.name}='
+        )
+      value = value[bits]
+    made[option.name] = value
+  return made
 
 
 def check(name: str, options: Mapping[str, Any]) -> None:
   """Raises ValueError for a method or an option that does not exist."""
   if name not in METHODS:
     raise ValueError(f'no method {name!r}; methods: {", ".join(METHODS)}')
-  known = list(inspect.signature(METHODS[name].make).parameters)[3:]
+  known = list(_signature(name))[3:]
   unknown = sorted(set(options) - set(known))
   if unknown:
     raise ValueError(
       f'method {name!r} has no option {unknown[0]!r}; options: '
       f'{", ".join(known) or "none"}'
     )
+
+
+def _signature(name: str) -> Mapping[str, inspect.Parameter]:
+  return inspect.signature(METHODS[name].make).parameters

@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments import recognizer as recognizer_lib
+from experiments import results
 from s8bqat_jax import data
 from s8bqat_jax.speech import beam, ngram, wer
 
@@ -113,9 +114,7 @@ def read_lists(path: pathlib.Path) -> list[list[ngram.Candidate]]:
 def write_lists(path: pathlib.Path, lists: NBests) -> None:
   """Writes N-best lists, whole or not at all."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_suffix('.partial')
-  partial.write_text(''.join(json.dumps(n) + '\n' for n in lists))
-  partial.replace(path)
+  results.write_text(path, ''.join(json.dumps(n) + '\n' for n in lists))
 
 
 def oracle(lists: NBests, references: Sequence[str]) -> list[str]:

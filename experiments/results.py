@@ -34,6 +34,7 @@ MODELS = pathlib.Path(__file__).parent / 'models'  # published ones
 # Wider registers, and products of int8 into int32 as one instruction.
 _VECTORS = 'avx2', 'avx512f', 'avx_vnni', 'avx512_vnni', 'amx_int8'
 _ROOT = pathlib.Path(__file__).parents[1]
+_NOT_CODE = 'experiments/results', 'experiments/models', '*.md', '*.ipynb'
 
 
 def machine() -> dict[str, Any]:
@@ -105,10 +106,22 @@ def write(
   }
   path = pathlib.Path(folder) / f'{name}.json'
   path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_suffix('.json.partial')
-  partial.write_text(json.dumps(content, indent=1, allow_nan=False) + '\n')
-  os.replace(partial, path)
+  _warn_of_fewer(path, len(content['rows']))
+  write_text(path, json.dumps(content, indent=1, allow_nan=False) + '\n')
   return path
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes a file whole or not at all, whoever else writes it."""
+  partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
+  partial.write_text(text)
+  os.replace(partial, path)
+
+
+def _warn_of_fewer(path: pathlib.Path, rows: int) -> None:
+  before = len(json.loads(path.read_text())['rows']) if path.exists() else 0
+  if rows < before:
+    print(f'{path} had {before} rows and now gets {rows}; `git` has the others')
 
 
 def read(name: str, folder: os.PathLike | str = FOLDER) -> dict[str, Any]:
@@ -193,7 +206,7 @@ def revision() -> tuple[str | None, bool | None]:
     ).stdout.strip()
 
   try:
-    code = ['--', '*.py', 'setup.cfg', 'constraints.txt']
+    code = ['--', '.', *(f':!{name}' for name in _NOT_CODE)]
     return git('rev-parse', 'HEAD'), bool(git('status', '--porcelain', *code))
   except (OSError, subprocess.CalledProcessError):
     return None, None

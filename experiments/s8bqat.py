@@ -86,6 +86,8 @@ def main(argv):
   found = {job: found[job] for job in planned if job in found}
   rest = [str(j) for j in planned if j not in asked and j not in others]
   not_run = [*missing, *failed, *rest]
+  if not found:
+    raise SystemExit(f'nothing to report; not run: {"; ".join(not_run)}')
   name = f'{config.name}_{_MATRIX.value}'
   rows = matrix.report(
     config,
@@ -94,7 +96,7 @@ def main(argv):
     found,
     not_run,
     results.FOLDER,
-    cells.parts(config, _MATRIX.value),
+    cells.plan(config, _MATRIX.value),
   )
   print(results.table(rows, matrix.COLUMNS))
   if not_run:

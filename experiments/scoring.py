@@ -14,6 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
+from experiments import results
 from experiments.recognizer import Recognizer
 from s8bqat_jax import data
 from s8bqat_jax.speech import significance, wer
@@ -126,10 +127,8 @@ def write_hypotheses(
   """Writes one JSON line an utterance, in the order of their names."""
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
   lines = [json.dumps(h._asdict()) for h in sorted(hypotheses)]
-  partial.write_text(''.join(line + '\n' for line in lines))
-  os.replace(partial, path)
+  results.write_text(path, ''.join(line + '\n' for line in lines))
 
 
 def read_hypotheses(path: os.PathLike | str) -> list[Hypothesis]:

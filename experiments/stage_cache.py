@@ -20,7 +20,6 @@ import collections
 import contextlib
 import fcntl
 import json
-import os
 import pathlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -29,6 +28,7 @@ from typing import Any, Generic, TypeVar
 from experiments import results
 
 RESULT = 'result.json'
+_SPENT = 'seconds.json'  # of all sessions so far
 _POLL_SECONDS = 1.0
 
 Job = TypeVar('Job')
@@ -91,13 +91,19 @@ def cached(
     if path.exists():  # Finished between the two looks.
       return json.loads(path.read_text())
     _write(folder / 'stage.json', config)
+    spent = folder / _SPENT
+    before = json.loads(spent.read_text()) if spent.exists() else 0.0
     start = time.perf_counter()
-    result = work(folder)
+    try:
+      result = work(folder)
+    finally:  # also of a stage that is interrupted, to go on another time
+      seconds = before + time.perf_counter() - start
+      _write(spent, seconds)
     commit, dirty = results.revision()
     _write(
       path,
       {
-        'seconds': time.perf_counter() - start,
+        'seconds': seconds,
         'revision': f'{commit}+' if dirty else commit,
         **result,
       },
@@ -116,6 +122,4 @@ def _claimed(folder: pathlib.Path) -> Iterator[None]:
 
 
 def _write(path: pathlib.Path, value: Any) -> None:
-  partial = path.with_suffix('.partial')
-  partial.write_text(json.dumps(value, indent=1, default=str))
-  os.replace(partial, path)
+  results.write_text(path, json.dumps(value, indent=1, default=str))

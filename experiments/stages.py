@@ -41,8 +41,8 @@ class Stages:
   Attributes:
     config: of configs/s8bqat.
     root: folder of the experiment's stages.
-    float_runs: folders that hold runs of `experiments.float_baselines` or of
-      `experiments.train`, to take float models from.
+    float_runs: folders that hold runs of `experiments.float_baselines`, to
+      take float models from.
     progress: whether to show progress bars.
   """
 
@@ -147,7 +147,8 @@ class Stages:
     """
     self.train(job)
     folder = self.train_folder(job)
-    path = folder / trained_hypotheses(job.split)
+    config = cells.train_config(self.config, job)
+    path = folder / trained_hypotheses(data.load(config.data[job.split]))
     if not path.exists():
       self._recognize(job, folder, *self._encoded(job, folder))
     return path
@@ -197,9 +198,10 @@ class Stages:
     if ranges is not None:
       recognizer = integer_recognizer.twin(recognizer, encoded, ranges)
     config = cells.train_config(self.config, job)
-    scorer = scoring.Scorer(recognizer, data.load(config.data[job.split]))
+    corpus = data.load(config.data[job.split])
+    scorer = scoring.Scorer(recognizer, corpus)
     scoring.write_hypotheses(
-      folder / trained_hypotheses(job.split),
+      folder / trained_hypotheses(corpus),
       list(scorer.hypotheses(qtensor.decode(encoded))),
     )
 
@@ -295,9 +297,9 @@ class Stages:
     }
 
 
-def trained_hypotheses(split: str) -> str:
+def trained_hypotheses(corpus: data.Corpus) -> str:
   """Returns the name of the file of what training code recognizes."""
-  return f'in_training_{split}.jsonl'
+  return f'in_training-{corpus.fingerprint}.jsonl'
 
 
 def eight_bit_activations(config: ml_collections.ConfigDict) -> bool:

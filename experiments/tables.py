@@ -11,12 +11,12 @@ from and which columns it shows, each with an optional format:
 
 `where key=value` before the colon keeps the rows with that value;
 `demo.comparisons` makes rows of a file's comparisons. A test holds the
-documents equal to what this command would write.
+documents equal to what this command would write. A comment that opens no such
+table, and a table without an end, are errors: no text is ever lost.
 """
 
 from __future__ import annotations
 
-import os
 import pathlib
 import re
 from collections.abc import Callable
@@ -27,15 +27,12 @@ from experiments import results
 
 _ROOT = pathlib.Path(__file__).parents[1]
 DOCUMENTS = (_ROOT / 'README.md', _ROOT / 'BUILD_NOTES.md')
-_BLOCK = re.compile(
-  r'(?P<open><!-- table (?P<name>\w+)(?:\.(?P<part>\w+))?'
-  r'(?: where (?P<where>[^:]+))?: '
-  r'(?P<columns>.+?) -->\n).*?(?P<close><!-- end -->)',
-  re.DOTALL,
+_OPEN, _CLOSE = '<!-- table ', '<!-- end -->'
+_HEAD = re.compile(
+  r'(?P<name>\w+)(?:\.(?P<part>\w+))?(?: where (?P<where>[^:]+))?: '
+  r'(?P<columns>.+?) -->\n'
 )
-_COLUMN = re.compile(
-  r'\s*(?P<key>[\w /]+?)\s*(?:\((?P<format>[^)]*)\))?\s*(?:$|;)'
-)
+_COLUMN = re.compile(r'\s*(?P<key>[\w /]+?)\s*(?:\((?P<format>[^)]*)\))?\s*')
 
 
 def render(
@@ -49,34 +46,48 @@ def render(
     name: how errors name the document.
 
   Raises:
-    ValueError: if a column is in none of the rows.
+    ValueError: naming the table whose head or end is not as above, that has no
+      rows, or none with a column.
   """
+  before, *blocks = text.split(_OPEN)
+  made = [before]
+  for block in blocks:
+    head = _HEAD.match(block)
+    old, close, after = block.partition(_CLOSE)
+    if head is None or not close or head.end() > len(old):
+      raise ValueError(
+        f'{name}: table {block.splitlines()[0]!r}: expected "NAME: COLUMN; '
+        f'COLUMN -->", the table in lines of its own, and {_CLOSE}'
+      )
+    table = _table(head, read, f'{name}: table {head["name"]}')
+    made += [_OPEN, head[0], table, '\n', _CLOSE, after]
+  return ''.join(made)
 
-  def table(match):
-    rows = read(match['name'])[match['part'] or 'rows']
-    if match['where']:
-      key, value = match['where'].split('=')
-      rows = [row for row in rows if str(row.get(key.strip())) == value.strip()]
-    columns = {
-      m['key']: m['format'] or '' for m in _COLUMN.finditer(match['columns'])
-    }
-    for key in columns:
-      if not any(key in row or key in row.get('metrics', {}) for row in rows):
-        raise ValueError(
-          f'{name}: table {match["name"]}: no row has a column {key!r}'
-        )
-    return match['open'] + results.table(rows, columns) + '\n' + match['close']
 
-  return _BLOCK.sub(table, text)
+def _table(head: re.Match, read: Callable[[str], dict], where: str) -> str:
+  rows = read(head['name'])[head['part'] or 'rows']
+  if head['where']:
+    key, _, value = head['where'].partition('=')
+    rows = [row for row in rows if str(row.get(key.strip())) == value.strip()]
+    if not rows:
+      raise ValueError(f'{where}: no row where {head["where"]}')
+  columns = {}
+  for text in head['columns'].split(';'):
+    column = _COLUMN.fullmatch(text)
+    if column is None:
+      raise ValueError(f'{where}: {text!r} is not a column')
+    columns[column['key']] = column['format'] or ''
+  for key in columns:
+    if not any(key in row or key in row.get('metrics', {}) for row in rows):
+      raise ValueError(f'{where}: no row has a column {key!r}')
+  return results.table(rows, columns)
 
 
 def main(argv):
   del argv
   for path in DOCUMENTS:
     text = render(path.read_text(), name=path.name)
-    partial = path.with_suffix('.partial')
-    partial.write_text(text)
-    os.replace(partial, path)
+    results.write_text(path, text)
 
 
 if __name__ == '__main__':

@@ -1,12 +1,14 @@
 """Is a difference of error rates real, and is a loss small enough?
 
 Everything works on error counts per utterance. Utterances of one speaker are
-not independent, and several seeds of one system are not new utterances: the
-bootstrap resamples seeds, speakers, and utterances within a speaker. Drawing
-at both levels makes intervals slightly too wide for many speakers; with a
-handful of speakers they are still too narrow, as any cluster bootstrap's.
+not independent, nor are speakers that one trained model recognized (those of a
+fold), and several seeds of one system are not new utterances: the bootstrap
+resamples folds, and within them seeds, speakers, and utterances of a speaker.
+Drawing at every level makes intervals slightly too wide for many clusters; with
+a handful of speakers they are still too narrow, as any cluster bootstrap's.
 
-Dimension key: R bootstrap replicates, S seeds, N utterances, G speakers.
+Dimension key: R bootstrap replicates, S seeds, N utterances, F folds, G
+speakers.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ class Comparison(NamedTuple):
   rate_b: float
   relative: float  # (rate_b - rate_a) / rate_a; below 0 is a gain
   interval: Interval  # of `relative`
-  p_bootstrap: float  # two-sided, over seeds, speakers and utterances
+  p_bootstrap: float  # two-sided, over folds, seeds, speakers and utterances
   p_mapsswe: float  # two-sided, over utterances, seeds averaged
 
   def non_inferior(self, margin: float = 0.03) -> bool:
@@ -87,6 +89,7 @@ def rate_interval(
   errors_SxN: Any,
   units_N: Any,
   speakers_N: Sequence[str],
+  folds_N: Sequence[str] | None = None,
   *,
   replicates: int = 4000,
   seed: int = 0,
@@ -99,6 +102,8 @@ def rate_interval(
     errors_SxN: errors of each seed in each utterance.
     units_N: reference words (or characters) of each utterance.
     speakers_N: who speaks.
+    folds_N: whose model recognized it, where each fold has a model of its own;
+      None for one model a seed.
     replicates: R.
     seed: of the resampling.
 
@@ -107,7 +112,7 @@ def rate_interval(
   """
   errors_SxN, units_N = _check(errors_SxN, units_N, speakers_N)
   errors_R, units_R = _resample(
-    [errors_SxN], units_N, speakers_N, replicates, seed
+    [errors_SxN], units_N, speakers_N, folds_N, replicates, seed
   )
   return _interval(errors_R[0] / np.maximum(units_R, 1))
 
@@ -117,6 +122,7 @@ def compare(
   errors_b_SxN: Any,
   units_N: Any,
   speakers_N: Sequence[str],
+  folds_N: Sequence[str] | None = None,
   *,
   replicates: int = 4000,
   seed: int = 0,
@@ -129,6 +135,8 @@ def compare(
     errors_b_SxN: errors of B.
     units_N: reference words (or characters) of each utterance.
     speakers_N: who speaks.
+    folds_N: whose model recognized it, where each fold has a model of its own;
+      None for one model a seed.
     replicates: R.
     seed: of the resampling.
 
@@ -149,7 +157,7 @@ def compare(
       'a harder set'
     )
   (a_R, b_R), _ = _resample(
-    [a_SxN, b_SxN], units_N, speakers_N, replicates, seed
+    [a_SxN, b_SxN], units_N, speakers_N, folds_N, replicates, seed
   )
   # A replicate in which A makes no error: no loss, or an infinite one.
   relative_R = np.where(
@@ -187,27 +195,51 @@ def _check(errors_SxN, units_N, speakers_N):
   return errors_SxN, units_N
 
 
-def _resample(systems, units_N, speakers_N, replicates, seed):
+def _resample(systems, units_N, speakers_N, folds_N, replicates, seed):
   """Totals of each replicate: ([errors_R of each system], units_R)."""
   rng = np.random.default_rng(seed)
-  S = len(systems[0])
-  _, groups_N = np.unique(np.asarray(speakers_N), return_inverse=True)
-  G = groups_N.max() + 1
-  draws_RxG = rng.multinomial(G, np.full(G, 1 / G), size=replicates)
+  S, N = systems[0].shape
+  if folds_N is not None and len(folds_N) != N:
+    raise ValueError(f'expected {N} fold labels, got {len(folds_N)}')
+  folds_N = _labels([''] * N if folds_N is None else folds_N)
+  speakers_N = np.asarray(speakers_N)
+  F = folds_N.max() + 1
+  draws_RxF = rng.multinomial(F, np.full(F, 1 / F), size=replicates)
   rows_KxN = np.concatenate([*systems, units_N[None]])  # K systems * S + 1
-  totals_RxK = np.zeros([replicates, len(rows_KxN)])
+  errors_IxR = np.zeros([len(systems), replicates])
+  units_R = np.zeros(replicates)
+  for f in range(F):
+    members = folds_N == f
+    totals_RxK = _totals(
+      rng, rows_KxN[:, members], _labels(speakers_N[members]), draws_RxF[:, f]
+    )
+    draws_R = draws_RxF[:, f, None] * S
+    seeds_RxS = rng.multinomial(draws_R[:, 0], np.full(S, 1 / S))
+    seeds_RxS = seeds_RxS / np.maximum(draws_R, 1)
+    for i in range(len(systems)):
+      of_seeds_RxS = totals_RxK[:, i * S : (i + 1) * S]
+      errors_IxR[i] += (of_seeds_RxS * seeds_RxS).sum(1)
+    units_R += totals_RxK[:, -1]
+  return list(errors_IxR), units_R
+
+
+def _totals(rng, rows_KxN, groups_N, times_R):
+  """Sums over `times_R` independent draws of the speakers of one fold."""
+  G = groups_N.max() + 1
+  draws_RxG = rng.multinomial(times_R * G, np.full(G, 1 / G))
+  totals_RxK = np.zeros([len(times_R), len(rows_KxN)])
   for g in range(G):
     members = np.flatnonzero(groups_N == g)
     n = len(members)
     # A speaker drawn c times brings c independent draws of n utterances.
     weights_RxM = rng.multinomial(draws_RxG[:, g] * n, np.full(n, 1 / n))
     totals_RxK += weights_RxM @ rows_KxN[:, members].T
-  seeds_RxS = rng.multinomial(S, np.full(S, 1 / S), size=replicates) / S
-  errors = [
-    (totals_RxK[:, i * S : (i + 1) * S] * seeds_RxS).sum(1)
-    for i in range(len(systems))
-  ]
-  return errors, totals_RxK[:, -1]
+  return totals_RxK
+
+
+def _labels(names):
+  """0, 1, ... for the different names."""
+  return np.unique(np.asarray(names), return_inverse=True)[1]
 
 
 def _interval(values_R):

@@ -55,7 +55,7 @@ def test_every_matrix_can_be_read_and_made(module):
 @pytest.mark.parametrize(
   'text, message',
   [
-    ('tiny/coarse int8:8', 'knows the entropy of 2, 3, 4 bits, not of 8'),
+    ('tiny/coarse int8:8', 'knows its rate at 2, 3, 4 bits, not at 8'),
     ('tiny/s8bqat:2?reading=x', "reading must be 'loss' or 'overwrite'"),
     ('tiny/s8bqat:2?centroids=x', "not one of .'lloyd-max', 'uniform'"),
   ],

@@ -78,6 +78,9 @@ def test_unreadable_files(tmp_path):
   path = tmp_path / 'x.jsonl'
   with pytest.raises(ValueError, match='no hypothesis file matches'):
     compare.load(str(path))
+  there = _write(tmp_path / 'there.jsonl', _A)
+  with pytest.raises(ValueError, match='no hypothesis file matches .*x.jsonl'):
+    compare.load(f'{there},{path}')
   path.write_text('{"utt_id": "u"}\n')
   with pytest.raises(ValueError, match='x.jsonl:1 lacks speaker, reference'):
     compare.load(str(path))

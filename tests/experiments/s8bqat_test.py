@@ -18,6 +18,7 @@ from experiments import (
 )
 from experiments.stage_cache import RESULT
 from experiments.stages import HYPOTHESES, Stages, trained_hypotheses
+from s8bqat_jax import data
 from s8bqat_jax.artifacts import packed_file
 from s8bqat_jax.quantizers import tree as trees
 from tests.experiments import tiny
@@ -76,7 +77,8 @@ def test_another_split_is_another_scoring_of_the_same_training(done):
   assert metrics['spec'] != found[jobs[1]]['spec']
   assert metrics['equal_to_training'] == 16
   after = {path: path.read_bytes() for path in folder.glob('*.*')}
-  assert after.keys() - before.keys() == {folder / trained_hypotheses('dev')}
+  dev = data.load(metrics['spec'])
+  assert after.keys() - before.keys() == {folder / trained_hypotheses(dev)}
   assert after | before == after
 
 
@@ -159,8 +161,9 @@ def test_a_float_model_is_taken_from_a_finished_run(done, tmp_path):
 
 def test_rows_and_comparisons(done, tmp_path):
   config, kept, jobs, found = done
+  plan = cells.plan(config, 'quick')
   rows = matrix.report(
-    config, kept, 'tiny', found, ['something'], tmp_path / 'results'
+    config, kept, 'tiny', found, ['something'], tmp_path / 'results', plan
   )
   assert [row['cell'] for row in rows] == [str(job.cell) for job in jobs]
   stored = json.loads((tmp_path / 'results' / 'tiny.json').read_text())
@@ -184,7 +187,9 @@ def test_what_runs_in_integers_is_compared_in_latency(done):
   )
   slower = {**metrics, 'u65_512_latency_ms_8': 4.0, 'bytes': 1000}
   quicker = {**metrics, 'u65_512_latency_ms_8': 3.0, 'bytes': 500}
-  (compared,) = matrix.comparisons(config, {ours: quicker, control: slower})
+  (compared,) = matrix.comparisons(
+    config, {ours: quicker, control: slower}, cells.plan(config, 'quick')
+  )
   assert (compared['a'], compared['b']) == (str(control.cell), str(ours.cell))
   assert compared['u65_512_latency_ms_8_ratio'] == 0.75
   assert compared['bytes_ratio'] == 0.5
@@ -195,7 +200,7 @@ def test_folds_are_pooled_and_seeds_are_not(done, tmp_path):
   """Two folds are more speakers, two seeds the same ones twice."""
   config, kept, jobs, found = done
   job, metrics = jobs[0], found[jobs[0]]
-  words = metrics['words']
+  words, plan = metrics['words'], cells.plan(config, 'quick')
   for name, others, expected in (
     ('folds', [job._replace(part='1')], 2 * words),
     ('seeds', [job._replace(seed=1)], words),
@@ -211,31 +216,67 @@ def test_folds_are_pooled_and_seeds_are_not(done, tmp_path):
         ]
       scoring.write_hypotheses(folder / HYPOTHESES, hypotheses)
       more[other] = {**metrics, 'folder': str(folder)}
-    rows = matrix.rows(config, more)
+    rows = matrix.rows(config, more, plan)
     assert rows[-1]['metrics']['words'] == expected
     assert rows[-1]['seed'] == ('all' if name == 'seeds' else 0)
     assert rows[-1]['metrics']['wer'] == pytest.approx(metrics['wer'])
 
 
-def test_incomplete_parts_carry_no_verdict(done, tmp_path):
-  """Two seeds of different parts have no utterance in common."""
+def test_seeds_are_averaged_over_the_same_parts(done):
+  """A seed without all parts spoils neither the mean nor the others."""
   config, _, jobs, found = done
-  config = config.copy_and_resolve_references()
-  config.parts = ('all', 'more')
-  rows = matrix.rows(config, found)
-  assert not any(row['complete'] for row in rows)
-  (compared,) = matrix.comparisons(config, found)
-  assert compared['no_loss'] is None and not compared['complete']
-  # Unless the matrix never meant to run on the rest.
-  config.matrices.quick.parts = ('all',)
-  planned = cells.parts(config, 'quick')
-  assert all(row['complete'] for row in matrix.rows(config, found, planned))
-  (compared,) = matrix.comparisons(config, found, planned)
-  assert compared['complete']
-  ours = jobs[1]
-  other = {ours._replace(part='more', seed=1): found[ours]}
-  rows = matrix.rows(config, {**found, **other})
+  both = cells.Plan(('all', 'more'), (0, 1, 2))
+  whole = {
+    jobs[1]._replace(part=part, seed=seed): found[jobs[1]]
+    for seed in (1, 2)
+    for part in both.parts
+  }
+  rows = matrix.rows(config, {jobs[1]: found[jobs[1]], **whole}, both)
+  assert [(row['seed'], row['complete']) for row in rows] == [
+    (0, False),
+    (1, True),
+    (2, True),
+    ('all', False),
+  ]
+  assert rows[-1]['seeds'] == [1, 2]
+  words = found[jobs[1]]['words']
+  assert rows[-1]['metrics']['words'] == 2 * words
+  other = {jobs[1]._replace(part='more', seed=1): found[jobs[1]]}
+  rows = matrix.rows(config, {**found, **other}, both)
   assert not any(row['seed'] == 'all' for row in rows)
+
+
+def test_only_what_is_whole_and_untuned_carries_a_verdict(done):
+  config, _, jobs, found = done
+  (compared,) = matrix.comparisons(config, found, cells.plan(config, 'quick'))
+  assert compared['complete'] and compared['no_loss'] is None  # one training
+  parts = '0', '1', '2', '3'
+  folds = {j._replace(part=p): found[j] for p in parts for j in jobs}
+  config = config.copy_and_resolve_references()
+  config.headline = tuple(str(job.cell) for job in jobs)
+  for plan, expected in (
+    (cells.Plan(parts), True),
+    (cells.Plan(parts, split='dev'), False),
+    (cells.Plan(parts, (0, 1)), False),
+    (cells.Plan((*parts, '4')), False),
+  ):
+    *_, compared = matrix.comparisons(config, folds, plan)
+    assert (compared['no_loss'] is not None) == expected
+    assert compared['headline'] == expected
+
+
+def test_other_transcripts_are_other_data(done, tmp_path):
+  config, _, jobs, found = done
+  hypotheses = scoring.read_hypotheses(
+    f'{found[jobs[1]]["folder"]}/{HYPOTHESES}'
+  )
+  hypotheses[0] = hypotheses[0]._replace(reference='another')
+  scoring.write_hypotheses(tmp_path / HYPOTHESES, hypotheses)
+  changed = {**found[jobs[1]], 'folder': str(tmp_path)}
+  with pytest.raises(ValueError, match='scored on different utterances'):
+    matrix.comparisons(
+      config, {**found, jobs[1]: changed}, cells.plan(config, 'quick')
+    )
 
 
 def test_a_job_that_fails_costs_no_other(done, monkeypatch):

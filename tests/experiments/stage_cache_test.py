@@ -30,6 +30,20 @@ def test_a_stage_that_failed_is_not_done_and_not_busy(tmp_path):
   assert cached(tmp_path / 'a', {}, lambda _: {'x': 1})['x'] == 1
 
 
+def test_the_seconds_of_a_stage_are_those_of_all_its_sessions(
+  tmp_path, monkeypatch
+):
+  clock = iter([0.0, 100.0, 1000.0, 1010.0])
+  monkeypatch.setattr(stage_cache.time, 'perf_counter', lambda: next(clock))
+
+  def interrupted(folder):
+    raise stage_cache.Interrupted
+
+  with pytest.raises(stage_cache.Interrupted):
+    cached(tmp_path / 'a', {}, interrupted)
+  assert cached(tmp_path / 'a', {}, lambda _: {})['seconds'] == 110
+
+
 def test_a_stage_that_somebody_works_on_is_busy(tmp_path):
   def work(folder):
     with pytest.raises(Busy, match=str(tmp_path / 'a')):

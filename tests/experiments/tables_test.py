@@ -35,6 +35,24 @@ def test_comparisons_are_rows_too():
   assert '| float | 0.2' in tables.render(text, lambda name: content)
 
 
+@pytest.mark.parametrize(
+  'text, message',
+  [
+    (
+      '<!-- table x: wer -->\nlost?\n<!-- table x: method -->\n<!-- end -->',
+      "table 'x: wer",
+    ),
+    ('<!-- table x: wer -->\n', 'expected "NAME: COLUMN'),
+    ('<!-- table x wer -->\n<!-- end -->', 'expected "NAME: COLUMN'),
+    ('<!-- table x: b-c -->\n<!-- end -->', "' ?b-c' is not a column"),
+    ('<!-- table x where bits=9: wer -->\n<!-- end -->', 'no row where bits=9'),
+  ],
+)
+def test_a_table_that_cannot_be_read_costs_no_text(text, message):
+  with pytest.raises(ValueError, match=message):
+    tables.render(text, lambda name: _ROWS)
+
+
 def test_where_and_unknown_columns():
   text = '<!-- table x where method=int8: method; wer -->\n<!-- end -->'
   rendered = tables.render(text, lambda name: _ROWS)

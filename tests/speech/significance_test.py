@@ -110,6 +110,51 @@ def test_seeds_widen_the_interval_and_do_not_narrow_it():
   np.testing.assert_allclose(width(same), width(utterance), rtol=0.15)
 
 
+def test_folds_cover_what_their_models_differ_by():
+  """Each fold's model is good or bad for all of its speakers."""
+  rng = np.random.default_rng(0)
+  folds, covered, blind = np.repeat(np.arange(8), 50), 0, 0
+  speakers, words = np.repeat(np.arange(40), 10), np.full(400, 100)
+  trials = 60
+  for trial in range(trials):
+    errors = rng.poisson(20 * np.exp(0.3 * rng.normal(size=8) - 0.045)[folds])
+    run = lambda *labels, e=errors, t=trial: significance.rate_interval(
+      e, words, speakers, *labels, replicates=300, seed=t
+    )
+    low, high = run(folds)
+    covered += low <= 0.2 <= high
+    low, high = run()
+    blind += low <= 0.2 <= high
+  assert covered >= 0.83 * trials
+  assert blind <= 0.7 * trials
+
+
+def test_a_gain_in_half_of_the_folds_is_not_shown():
+  words, speakers = np.full(240, 5), np.repeat(np.arange(24), 10)
+  folds = np.repeat(np.arange(4), 60)
+  a = np.full(240, 2)
+  b = a - (folds > 1)
+  assert significance.compare(a, b, words, speakers).p_bootstrap < 0.01
+  assert significance.compare(a, b, words, speakers, folds).p_bootstrap > 0.05
+  everywhere = significance.compare(a, a - 1, words, speakers, folds)
+  assert everywhere.p_bootstrap < 0.01
+
+
+def test_seeds_are_drawn_for_each_fold_anew():
+  """Trainings of different folds have nothing in common but their number."""
+  # Errors of four trainings in each of four folds, 100 utterances each.
+  levels_SxF = np.array(
+    [[1, 3, 1, 3], [3, 1, 3, 1], [1, 3, 1, 3], [3, 1, 3, 1]]
+  )
+  errors = np.repeat(levels_SxF, 100, axis=1)
+  folds = np.repeat(np.arange(4), 100)
+  speakers = [f'{f}' for f in folds]
+  units = np.full(400, 10)
+  low, high = significance.rate_interval(errors, units, speakers, folds)
+  # The mean of 16 draws of 1 or 3, over 10 units each.
+  assert high - low == pytest.approx(2 * 1.96 * 0.1 / 4, rel=0.3)
+
+
 def test_non_inferiority_needs_evidence_not_a_large_p():
   rng = np.random.default_rng(0)
   words = np.full(4000, 10)
@@ -146,5 +191,7 @@ def test_degenerate_comparisons():
     significance.rate_interval([1, 2, 3], [4, 4], ['x', 'y'])
   with pytest.raises(ValueError, match=r'\(1, 2\).*\(2, 2\)'):
     significance.compare([1, 2], [[1, 2], [1, 2]], [5, 5], ['x', 'y'])
+  with pytest.raises(ValueError, match='expected 2 fold labels, got 1'):
+    significance.rate_interval([1, 2], [4, 4], ['x', 'y'], ['f'])
   with pytest.raises(ValueError, match='finite'):
     significance.rate_interval([1, np.nan], [4, 4], ['x', 'y'])

@@ -251,7 +251,18 @@ class Stages:
     config.train.update(self.config.finetune.train)
     config.train.steps = round(self.config.finetune.share * steps)
     config.train.eval_every = 0
+    config.model.update(self.config.finetune.model)
+    # Without it a folder is the one it was.
+    if self.config.finetune.distill:
+      config.distill = self.config.finetune.distill
     return config
+
+  def _learner(self, config, params) -> fitting.Model:
+    """What a training of `config` from `params` trains."""
+    model = language_model.from_config(config.model, self.corpora.tokenizer)
+    if not config.get('distill'):
+      return model
+    return language_model.Distilled(model, params, config.distill)
 
   def _with_method(self, method: str, bits: int | Bits):
     config = self.finetuning()
@@ -293,7 +304,7 @@ class Stages:
     outcome = fitting.fit(
       config,
       folder,
-      self.model,
+      self._learner(config, params),
       lambda start: map(self._batches(config), itertools.count(start)),
       lambda params: {'perplexity': self._perplexity(params)},
       score='perplexity',

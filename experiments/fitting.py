@@ -26,6 +26,7 @@ from experiments import results
 from s8bqat_jax import quantizers, training
 from s8bqat_jax.artifacts import packed_file, qtensor
 from s8bqat_jax.training import mesh as mesh_lib
+from s8bqat_jax.training import paths
 
 Params = Any
 
@@ -96,8 +97,9 @@ def make_step(
 
   def update(state, batch):
     state, values = step.update(state, batch)
-    due = state.step % config.train.log_every == 0
-    due |= state.step == config.train.steps
+    due = state.step == config.train.steps
+    if config.train.log_every:
+      due |= state.step % config.train.log_every == 0
     found = lambda: quantizer.metrics(state.params, state.quantizer)
     # The loop takes means over what is finite.
     absent = lambda: jax.tree.map(
@@ -207,7 +209,7 @@ def fit(
   """
   mesh = training.make_mesh()
   step = make_step(config, model, quantizer, learned_tx)
-  workdir = pathlib.Path(workdir)
+  workdir = paths.local(workdir)
   lead = jax.process_index() == 0
   if lead:
     workdir.mkdir(parents=True, exist_ok=True)

@@ -11,11 +11,12 @@ import numpy as np
 import scipy.stats
 
 from experiments import lm_sensitivity, lm_stages, methods, results
-from experiments.stage_cache import Busy, Turns
+from experiments.stage_cache import Busy, Turns, cached
 from s8bqat_jax import sensitivity
 from s8bqat_jax.speech import significance
 
 MARGIN = 0.01  # relative, of perplexity; a loss surely below it is none
+DEV_WINDOWS = 4  # what is measured takes so many times a score's windows
 COLUMNS = {
   'method': '',
   'bits': '.2f',
@@ -156,12 +157,29 @@ def agreement(
     its scores and the measured rise of the loss; and that rise under what the
     metric chose, under equal bits, and under the random ones.
   """
+  about = {
+    'starts_from': stages.float_folder().name,
+    'fingerprints': stages.corpora.fingerprints,
+    'row_scales': stages.config.row_scales,
+    'points': stages.config.points,
+    'choices': stages.config.choices,
+    'sensitivity': stages.config.sensitivity.to_dict(),
+    'metrics': list(metrics),
+    'windows': DEV_WINDOWS,
+  }
+  name = f'agreement-{results.config_hash(about)}'
+  work = lambda _: {'rows': _agreement(stages, found, metrics)}
+  return cached(stages.root / 'agreement' / name, about, work)['rows']
+
+
+def _agreement(stages, found, metrics) -> list[dict[str, Any]]:
   params = stages.float_params()
-  windows = found.windows(dev=True)
+  windows = found.windows(dev=True, factor=DEV_WINDOWS)
   loss = jax.jit(lambda p, x: stages.model.nll(p, x).mean())
   mean = lambda p: float(np.mean([loss(p, x) for x in windows]))
   base = mean(params)
-  rng = np.random.default_rng(stages.config.seed)
+  # Not the scores that the cells by random scores have.
+  rng = np.random.default_rng([stages.config.seed, 1])
   rows = []
   for point in stages.config.points:
     try:
@@ -213,6 +231,7 @@ def comparisons(
   articles_L: Sequence[str],
   words_L: Sequence[int],
   asked: Iterable[tuple[Cell, Cell]],
+  planned: Sequence[int],
 ) -> list[dict[str, Any]]:
   """Compares cells pairwise over the seeds that both have.
 
@@ -224,6 +243,7 @@ def comparisons(
     articles_L: the article of each line.
     words_L: the words of each line.
     asked: pairs (base, other); those without a common seed are left out.
+    planned: seeds without which, and at least three, nothing is claimed.
   """
   found = []
   for base, cell in asked:
@@ -239,6 +259,7 @@ def comparisons(
     )
     interval = significance.rate_interval(rise_SxL, words_L, articles_L)
     low, high = np.expm1(interval.low), np.expm1(interval.high)
+    complete = len(planned) >= 3 and set(common) == set(planned)
     found.append(
       {
         'a': str(base),
@@ -248,7 +269,8 @@ def comparisons(
         'articles': len(set(articles_L)),
         'relative': float(np.expm1(rise_SxL.mean(0).sum() / sum(words_L))),
         'ci95': [float(low), float(high)],
-        'non_inferior': bool(high < MARGIN),
+        'complete': complete,
+        'non_inferior': bool(high < MARGIN) if complete else None,
       }
     )
   return found

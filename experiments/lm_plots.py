@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -113,14 +114,17 @@ def residuals(rows: Rows, axes: Sequence[Any]) -> None:
     logged = training.read_metrics(
       pathlib.Path(row['folder']) / 'metrics.jsonl'
     )
+    training_steps = [r for r in logged if not r.get('quantizer/frozen')]
     for name, one in zip(('primal', 'dual'), axes):
-      curve = [
-        (r['step'], r[f'quantizer/{name}'])
-        for r in logged
-        if f'quantizer/{name}' in r and not r.get('quantizer/frozen')
-      ]
-      label = f'{row["point"]}, seed {row["seed"]}'
-      one.plot(*zip(*curve), lw=1, label=label)
+      # Of weights with a scale a row there is another: quantizer/1/primal.
+      keys = sorted(
+        {k for r in logged for k in r if re.fullmatch(rf'q.*/{name}', k)}
+      )
+      for key, style in zip(keys, ('-', '--')):
+        curve = [(r['step'], r[key]) for r in training_steps if key in r]
+        of_rows = ', rows' if style == '--' else ''
+        label = f'{row["point"]}, seed {row["seed"]}{of_rows}'
+        one.plot(*zip(*curve), style, lw=1, label=label)
       one.set(xlabel='step', ylabel=f'{name} residual', yscale='log')
   axes[0].legend(fontsize=7)
 

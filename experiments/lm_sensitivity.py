@@ -2,12 +2,13 @@
 
 Scores are tables {tensor: {bits: harm}} of one float model, found once:
 
-  trace   Hessian trace times squared error (HAWQ-V2)
-  kl      divergence of the outputs with that tensor alone quantized
-  search  -log of the probability, by a differentiable search over uniform
-          grids of one scale, that a width suffices
-  size    alike for all tensors, so that large ones get few bits
-  random  the same with random weights
+  trace     Hessian trace times mean squared error (HAWQ-V2)
+  diagonal  the Hessian's diagonal times squared errors
+  kl        divergence of the outputs with that tensor alone quantized
+  search    -log of the probability, by a differentiable search over uniform
+            grids of one scale, that a width suffices
+  size      alike for all tensors, so that large ones get few bits
+  random    alike for all weights, times a random factor for each tensor
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import functools
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,7 +33,8 @@ from s8bqat_jax.data import text_windows
 from s8bqat_jax.quantizers import codebook
 from s8bqat_jax.quantizers import tree as trees
 
-METRICS = ('trace', 'kl', 'search', 'size', 'random')
+METRICS = ('trace', 'diagonal', 'kl', 'search', 'size', 'random')
+_DIAGONAL = 'diagonal.safetensors'
 Scores = dict[str, dict[int, float]]
 Point = int | str
 
@@ -57,13 +59,12 @@ class Sensitivity:
     """Returns the predicted harm of every tensor at every width.
 
     Args:
-      metric: 'trace', 'kl', 'search', 'size' or 'random'.
+      metric: one of `METRICS`.
     """
     if metric == 'trace':
-      trace, stderr, _ = self.traces()
-      return sensitivity.trace_scores(
-        trace, self._params, self._quantize, self._widths(), stderr=stderr
-      )
+      return self._second_order(sensitivity.trace_scores, self.traces()[0])
+    if metric == 'diagonal':
+      return self._second_order(sensitivity.diagonal_scores, self._diagonal())
     if metric == 'kl':
       return self._kl()
     if metric == 'search':
@@ -79,7 +80,6 @@ class Sensitivity:
     """Returns trace and standard error of every tensor, and how found."""
 
     def work(folder):
-      del folder
       section = self.config.sensitivity
       found = sensitivity.hessian_trace(
         self._mean_nll,
@@ -88,7 +88,9 @@ class Sensitivity:
         jax.random.key(self.config.seed),
         rtol=section.rtol,
         max_probes=section.max_probes,
+        names=tuple(tensors(self._params)),
       )
+      packed_file.save(folder / _DIAGONAL, jax.device_get(found.diagonal))
       named = lambda tree: {k: float(x) for k, x in trees.named(tree).items()}
       return {
         'trace': named(found.trace),
@@ -107,12 +109,27 @@ class Sensitivity:
       found,
     )
 
+  def _diagonal(self) -> Any:
+    self.traces()
+    folder = self.stages.folder('sensitivity', *self._trace_stage())
+    return packed_file.load(folder / _DIAGONAL).tree
+
+  def _second_order(self, score: Callable[..., Scores], curvature) -> Scores:
+    _, stderr, _ = self.traces()
+    return score(
+      curvature, self._params, self._quantize, self._widths(), stderr=stderr
+    )
+
   def random_scores(self, rng: np.random.Generator) -> Scores:
-    """Returns scores in which only the widths mean something."""
-    widths = self._widths()
-    weights = np.exp(rng.normal(0, 2, len(widths)))
+    """Returns scores of which only sizes and widths mean something.
+
+    Without sizes a large tensor would get next to nothing, which no metric
+    needs any knowledge to do better.
+    """
+    widths, params = self._widths(), tensors(self._params)
+    weights = np.exp(rng.normal(0, 1, len(widths)))
     return {
-      n: {b: float(weight) * 4.0**-b for b in of}
+      n: {b: float(weight) * params[n].size * 4.0**-b for b in of}
       for (n, of), weight in zip(widths.items(), weights)
     }
 
@@ -122,6 +139,7 @@ class Sensitivity:
       return False
     stage = {
       'trace': self._trace_stage,
+      'diagonal': self._trace_stage,
       'kl': self._kl_stage,
       'search': self._search_stage,
     }.get(metric)
@@ -178,21 +196,29 @@ class Sensitivity:
       self.sizes(),
       self.budget(point),
     )
-    found = sensitivity.allocate(scores, sizes, budget)
     if unit == 'bits':
-      return found
-    # Headers grow a little with the number of different widths.
+      return sensitivity.allocate(scores, sizes, budget)
     size = self._file_size(number, unit)
+    least = self._file_of({name: min(of) for name, of in sizes.items()})
+    if size < least:
+      raise sensitivity.InfeasibleError(
+        f'{point!r} asks for a file of {size:,.0f} bytes; the smallest, all '
+        f'tensors at {min(self.config.choices)} bits, has {least:,}, which is '
+        f'{self._file_size(1.0, "x") / least:.1f}x'
+      )
+    found = sensitivity.allocate(scores, sizes, budget)
+    # Headers grow a little with the number of different widths.
     while (excess := self._file_of(found.bits) - size) > 0:
       budget -= excess
       found = sensitivity.allocate(scores, sizes, budget)
     return found
 
-  def windows(self, dev: bool = False) -> list[np.ndarray]:
+  def windows(self, dev: bool = False, factor: int = 1) -> list[np.ndarray]:
     """Returns windows of the text: of training, where scores come from, or not.
 
     Args:
       dev: of the development text.
+      factor: as many times the windows of a score.
     """
     section = self.config.sensitivity
     corpora = self.stages.corpora
@@ -202,7 +228,7 @@ class Sensitivity:
       self.config.data.length,
       seed=self.config.seed + 1,
     )
-    return [batches(i) for i in range(section.batches)]
+    return [batches(i) for i in range(factor * section.batches)]
 
   def quantized(self, bits: Mapping[str, int]) -> Any:
     """Returns the float model's weights, each rounded to its bits."""
@@ -279,7 +305,10 @@ class Sensitivity:
     return _int_keys(cached(folder, json.loads(config.to_json()), work))
 
   def _trace_stage(self) -> tuple[str, ml_collections.ConfigDict]:
-    return 'trace', self._section('rtol', 'max_probes')
+    config = self._section('rtol', 'max_probes')
+    config.keeps = _DIAGONAL
+    del config.choices  # no curvature depends on them
+    return 'trace', config
 
   def _kl_stage(self) -> tuple[str, ml_collections.ConfigDict]:
     config = self._section()

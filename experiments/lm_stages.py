@@ -26,6 +26,7 @@ from s8bqat_jax.artifacts import packed_file, qtensor
 from s8bqat_jax.data import text as text_lib
 from s8bqat_jax.data import text_windows
 from s8bqat_jax.quantizers import rules as rule_lib
+from s8bqat_jax.quantizers import tree as trees
 from s8bqat_jax.speech import tokenizers
 
 MODEL_FILE = 'model.safetensors'
@@ -122,6 +123,21 @@ class Stages:
       'vocabulary', 'data', 'model', 'train', 'seed'
     )
     self.float_config.corpus = corpora.train_text.fingerprint
+    self._check_row_scales()
+
+  def _check_row_scales(self) -> None:
+    """Raises ValueError unless they are scales of rows of embeddings."""
+    pattern = self.config.row_scales
+    shapes = jax.eval_shape(self.model.init, jax.random.key(0))
+    names = [n for n in trees.named(shapes) if has_row_scales(pattern, n)]
+    tables = [n for n in names if n.endswith('embedding')]
+    if pattern and (not tables or names != tables):
+      raise ValueError(
+        f'config.row_scales is {pattern!r}, which matches {names[:3]}: '
+        'expected tables of embeddings alone, such as embed/embedding; the '
+        'rows of a kernel are what a product sums over, and no scale of a term '
+        'can leave a sum'
+      )
 
   def float_model(self) -> pathlib.Path:
     """Returns the file of the float model, trained if it is not there."""

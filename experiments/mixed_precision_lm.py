@@ -15,6 +15,7 @@ experiments/results/<name>.json and pictures.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import pathlib
 from typing import Any
@@ -100,28 +101,36 @@ def main(argv):
     ]
     more, of_others = lm_matrix.run(others, score)
     rows, failed = rows | more, failed | of_others
-    first = found[next(iter(rows))[0]] if rows else None
-    agreement = [
-      {'seed': seed, **row}
-      for seed in dict.fromkeys(seed for seed, _ in rows)
-      for row in lm_matrix.agreement(
-        found[seed].stages,
-        found[seed],
-        [m for m in lm_sensitivity.METRICS if found[seed].ready(m)],
-      )
+    if not rows:
+      print('nothing is done yet, nothing was written')
+      return
+    not_run = [
+      failed.get((seed, cell), f'{cell}, seed {seed}')
+      for seed, cell in planned
+      if (seed, cell) not in rows
     ]
+    first = found[next(iter(rows))[0]]
+    write = functools.partial(_write, config, corpora, rows, not_run, first)
+    # What took hours is written before what takes minutes.
+    write([])
+    write(
+      [
+        {'seed': seed, **row}
+        for seed in dict.fromkeys(seed for seed, _ in rows)
+        for row in lm_matrix.agreement(
+          found[seed].stages,
+          found[seed],
+          [m for m in lm_sensitivity.METRICS if found[seed].ready(m)],
+        )
+      ]
+    )
   except Interrupted:
     print('interrupted; run the same command again to go on')
     return
-  if first is None:
-    print('nothing is done yet, nothing was written')
-    return
-  not_run = [
-    failed.get((seed, cell), f'{cell}, seed {seed}')
-    for seed, cell in planned
-    if (seed, cell) not in rows
-  ]
-  _write(config, corpora, rows, not_run, agreement, first)
+  ordered = list(rows.values())
+  path = results.FOLDER / config.name
+  lm_plots.write(ordered, first, path)
+  print(results.table(ordered, lm_matrix.COLUMNS))
 
 
 def _row(
@@ -147,10 +156,10 @@ def _row(
   return row
 
 
-def _write(config, corpora, rows, not_run, agreement, first) -> None:
-  """Writes the results file and the pictures; prints the table."""
+def _write(config, corpora, rows, not_run, first, agreement) -> None:
+  """Writes the results file."""
   lines = corpora.eval_text.lines
-  path = results.write(
+  results.write(
     config.name,
     list(rows.values()),
     comparisons=lm_matrix.comparisons(
@@ -161,6 +170,7 @@ def _write(config, corpora, rows, not_run, agreement, first) -> None:
       corpora.articles,
       [len(line.split()) + 1 for line in lines],
       lm_matrix.pairs(config),
+      config.seeds,
     ),
     corpus=[
       {'spec': k, 'fingerprint': v} for k, v in corpora.fingerprints.items()
@@ -170,9 +180,6 @@ def _write(config, corpora, rows, not_run, agreement, first) -> None:
     traces=first.traces()[2] if first.ready('trace') else None,
     config_hash=results.config_hash(config.to_dict()),
   )
-  ordered = list(rows.values())
-  lm_plots.write(ordered, first, path.with_suffix(''))
-  print(results.table(ordered, lm_matrix.COLUMNS))
 
 
 if __name__ == '__main__':

@@ -15,7 +15,7 @@ import numpy as np
 
 from s8bqat_jax.artifacts import entropy, packing, qtensor
 
-_PLAIN, _RANS = 'bits', 'rans'
+_PLAIN, _RANS = 'bits', 'rans2'  # `rans` had another layout
 _ROLES = '#scale', '#codebook'
 
 

@@ -195,9 +195,10 @@ def apply(
   passes = options_lib.integer(
     options, 'passes', 10 if split == 'train' else 1, least=1
   )
-  if passes > 1 and split in ('dev', 'eval'):
+  if passes > 1 and split not in ('train', ''):
     raise ValueError(
-      f'passes={passes}: a recording of split={split} enters one string only'
+      f'passes={passes}: a recording of split={split} enters one string only; '
+      'more passes are for split=train'
     )
   snr = options_lib.interval(options, 'snr', None)
   seed = options_lib.integer(options, 'seed', 0)
@@ -207,15 +208,19 @@ def apply(
   content = int(table.fingerprint, 16)
   strings = plan(table.speakers_N, low, high, passes, [seed, content])
   kept = store.cached(
-    f'trimmed-{table.fingerprint}',
+    f'trimmed-{_VERSION}-{table.fingerprint}',
     options.get('cache'),
     lambda: _trimmed(table),
   )
-  # Noise of its own for dev and eval, and for what is used once unnamed.
-  side = 0 if passes > 1 else select.SPLITS.index(split or 'eval')
-  fingerprint = corpus_lib.fingerprint([table.fingerprint, snr, *strings])
+  # Noise of its own for dev and eval; what is used once under no name, or
+  # under that of a split column, hears eval's.
+  known = split if split in select.SPLITS else 'eval'
+  side = 0 if passes > 1 else select.SPLITS.index(known)
+  fingerprint = corpus_lib.fingerprint(
+    [_VERSION, side, table.fingerprint, snr, *strings]
+  )
   made = store.cached(
-    f'composed-{_VERSION}-{side}-{fingerprint}',
+    f'composed-{fingerprint}',
     options.get('cache'),
     lambda: _composed(kept, strings, snr, seed, side),
   )

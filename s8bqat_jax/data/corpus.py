@@ -96,6 +96,12 @@ class Table:
     return self.read(index)
 
   def __getitem__(self, index: int) -> Utterance:
+    if isinstance(index, slice):
+      rows = range(*index.indices(len(self)))
+      raise TypeError(
+        f'{self.spec}: expected the number of an utterance, got a slice; for '
+        f'a part of a corpus use subset(corpus, {rows})'
+      )
     audio_S = self.pcm(index).astype(np.float32) / 32768
     return Utterance(
       self.utt_ids_N[index],
@@ -120,18 +126,46 @@ def fingerprint(items: Iterable[object]) -> str:
   return digest.hexdigest()[:16]
 
 
-def subset(corpus: Corpus, indices: Sequence[int], spec: str = '') -> Table:
+def _rows(
+  corpus: Corpus, indices: Sequence[int] | Sequence[bool] | np.ndarray
+) -> list[int]:
+  """Returns row numbers that are there, from numbers or a mask."""
+  chosen = np.asarray(indices if len(indices) else np.zeros(0, int))
+  if chosen.ndim != 1 or chosen.dtype.kind not in 'biu':
+    raise ValueError(
+      f'{corpus.spec}: {chosen.dtype} {chosen.shape} do not choose rows: '
+      'expected a list of row numbers, or a boolean for each utterance'
+    )
+  if chosen.dtype == bool:
+    if len(chosen) != len(corpus):
+      raise ValueError(
+        f'{corpus.spec}: mask of {len(chosen)} booleans, expected one for each '
+        f'of {len(corpus)} utterances'
+      )
+    chosen = np.flatnonzero(chosen)
+  for row in chosen[(chosen < 0) | (chosen >= len(corpus))][:1]:
+    raise ValueError(
+      f'{corpus.spec}: row {row} is not there: expected 0..{len(corpus) - 1}'
+    )
+  return chosen.tolist()
+
+
+def subset(
+  corpus: Corpus,
+  indices: Sequence[int] | Sequence[bool] | np.ndarray,
+  spec: str = '',
+) -> Table:
   """Returns the rows `indices` of a corpus, in that order.
 
   Args:
     corpus: Where the rows come from.
-    indices: Rows to keep.
+    indices: Rows to keep, or a boolean for each row.
     spec: Name of the result; by default the corpus's spec and the count.
 
   Returns:
-    A corpus of len(indices) utterances that reads through `corpus`.
+    A corpus of the chosen utterances that reads through `corpus`.
   """
-  rows = [int(i) for i in indices]
+  rows = _rows(corpus, indices)
   return Table(
     spec=spec or f'{corpus.spec} [{len(rows)} of {len(corpus)}]',
     utt_ids_N=[corpus.utt_ids_N[i] for i in rows],

@@ -25,13 +25,21 @@ class Tokenizer(Protocol):
 
 @dataclasses.dataclass
 class Skipped:
-  """Utterances that training did without, and why; grows while reading."""
+  """Utterances that training did without, and why; grows while reading.
+
+  Attributes:
+    reasons: By utterance.
+    unusable: How many of them for their audio, which reading found out.
+  """
 
   reasons: dict[str, str] = dataclasses.field(default_factory=dict)
+  unusable: int = 0
 
   def add(self, utt_id: str, reason: str) -> None:
+    """Counts an utterance of unusable audio, once."""
     if utt_id not in self.reasons:
       self.reasons[utt_id] = reason
+      self.unusable += 1
       logging.warning('skipped %s: %s', utt_id, reason)
 
   def __len__(self) -> int:
@@ -74,7 +82,8 @@ class Loader:
     at_speed: `(index, speed) -> int16 [S]`, how audio is read under `perturb`.
     strict: True raises on unusable audio (evaluation, where every utterance
       counts); False leaves it out and reports it in `skipped`.
-    max_skipped: Share of the corpus that may be skipped before it is an error.
+    max_skipped: Share of the corpus whose audio may be unusable before that is
+      an error.
     process_index: This process.
     process_count: Processes that share each global batch.
     prefetch: Batches read ahead; 0 reads in the caller's thread.
@@ -162,10 +171,11 @@ class Loader:
       if self.strict:
         raise
       self.skipped.add(self.corpus.utt_ids_N[index], str(e))
-      if len(self.skipped) > max(1.0, self.max_skipped * len(self.corpus)):
+      unusable = self.skipped.unusable
+      if unusable > max(1.0, self.max_skipped * len(self.corpus)):
         raise ValueError(
-          f'{self.corpus.spec}: {len(self.skipped)} of {len(self.corpus)} '
-          f'utterances are unusable, the last: {e}'
+          f'{self.corpus.spec}: {unusable} of {len(self.corpus)} utterances '
+          f'are unusable, the last: {e}'
         ) from e
       return None
 

@@ -145,9 +145,16 @@ def rows(
   """
   keep = list(range(len(columns['text'])))
   speakers_N = columns.get('speaker')
-  by_speaker = {'speakers', 'exclude_speakers', 'folds', 'shares', 'split_by'}
   plain_split = 'split' in options and 'split_column' not in options
-  if speakers_N is None and (plain_split or by_speaker & set(options)):
+  if not plain_split:
+    dealing = {'folds', 'fold', 'shares', 'split_by', 'dev_speakers'}
+    for name in sorted(dealing & set(options)):
+      raise ValueError(
+        f'{name}= deals speakers to splits: it needs split=train, split=dev or '
+        'split=eval, and no split_column='
+      )
+  by_speaker = plain_split or {'speakers', 'exclude_speakers'} & set(options)
+  if speakers_N is None and by_speaker:
     raise ValueError(
       'splitting by speaker needs a column `speaker`; there are '
       f'{", ".join(columns)}. Add one, or name a column with split_column='
@@ -173,10 +180,6 @@ def rows(
       balance_N = [balance[i] for i in keep]
     side = _split_of_speaker([speakers_N[i] for i in keep], balance_N, options)
     keep = [i for i in keep if side[speakers_N[i]] == split]
-  else:
-    unused = {'folds', 'fold', 'shares', 'split_by', 'dev_speakers'}
-    for name in sorted(unused & set(options)):
-      raise ValueError(f'{name}= needs split=train, split=dev or split=eval')
   wanted = options_lib.names(options, 'texts')
   if wanted is not None:
     texts_N = columns['text']

@@ -5,6 +5,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 from typing import Any, NamedTuple
@@ -16,6 +17,8 @@ from absl import logging
 _SAMPLES = 'samples.int16'
 _INDEX = 'index.json'
 _CHUNK = 256  # entries held in memory on their way to the disk
+_UNFINISHED = '.unfinished-'  # folders of stores that are being written
+_ABANDONED_S = 24 * 3600  # since something was last written to one
 
 
 class Entry(NamedTuple):
@@ -108,14 +111,19 @@ def write(folder: pathlib.Path, entries: Iterable[Entry]) -> None:
   """
   try:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = pathlib.Path(
-      tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent)
+    _sweep(folder.parent)
+    unfinished = pathlib.Path(
+      tempfile.mkdtemp(prefix=f'{_UNFINISHED}{folder.name}-', dir=folder.parent)
     )
   except OSError as e:
     raise OSError(
       e.errno, f'cannot make {folder}: {e.strerror}; choose another with cache='
     ) from e
   try:
+    # A folder from mkdtemp is its owner's alone; one within it has the
+    # permissions that the umask allows, for others who share the cache.
+    partial = unfinished / folder.name
+    partial.mkdir()
     index: dict[str, list] = {'lengths': [], 'texts': [], 'speakers': []}
     with (partial / _SAMPLES).open('wb') as f:
       for entry in entries:
@@ -136,7 +144,18 @@ def write(folder: pathlib.Path, entries: Iterable[Entry]) -> None:
       'another folder with cache=DIR or S8BQAT_CACHE, or use cache=none',
     ) from e
   finally:
-    shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _sweep(base: pathlib.Path) -> None:
+  """Removes what killed processes left unfinished in a cache."""
+  for folder in base.glob(f'{_UNFINISHED}*'):
+    try:
+      last = max(p.stat().st_mtime for p in (folder, *folder.rglob('*')))
+    except OSError:  # just finished, or another user's
+      continue
+    if last < time.time() - _ABANDONED_S:
+      shutil.rmtree(folder, ignore_errors=True)
 
 
 def cached(

@@ -58,8 +58,12 @@ class TrainBatches:
         f'{len(ids_N)} tokens are too few for one batch of {batch_size} '
         f'windows of {length}; at least {(batch_size + 1) * length} are needed'
       )
-    self._ids_N, self._seed = ids_N, seed
+    self._ids_N = ids_N
     self._batch_size, self._length = batch_size, length
+    # The cache is this instance's and does not hold it.
+    self._epoch = functools.lru_cache(maxsize=2)(
+      functools.partial(_offset_and_order, seed, length, self._windows)
+    )
 
   def __call__(self, step: int) -> np.ndarray:
     """Returns tokens_BxT1, int32: inputs [:, :-1], targets [:, 1:]."""
@@ -70,10 +74,13 @@ class TrainBatches:
     starts_B = offset + rows * self._length
     return self._ids_N[starts_B[:, None] + np.arange(self._length + 1)]
 
-  @functools.lru_cache(maxsize=2)  # noqa: B019
-  def _epoch(self, epoch: int) -> tuple[int, np.ndarray]:
-    rng = np.random.default_rng((self._seed, epoch))
-    return int(rng.integers(self._length)), rng.permutation(self._windows)
+
+def _offset_and_order(
+  seed: int, length: int, count: int, epoch: int
+) -> tuple[int, np.ndarray]:
+  """Where an epoch's first window starts, and the order of its windows."""
+  rng = np.random.default_rng((seed, epoch))
+  return int(rng.integers(length)), rng.permutation(count)
 
 
 def windows(

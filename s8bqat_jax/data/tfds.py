@@ -151,7 +151,13 @@ def open_split(folder: pathlib.Path, split: str) -> Prepared:
 class Records:
   """The utterances of a prepared split, parsed one at a time."""
 
-  def __init__(self, prepared: Prepared):
+  def __init__(self, prepared: Prepared, spec: str):
+    """Opens the split.
+
+    Args:
+      prepared: From `open_split`.
+      spec: What errors name.
+    """
     from array_record.python import array_record_data_source
     from tensorflow_datasets.core import example_parser
     from tensorflow_datasets.core.features import feature
@@ -179,7 +185,7 @@ class Records:
       [str(s) for s in prepared.shards]
     )
     self._parser = example_parser.ExampleParserNp(specs)
-    self._folder = prepared.folder
+    self._folder, self._spec = prepared.folder, spec
 
   def __len__(self) -> int:
     return len(self._source)
@@ -188,14 +194,20 @@ class Records:
     """Returns the fields of record `index`, still encoded."""
     return self._parser.parse_example(self._source[index])
 
-  def pcm(self, index: int) -> np.ndarray:
-    """Returns the int16 [S] samples of record `index` at 16 kHz."""
+  def _decoded(self, index: int) -> tuple[Mapping[str, Any], np.ndarray, int]:
+    """Returns record `index`, its samples and their rate."""
     try:
-      samples, rate = self.audio.decode(self.parse(index)[self.audio.name])
+      record = self.parse(index)
+      return record, *self.audio.decode(record[self.audio.name])
     except (soundfile.LibsndfileError, zlib.error, ValueError) as e:
       raise corpus_lib.BadUtteranceError(
-        f'{self._folder}, record {index}: {e}'
+        f'{self._spec}: record {index} of {self._folder} is damaged ({e}); '
+        'prepare the set again'
       ) from e
+
+  def pcm(self, index: int) -> np.ndarray:
+    """Returns the int16 [S] samples of record `index` at 16 kHz."""
+    _, samples, rate = self._decoded(index)
     mono_S = samples.mean(axis=1) if samples.ndim == 2 else samples
     return audio.to_int16(audio.resample(mono_S, rate))
 
@@ -209,14 +221,13 @@ class Records:
     if self.optional['speaker'] is not None:
       out['speaker'] = []
     for i in range(len(self)):
-      record = self.parse(i)
+      record, samples, rate = self._decoded(i)
       out['text'].append(plain(record[self.text]))
       for column, name in self.optional.items():
         if name is not None:
           out[column].append(plain(record[name]))
       if self.optional['utt_id'] is None:
         out['utt_id'].append(f'{i:08d}')
-      samples, rate = self.audio.decode(record[self.audio.name])
       out['duration_s'].append(str(len(samples) / rate))
     return out
 
@@ -264,7 +275,7 @@ def load(rest: str, options: Mapping[str, str], spec: str) -> corpus_lib.Corpus:
     if folder is None:
       raise ValueError(f'tfds:{name}: prepared, but not found in {directory}')
   prepared = open_split(folder, split)
-  records = Records(prepared)
+  records = Records(prepared, spec)
   content = [
     (folder / 'features.json').read_text(),
     *(

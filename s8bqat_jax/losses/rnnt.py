@@ -69,7 +69,9 @@ def rnnt_loss(
 
   Returns:
     nll_B, float32. A row of no frames and no labels (batch padding) is 0;
-    labels without frames are impossible: +inf, with a gradient of zero.
+    labels without frames are impossible: +inf, with a gradient of zero. So
+    is a label that is none of V: above 1e19. A length outside its range makes
+    a row NaN, with a gradient of zero.
 
   References:
     A. Graves, Sequence Transduction with Recurrent Neural Networks, 2012.
@@ -172,6 +174,8 @@ def _num_chunks(rows: int, U1: int, V: int) -> int:
 def _arc_log_probs(logits_BxTxCxV, targets_BxC, blank):
   """Log-probabilities of blank and of the target, 2 x [B, T, C].
 
+  A target outside the vocabulary is impossible.
+
   The target is picked by comparing with iota: it fuses with the softmax in
   both directions, where a gather's transpose is a scatter into [B, T, C, V].
   """
@@ -186,13 +190,15 @@ def _arc_log_probs(logits_BxTxCxV, targets_BxC, blank):
   target_BxTxC = jnp.sum(
     jnp.where(is_target_BxCxV[:, None], logits_BxTxCxV, 0.0), axis=-1
   )
-  blank_BxTxC = logits_BxTxCxV[..., blank]
-  return blank_BxTxC - log_z_BxTxC, target_BxTxC - log_z_BxTxC
+  # What is none of the V matches nowhere: its sum of zero means nothing.
+  known_Bx1xC = ((targets_BxC >= 0) & (targets_BxC < V))[:, None]
+  label_BxTxC = jnp.where(known_Bx1xC, target_BxTxC - log_z_BxTxC, _FLOOR)
+  return logits_BxTxCxV[..., blank] - log_z_BxTxC, label_BxTxC
 
 
 def _lattice_nll(blank_BxTxU1, label_BxTxU1, enc_lengths_B, label_lengths_B):
-  """-log of the sum over paths, diagonal by diagonal."""
-  B, _, U1 = blank_BxTxU1.shape
+  """-log of the sum over paths, diagonal by diagonal; NaN off the lattice."""
+  B, T, U1 = blank_BxTxU1.shape
   # The arcs that arrive in diagonal n leave from diagonal n - 1.
   blank_NxBxU1 = _skew(jnp.maximum(blank_BxTxU1, _FLOOR))
   label_NxBxU1 = _skew(jnp.maximum(label_BxTxU1, _FLOOR))
@@ -215,7 +221,10 @@ def _lattice_nll(blank_BxTxU1, label_BxTxU1, enc_lengths_B, label_lengths_B):
   end = (last_B, rows_B, label_lengths_B)
   nll_B = -(alpha_NxBxU1[end] + blank_NxBxU1[end])
   without_frames_B = jnp.where(label_lengths_B > 0, jnp.inf, 0.0)
-  return jnp.where(enc_lengths_B > 0, nll_B, without_frames_B)
+  nll_B = jnp.where(enc_lengths_B > 0, nll_B, without_frames_B)
+  there_B = (enc_lengths_B >= 0) & (enc_lengths_B <= T)
+  there_B &= (label_lengths_B >= 0) & (label_lengths_B < U1)
+  return jnp.where(there_B, nll_B, jnp.nan)
 
 
 def _log_add(x, y):

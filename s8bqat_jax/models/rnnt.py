@@ -44,7 +44,8 @@ class RNNT(nn.Module):
     embed_width: width of its label embedding.
     joint_width: D.
     stack: feature frames concatenated into one encoder input.
-    reduce_after: layers (counted from 0) after which frames are paired.
+    reduce_after: layers (counted from 0), each once, after which frames are
+      paired.
     dropout: rate, after every encoder layer and the embedding.
     ctc: also owns a CTC head on the encoder (an auxiliary training loss).
     dtype: of the products.
@@ -66,6 +67,15 @@ class RNNT(nn.Module):
   fast_backward: bool = True
 
   def setup(self):
+    there = set(self.reduce_after) & set(range(self.encoder_layers))
+    if sorted(there) != sorted(self.reduce_after):
+      # `subsampling` would count a pairing that never happens.
+      raise ValueError(
+        f'reduce_after={tuple(self.reduce_after)}: expected layers of '
+        f'0..{self.encoder_layers - 1} (there are encoder_layers='
+        f'{self.encoder_layers}), each at most once'
+      )
+
     def layer(width, name):
       return lstm.LSTM(width, self.dtype, self.fast_backward, name=name)
 
@@ -104,9 +114,7 @@ class RNNT(nn.Module):
   ) -> tuple[jax.Array, jax.Array]:
     """Returns enc_BxSxD and its lengths_B; frames past a length are garbage."""
     carry = self.initial_carry(feats_BxTxF.shape[0])
-    _, enc_BxSxD = self.encode_chunk(
-      carry, feats_BxTxF, deterministic=deterministic
-    )
+    _, enc_BxSxD = self._encode(carry, feats_BxTxF, deterministic)
     return enc_BxSxD, lengths_B // self.subsampling
 
   def encode_chunk(
@@ -124,9 +132,19 @@ class RNNT(nn.Module):
       deterministic: False applies dropout.
 
     Returns:
-      The new carry and enc_BxSxD, S = K // subsampling.
+      The new carry and enc_BxSxD, S = K / subsampling.
     """
-    x = stack_frames(feats_BxKxF, self.stack)
+    frames = feats_BxKxF.shape[1]
+    if frames % self.subsampling:
+      raise ValueError(
+        f'a chunk of {frames} frames: expected a multiple of '
+        f'{self.subsampling} (subsampling); keep the rest for the next chunk, '
+        'it would be lost'
+      )
+    return self._encode(carry, feats_BxKxF, deterministic)
+
+  def _encode(self, carry, feats_BxTxF, deterministic):
+    x = stack_frames(feats_BxTxF, self.stack)
     carries = []
     for i, layer in enumerate(self.encoder):
       new, x = layer(x, carry[i])

@@ -3,7 +3,8 @@
 | step | function |
 | --- | --- |
 | curvature of the loss, per tensor | `hessian_trace`, `top_eigenvalue` |
-| scores, `{tensor: {bits: harm}}` | `trace_scores`, `kl_sensitivity` |
+| scores, `{tensor: {bits: harm}}`, by it | `trace_scores`, `diagonal_scores` |
+| or by what the outputs diverge | `kl_sensitivity` |
 | bits under a budget, exactly | `allocate`, `pareto_front` |
 | or learned beside the weights | `search`, `found_bits`, `search_scores` |
 | rules for a quantizer | `to_rules` |
@@ -27,6 +28,7 @@ from s8bqat_jax.sensitivity.hessian import (
 from s8bqat_jax.sensitivity.pareto import ParetoFront, pareto_front
 from s8bqat_jax.sensitivity.scores import (
   KlSensitivity,
+  diagonal_scores,
   kl_sensitivity,
   trace_scores,
 )
@@ -41,6 +43,7 @@ __all__ = [
   'ParetoFront',
   'TopEigenvalue',
   'allocate',
+  'diagonal_scores',
   'found_bits',
   'hessian_trace',
   'kl_sensitivity',

@@ -6,7 +6,7 @@ gives an estimate for every tensor at once.
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -32,6 +32,7 @@ class HessianTrace(NamedTuple):
 
   trace: PyTree  # float64 scalars, structured like params
   stderr: PyTree  # their standard errors (of the probes, for these batches)
+  diagonal: PyTree  # the Hessian's diagonal, like params; noisy, unbiased
   probes: int  # Hessian-vector products spent
   converged: bool  # False: stopped by max_probes
 
@@ -78,6 +79,7 @@ def hessian_trace(
   rtol: float = 0.05,
   max_probes: int = 256,
   chunk: int = 4,
+  names: Collection[str] | None = None,
 ) -> HessianTrace:
   """Estimates the Hessian trace of every tensor by Hutchinson's method.
 
@@ -99,6 +101,8 @@ def hessian_trace(
       (one sweep over the batches, `chunk` probes each, always runs).
     chunk: probes evaluated at once on a batch; memory grows with it. They
       share the forward and backward pass.
+    names: the tensors whose errors decide when to stop; None for all. Vectors
+      that stay in floating point need not hold up the rest.
 
   Returns:
     A `HessianTrace`.
@@ -117,22 +121,31 @@ def hessian_trace(
   if not rtol > 0:
     raise ValueError(f'rtol={rtol}: expected a positive number')
 
-  names = list(trees.named_leaves(params))
+  names_L = list(trees.named_leaves(params))
+  unknown = sorted(set(names or ()) - set(names_L))
+  if unknown:
+    raise ValueError(
+      f'names has {unknown[:3]}, which params does not have; its tensors are '
+      f'{names_L[:8]}'
+    )
+  judged_L = np.array([names is None or name in names for name in names_L])
   samples_per_batch: list[list[np.ndarray]] = [[] for _ in batches]
+  diagonal = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
   probes = 0
   while True:
     for index, batch in enumerate(batches):
       key, probe_key = jax.random.split(key)
-      samples_CxL = np.asarray(
-        _probe_traces(loss_fn, params, batch, probe_key, chunk), np.float64
+      found_CxL, diagonal = _probe(
+        loss_fn, params, batch, probe_key, chunk, diagonal
       )
-      _check_finite(samples_CxL, names, index)
+      samples_CxL = np.asarray(found_CxL, np.float64)
+      _check_finite(samples_CxL, names_L, index)
       samples_per_batch[index].append(samples_CxL)
       probes += chunk
     trace_L, stderr_L, degrees = _stratified_mean(samples_per_batch)
     scale_L = np.maximum(np.abs(trace_L), _NEGLIGIBLE * np.max(np.abs(trace_L)))
     converged = degrees >= _MIN_DEGREES and bool(
-      np.all(stderr_L <= rtol * scale_L)
+      np.all(stderr_L <= rtol * scale_L, where=judged_L)
     )
     if converged or probes + chunk * len(batches) > max_probes:
       break
@@ -141,6 +154,7 @@ def hessian_trace(
   return HessianTrace(
     jax.tree.unflatten(treedef, list(trace_L)),
     jax.tree.unflatten(treedef, list(stderr_L)),
+    jax.tree.map(lambda x: x / probes, diagonal),
     probes,
     converged,
   )
@@ -211,23 +225,30 @@ def top_eigenvalue(
   return TopEigenvalue(value, residual, iteration)
 
 
-@functools.partial(jax.jit, static_argnames=('loss_fn', 'chunk'))
-def _probe_traces(loss_fn, params, batch, key, chunk):
-  """v_i . (H v)_i for `chunk` probes and every tensor: [chunk, L]."""
+@functools.partial(
+  jax.jit, static_argnames=('loss_fn', 'chunk'), donate_argnames='diagonal'
+)
+def _probe(loss_fn, params, batch, key, chunk, diagonal):
+  """v_i . (H v)_i for `chunk` probes and every tensor: [chunk, L].
+
+  And `diagonal` with the elements of these products added.
+  """
   grad_fn = jax.grad(lambda p: loss_fn(p, batch))
 
   def one_probe(probe_key):
     v = _random_signs(probe_key, params)
-    products = jax.tree.map(
-      lambda a, b: jnp.sum(a.astype(jnp.float32) * b.astype(jnp.float32)),
+    return jax.tree.map(
+      lambda a, b: a.astype(jnp.float32) * b.astype(jnp.float32),
       v,
       hessian_vector_product(grad_fn, params, v),
     )
-    return jnp.stack(jax.tree.leaves(products))
 
   # What does not depend on the probe, the forward and the backward pass, is
   # not batched by vmap: `chunk` probes share it.
-  return jax.vmap(one_probe)(jax.random.split(key, chunk))
+  products = jax.vmap(one_probe)(jax.random.split(key, chunk))
+  sums = [x.reshape(chunk, -1).sum(1) for x in jax.tree.leaves(products)]
+  diagonal = jax.tree.map(lambda a, x: a + x.sum(0), diagonal, products)
+  return jnp.stack(sums, 1), diagonal
 
 
 @functools.partial(jax.jit, static_argnames='loss_fn')

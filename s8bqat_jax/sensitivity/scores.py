@@ -51,24 +51,69 @@ def trace_scores(
     Dong et al. 2020 (HAWQ-V2); Xu et al. 2021 (arXiv 2112.11540), who apply it
     to Transformer language models.
   """
-  traces, tensors = trees.named_leaves(trace), trees.named_leaves(params)
-  if list(traces) != list(tensors):
+  traces = trees.named_leaves(trace)
+  harm = lambda name, squares: float(traces[name]) * float(squares.mean())
+  return _perturbations(trace, harm, params, quantize, bits, stderr)
+
+
+def diagonal_scores(
+  diagonal: PyTree,
+  params: PyTree,
+  quantize: Quantize,
+  bits: Mapping[str, Sequence[int]],
+  *,
+  stderr: PyTree = None,
+) -> Scores:
+  """Quantization perturbation weighted by the Hessian's diagonal.
+
+  Omega = sum_j H_jj (Q(w_j, b) - w_j)^2. The trace alone supposes that errors
+  are as large where the loss is curved as where it is flat; in an embedding,
+  whose frequent rows are short, they are not.
+
+  Args:
+    diagonal: `hessian_trace(...).diagonal`. Each of its elements is noisy; the
+      sum is about as certain as the trace.
+    params: as in `trace_scores`.
+    quantize: as in `trace_scores`.
+    bits: as in `trace_scores`.
+    stderr: as in `trace_scores`.
+
+  Returns:
+    `{tensor: {bits: omega}}`.
+  """
+  curved = trees.named_leaves(diagonal)
+  harm = lambda name, squares: float(
+    np.sum(np.asarray(curved[name], np.float64) * squares)
+  )
+  return _perturbations(diagonal, harm, params, quantize, bits, stderr)
+
+
+def _perturbations(curvature, harm, params, quantize, bits, stderr) -> Scores:
+  """Harm of every rounding, `harm(name, squared errors)`.
+
+  It counts as no less than under a trace of its own standard error.
+  """
+  tensors = trees.named_leaves(params)
+  if list(trees.named_leaves(curvature)) != list(tensors):
     raise ValueError(
-      'trace and params differ in structure; their tensors are\n'
-      f'{list(traces)[:8]}\n{list(tensors)[:8]}'
+      'curvature and params differ in structure; their tensors are\n'
+      f'{list(trees.named_leaves(curvature))[:8]}\n{list(tensors)[:8]}'
     )
   _check_names(bits, tensors)
   floors = trees.named_leaves(stderr) if stderr is not None else {}
   scores: Scores = {}
   for name, widths in bits.items():
     tensor = np.asarray(tensors[name], np.float64)
-    least = max(float(floors.get(name, 0.0)), 0.0)
-    curvature = max(float(traces[name]), least) / max(tensor.size, 1)
+    floor = max(float(floors.get(name, 0.0)), 0.0)
     scores[name] = {}
     for b in widths:
       view = _quantized(quantize, name, tensors[name], b)
-      error = np.asarray(view, np.float64) - tensor
-      scores[name][b] = curvature * float(np.sum(error**2))
+      squares = (np.asarray(view, np.float64) - tensor) ** 2
+      if not tensor.size:
+        scores[name][b] = 0.0
+        continue
+      least = floor * float(squares.mean())
+      scores[name][b] = max(harm(name, squares), least)
   return scores
 
 

@@ -135,6 +135,11 @@ def log_mel_chunk(
 def _to_float(audio):
   if audio.dtype == jnp.int16:
     return audio.astype(jnp.float32) / _INT16_SCALE
+  if not jnp.issubdtype(audio.dtype, jnp.floating):
+    raise TypeError(
+      f'audio of {audio.dtype}: expected int16, or floats in [-1, 1]; scale '
+      'it to one of them'
+    )
   return audio.astype(jnp.float32)
 
 

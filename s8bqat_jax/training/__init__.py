@@ -3,7 +3,8 @@
 mesh         one `data` axis over every device of every process
 checkpoints  atomic, the latest few and the best
 metrics      JSON lines and TensorBoard
-signals      SIGTERM saves before it ends
+paths        of this machine, or refused
+signals      SIGTERM and Ctrl-C save before they end
 host_memory  steps on a CPU reuse what earlier ones freed
 loop         any step, any batches; interrupted and resumed exactly
 """
@@ -13,7 +14,7 @@ from s8bqat_jax.training.host_memory import reuse_host_memory
 from s8bqat_jax.training.loop import LoopConfig, Outcome, train
 from s8bqat_jax.training.mesh import make_mesh, replicate, shard_batch
 from s8bqat_jax.training.metrics import MetricWriter, read_metrics
-from s8bqat_jax.training.signals import on_sigterm
+from s8bqat_jax.training.signals import on_sigterm, on_stop
 
 __all__ = [
   'Checkpoints',
@@ -22,6 +23,7 @@ __all__ = [
   'Outcome',
   'make_mesh',
   'on_sigterm',
+  'on_stop',
   'read_metrics',
   'replicate',
   'reuse_host_memory',

@@ -8,14 +8,17 @@ loaded.
 from __future__ import annotations
 
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
+from s8bqat_jax.training import paths
+
 _ARRAYS, _NOTES = 'arrays', 'notes'
+# What TensorStore writes into errors of the operating system.
+_OS_ERROR = 'os_error_code='
 
 
 class Checkpoints:
@@ -27,7 +30,7 @@ class Checkpoints:
 
   def __init__(self, directory: os.PathLike | str, keep: int = 2):
     """Opens (and creates) the directory; `keep` latest ones are kept."""
-    self.directory = pathlib.Path(directory).absolute()
+    self.directory = paths.local(directory).absolute()
     self._managers = {
       name: ocp.CheckpointManager(
         self.directory / name,
@@ -65,13 +68,15 @@ class Checkpoints:
 
     Raises:
       OSError: naming the directory, if it can't be written (a full disk).
+      ValueError: if two leaves of `state` have the same name.
     """
+    arrays = _flatten(state)
     try:
       self._managers[which].save(
         step,
         args=ocp.args.Composite(
           **{
-            _ARRAYS: ocp.args.StandardSave(_flatten(state)),
+            _ARRAYS: ocp.args.StandardSave(arrays),
             _NOTES: ocp.args.JsonSave(dict(notes or {})),
           }
         ),
@@ -80,11 +85,17 @@ class Checkpoints:
     except ocp.checkpoint_manager.StepAlreadyExistsError:
       return
     except Exception as error:
+      what = (
+        f'could not write the checkpoint of step {step} under {self.directory}'
+      )
+      intact = f'The one before it (step {self.latest_step(which)}) is intact'
+      # A full disk is a ValueError of TensorStore's.
+      if not isinstance(error, OSError) and _OS_ERROR not in str(error):
+        error.add_note(f'{what}. {intact}')
+        raise
       raise OSError(
-        f'could not write the checkpoint of step {step} under '
-        f'{self.directory}: {error}. The one before it (step '
-        f'{self.latest_step(which)}) is intact: free some space, or fix the '
-        'permissions, and run the same command again to resume'
+        f'{what}: {error}. {intact}: free some space, or fix the permissions, '
+        'and run the same command again to resume'
       ) from error
 
   def restore(
@@ -159,7 +170,13 @@ class Checkpoints:
 
 
 def _flatten(state: Any) -> dict[str, Any]:
-  return {
-    jax.tree_util.keystr(path, simple=True, separator='.'): leaf
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state)
-  }
+  flat = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+    name = jax.tree_util.keystr(path, simple=True, separator='.')
+    if name in flat:
+      raise ValueError(
+        f'two leaves of the state are called {name!r}, and one would be lost: '
+        'rename one of them (a key may have a dot in it)'
+      )
+    flat[name] = leaf
+  return flat

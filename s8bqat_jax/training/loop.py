@@ -2,8 +2,9 @@
 
 The loop owns no randomness and no position of its own: batch i is a function
 of i, a step's draws follow from its number, and the early-stopping record
-rides in the checkpoint's notes. A run that was killed and started again
-therefore ends with the same bits as one that was not.
+rides in the checkpoint's notes, as does an evaluation that a signal put off. A
+run that was killed and started again therefore ends with the same bits as one
+that was not.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tqdm import tqdm
 from s8bqat_jax.quantizers.step import TrainState
 from s8bqat_jax.training.checkpoints import Checkpoints
 from s8bqat_jax.training.metrics import MetricWriter
-from s8bqat_jax.training.signals import on_sigterm
+from s8bqat_jax.training.signals import on_stop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +32,12 @@ class LoopConfig:
 
   Attributes:
     steps: of the whole training.
-    log_every: metrics are averaged and written.
+    log_every: metrics are averaged and written, and at the end; 0 means never.
     eval_every: the development data is scored; 0 means only at the end.
-    save_every: a checkpoint is written (also at every evaluation).
+    save_every: a checkpoint is written; 0 means only at the end and at every
+      evaluation, where one is written anyway.
     patience: evaluations without a new best before training stops; 0 never.
-    max_skipped: consecutive non-finite steps that end the run.
+    max_skipped: consecutive non-finite steps that end the run; 0 never.
   """
 
   steps: int
@@ -44,6 +46,12 @@ class LoopConfig:
   save_every: int = 1000
   patience: int = 0
   max_skipped: int = 20
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if value < 0:
+        raise ValueError(f'{field.name}={value}: expected 0 or more')
 
 
 class Outcome(NamedTuple):
@@ -74,15 +82,21 @@ def train(
 ) -> Outcome:
   """Trains from `state`, or from the latest checkpoint if there is one.
 
+  At SIGTERM, and at Ctrl-C, training saves and ends after what it is about, a
+  step or an evaluation; a second Ctrl-C interrupts at once.
+
   Args:
-    update: the jitted step, (state, batch) -> (state, metrics).
+    update: the jitted step, (state, batch) -> (state, metrics). No metric is
+      required; those that `make_step` reports are shown (`loss`) and watched
+      (`skipped_in_a_row`).
     state: where training starts.
     batches: (step) -> iterator over the batches of that step and later ones.
     config: when to log, evaluate, save and stop.
     checkpoints: where to save to and resume from; None keeps nothing.
     metrics_dir: for `metrics.jsonl` and TensorBoard; None writes none.
     evaluate: (state) -> metrics on the development data.
-    score: which of them, lower being better, decides the best checkpoint.
+    score: which of them, lower being better, decides the best checkpoint; one
+      that is not finite is no best.
     progress: whether to show a progress bar; a text is its label.
 
   Returns:
@@ -90,10 +104,15 @@ def train(
 
   Raises:
     FloatingPointError: after `max_skipped` consecutive non-finite steps.
+    ValueError: if the batches end before the last step, or `evaluate` does not
+      return `score`.
   """
-  notes: dict[str, Any] = {'best': None, 'stale': 0}
+  # due: whether the evaluation of this step is still to be made.
+  notes: dict[str, Any] = {'best': None, 'stale': 0, 'due': False}
   if checkpoints and checkpoints.latest_step() is not None:
-    state, notes = checkpoints.restore(state)
+    state, stored = checkpoints.restore(state)
+    notes |= stored
+    notes['due'] &= evaluate is not None
   step = int(state.step)
   lead = jax.process_index() == 0
   writer = MetricWriter(metrics_dir, step) if metrics_dir and lead else None
@@ -109,8 +128,8 @@ def train(
   with contextlib.ExitStack() as stack:
     if writer:
       stack.callback(writer.close)
-    stops: list[bool] = []  # one for every SIGTERM
-    stack.enter_context(on_sigterm(lambda: stops.append(True)))
+    stops: list[bool] = []  # one for every signal
+    stack.enter_context(on_stop(lambda: stops.append(True)))
     bar = stack.enter_context(
       tqdm(
         desc=progress if isinstance(progress, str) else None,
@@ -125,48 +144,78 @@ def train(
       return finish('early stop')
     source = batches(step) if step < config.steps else iter(())
     stack.callback(getattr(source, 'close', lambda: None))
-    while step < config.steps:
-      state, metrics = update(state, next(source))
-      step += 1
-      pending.append(metrics)
-      bar.update()
-      last = step == config.steps
-      if step % config.log_every == 0 or last:
-        values = _summary(pending)
-        pending = []
-        _check_finite(values, step, config)
-        bar.set_postfix(loss=f'{values["loss"]:.3f}')
-        if writer:
-          writer.write(step, values)
-        interrupted = _any_process(bool(stops))
-      else:
-        interrupted = bool(stops) and jax.process_count() == 1
-      due = config.eval_every and step % config.eval_every == 0
-      if evaluate and (due or last):
+    meeting = True  # whether processes wait for each other here anyway
+    while step < config.steps or notes['due']:
+      if meeting and _any_process(bool(stops)):
+        return finish('interrupted')
+      if evaluate and notes['due']:
         scores = evaluate(state)
         if progress and lead:
           bar.write(f'step {step}: {_show(scores)}')
         if writer:
           writer.write(step, {f'dev/{k}': v for k, v in scores.items()})
-        notes = _judge(notes, step, float(scores[score]))
+        notes = _judge(notes, step, scores, score)
         if checkpoints and notes['stale'] == 0:
           checkpoints.save(step, state, notes, which='best')
         if _exhausted(notes, config):
           return finish('early stop')
         if checkpoints:
           checkpoints.save(step, state, notes)
-      elif checkpoints and step % config.save_every == 0:
+        meeting = True
+        continue
+      state, metrics = update(state, _next(source, step, config))
+      step += 1
+      bar.update()
+      last = step == config.steps
+      logs = bool(config.log_every) and (last or step % config.log_every == 0)
+      saves = _is_multiple(step, config.save_every)
+      notes['due'] = evaluate is not None and (
+        last or _is_multiple(step, config.eval_every)
+      )
+      if logs or saves or notes['due'] or last:
+        _check_finite(metrics, step, config)
+      if config.log_every:
+        pending.append(metrics)
+      if logs:
+        values = _summary(pending)
+        pending = []
+        if 'loss' in values:
+          bar.set_postfix(loss=f'{values["loss"]:.3f}')
+        if writer:
+          writer.write(step, values)
+      if checkpoints and saves and not notes['due']:
         checkpoints.save(step, state, notes)
-      if interrupted and not last:
-        return finish('interrupted')
+      meeting = logs or saves or notes['due'] or jax.process_count() == 1
   return finish('finished')
 
 
-def _judge(notes: dict[str, Any], step: int, score: float) -> dict[str, Any]:
-  best = notes['best']
-  if best is None or score < best['score']:
-    return {'best': {'step': step, 'score': score}, 'stale': 0}
-  return {'best': best, 'stale': notes['stale'] + 1}
+def _is_multiple(step: int, every: int) -> bool:
+  """Whether something that happens `every` steps, 0 for never, does now."""
+  return bool(every) and step % every == 0
+
+
+def _next(source: Iterator[Any], step: int, config: LoopConfig) -> Any:
+  try:
+    return next(source)
+  except StopIteration:
+    raise ValueError(
+      f'batches ended at step {step} of {config.steps}: they must go on to the '
+      'last step (begin the data again after each pass), or train fewer steps'
+    ) from None
+
+
+def _judge(
+  notes: dict[str, Any], step: int, scores: Mapping[str, float], score: str
+) -> dict[str, Any]:
+  if score not in scores:
+    raise ValueError(
+      f'score={score!r}: evaluate does not return it; there are '
+      f'{", ".join(scores)}'
+    )
+  found, best = float(scores[score]), notes['best']
+  if math.isfinite(found) and (best is None or found < best['score']):
+    return {'best': {'step': step, 'score': found}, 'stale': 0, 'due': False}
+  return {'best': best, 'stale': notes['stale'] + 1, 'due': False}
 
 
 def _exhausted(notes: dict[str, Any], config: LoopConfig) -> bool:
@@ -175,11 +224,15 @@ def _exhausted(notes: dict[str, Any], config: LoopConfig) -> bool:
 
 def _summary(pending: list[dict[str, jax.Array]]) -> dict[str, float]:
   """Means over the finite values of each metric; counters as they stand."""
-  fetched = jax.device_get(pending)
+  columns: dict[str, list[Any]] = {}
+  for record in jax.device_get(pending):
+    for name, value in record.items():
+      columns.setdefault(name, []).append(value)
+  columns.pop('skipped_in_a_row', None)  # for `_check_finite`
   values = {}
-  for name in fetched[0]:
-    column = np.asarray([record[name] for record in fetched], np.float64)
-    if name in ('skipped', 'skipped_in_a_row', 'learning_rate'):
+  for name, found in columns.items():
+    column = np.asarray(found, np.float64)
+    if name in ('skipped', 'learning_rate'):
       values[name] = float(column[-1])
     else:
       finite = column[np.isfinite(column)]
@@ -187,14 +240,16 @@ def _summary(pending: list[dict[str, jax.Array]]) -> dict[str, float]:
   return values
 
 
-def _check_finite(values: dict[str, float], step: int, config: LoopConfig):
-  in_a_row = int(values.pop('skipped_in_a_row'))
-  if in_a_row >= config.max_skipped:
+def _check_finite(
+  metrics: Mapping[str, jax.Array], step: int, config: LoopConfig
+) -> None:
+  in_a_row = int(metrics.get('skipped_in_a_row', 0))
+  if config.max_skipped and in_a_row >= config.max_skipped:
     raise FloatingPointError(
       f'the loss or its gradient was not finite in the last {in_a_row} steps '
-      f'(at step {step}; {int(values["skipped"])} skipped in all). Lower the '
-      'learning rate, lengthen the warm-up, or look for broken utterances; '
-      'the latest checkpoint is intact'
+      f'(at step {step}; {int(metrics.get("skipped", in_a_row))} skipped in '
+      'all). Lower the learning rate, lengthen the warm-up, or look for broken '
+      'utterances; the latest checkpoint is intact'
     )
 
 

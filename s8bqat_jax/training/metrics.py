@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import pathlib
 from collections.abc import Mapping
 
 import tensorboardX
+
+from s8bqat_jax.training import paths
 
 
 class MetricWriter:
@@ -18,7 +19,7 @@ class MetricWriter:
   """
 
   def __init__(self, directory: os.PathLike | str, start_step: int = 0):
-    directory = pathlib.Path(directory)
+    directory = paths.local(directory)
     directory.mkdir(parents=True, exist_ok=True)
     self.path = directory / 'metrics.jsonl'
     kept = [r for r in read_metrics(self.path) if r['step'] <= start_step]
@@ -50,7 +51,7 @@ def read_metrics(path: os.PathLike | str) -> list[dict[str, float]]:
   Args:
     path: of a `metrics.jsonl`, which need not exist.
   """
-  path = pathlib.Path(path)
+  path = paths.local(path)
   records = []
   for line in path.read_text().splitlines() if path.exists() else []:
     try:

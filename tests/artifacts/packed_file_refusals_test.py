@@ -141,3 +141,17 @@ def test_a_ternary_byte_above_242_is_refused():
   at = data.rindex(byte)
   with pytest.raises(packed_file.PackedFileError, match='byte 250'):
     packed_file.deserialize(_reseal(data[:at] + b'\xfa' + data[at + 1 :]))
+
+
+def test_codes_in_the_layout_of_old_files_are_refused():
+  """Streams of `rans` had another layout: they must not be read as today's."""
+  tree = {'a': qtensors.codes((200, 20))}
+  data = packed_file.serialize(tree, entropy_code=True)
+  at = 8 + int.from_bytes(data[:8], 'little')
+  text = data[8:at].replace(b' rans2 ', b' rans ')
+  assert len(text) < at - 8
+  # As long as before: tensors start at a multiple of 8.
+  text += b' ' * (at - 8 - len(text))
+  old = _reseal(len(text).to_bytes(8, 'little') + text + data[at:])
+  with pytest.raises(packed_file.PackedFileError, match="coding 'rans'"):
+    packed_file.deserialize(old)

@@ -111,6 +111,16 @@ def test_noise_and_seed_change_strings_and_reading_does_not(words_manifest):
   assert len({c.fingerprint for c in (noisy, clean, other)}) == 3
 
 
+def test_a_split_of_any_name_but_train_is_evaluation(words_manifest):
+  base = f'manifest:{words_manifest}?compose=2-4&snr=0-10'
+  named = data.load(f'{base}&split_column=age&split=5')
+  unnamed = data.load(f'{base}&speakers=a')
+  assert len(' '.join(named.texts_N).split()) == 15
+  assert named.fingerprint == unnamed.fingerprint
+  for i in range(len(named)):
+    np.testing.assert_array_equal(named.pcm(i), unnamed.pcm(i))
+
+
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
@@ -121,6 +131,7 @@ def test_noise_and_seed_change_strings_and_reading_does_not(words_manifest):
     ('compose=1.5-3', 'LO-HI'),
     ('split=eval&compose=2-4&passes=2', 'enters one string only'),
     ('split=dev&compose=2-4&passes=3', 'enters one string only'),
+    ('split_column=age&split=5&compose=2-4&passes=2', 'enters one string only'),
   ],
 )
 def test_errors(words_manifest, options, message):

@@ -53,6 +53,37 @@ def test_subset_and_concat_read_the_right_rows():
   np.testing.assert_array_equal(some.durations_N, both.durations_N[[4, 0]])
 
 
+def test_a_subset_may_be_a_mask():
+  table = _table()
+  for mask in ([True, False, True], np.array([True, False, True])):
+    some = corpus_lib.subset(table, mask)
+    assert list(some.utt_ids_N) == ['t0', 't2']
+    assert some.fingerprint == corpus_lib.subset(table, [0, 2]).fingerprint
+  assert len(corpus_lib.subset(table, [False] * 3)) == 0
+  assert len(corpus_lib.subset(table, [])) == 0
+  assert corpus_lib.subset(table, range(1, 3)).utt_ids_N == ['t1', 't2']
+
+
+@pytest.mark.parametrize(
+  ('indices', 'message'),
+  [
+    ([True, False], 'mask of 2.*3 utterances'),
+    ([0, -1], 'row -1.*0..2'),
+    (np.array([0, 3]), 'row 3.*0..2'),
+    ([0.0, 1.0], 'float64'),
+    ([[0, 1]], r'int\d+ \(1, 2\)'),
+  ],
+)
+def test_rows_that_are_not_there_are_refused(indices, message):
+  with pytest.raises(ValueError, match=f't: {message}'):
+    corpus_lib.subset(_table(), indices)
+
+
+def test_a_slice_names_subset():
+  with pytest.raises(TypeError, match=r'subset\(corpus, range\(0, 2\)\)'):
+    _table()[:2]
+
+
 def test_fingerprints_follow_content():
   a = _table('a')
   assert corpus_lib.subset(a, [0, 1]).fingerprint == (

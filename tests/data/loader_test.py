@@ -126,6 +126,21 @@ def test_too_many_bad_utterances_stop_training():
     list(loader.batches(0, 2 * loader.steps_per_epoch))
 
 
+def test_crowded_transcripts_do_not_count_as_unreadable_audio():
+  texts = ['z' * 500 if i < 8 else 'a' for i in range(23)]
+  loader = _loader(_corpus(bad={10, 11}, texts=texts), samples_per_label=640)
+  seen = []
+  for batch in loader.batches(0, 2 * loader.steps_per_epoch):
+    seen += batch['indices_B'][batch['weights_B'] > 0].tolist()
+  assert sorted(set(seen)) == [8, 9, *range(12, 23)]
+  assert len(loader.skipped) == 10
+  loader = _loader(
+    _corpus(bad={10, 11, 12}, texts=texts), samples_per_label=640
+  )
+  with pytest.raises(ValueError, match='3 of 23 utterances are unusable'):
+    list(loader.batches(0, 2 * loader.steps_per_epoch))
+
+
 def test_audio_longer_than_promised_is_a_bad_utterance():
   corpus = _corpus(size=4)
   corpus.durations_N[:] = 0.1

@@ -90,6 +90,16 @@ def test_filters():
     ({'speakers': 'q'}, 'q not found'),
     ({'split_column': 'no', 'split': 'x'}, 'no such column'),
     ({'split_column': 'text'}, 'needs split='),
+    *(
+      ({'split_column': 'text', 'split': 't0', name: value}, f'{name}= deals')
+      for name, value in {
+        'folds': '2',
+        'fold': '1',
+        'shares': '80,10,10',
+        'split_by': 'text',
+        'dev_speakers': '1',
+      }.items()
+    ),
     ({'folds': '4', 'fold': '4', 'split': 'dev'}, '0 to 3'),
     ({'folds': '9', 'split': 'dev'}, 'only 5 speakers'),
     ({'folds': '4'}, 'needs split='),

@@ -1,4 +1,6 @@
 import os
+import shutil
+import time
 
 import numpy as np
 import pytest
@@ -100,3 +102,51 @@ def test_cached_json(tmp_path):
     got = store.cached_json('n', str(tmp_path), lambda: next(values))
     assert got == [1.5, 2]
   assert os.listdir(tmp_path) == ['n.json']
+
+
+@pytest.mark.parametrize('umask', [0o022, 0o027, 0o002])
+def test_whom_the_umask_lets_in_reads_it(tmp_path, umask):
+  before = os.umask(umask)
+  try:
+    store.write(tmp_path / 'x', _entries())
+  finally:
+    os.umask(before)
+  assert (tmp_path / 'x').stat().st_mode & 0o777 == 0o777 & ~umask
+  for file in (tmp_path / 'x').iterdir():
+    assert file.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_what_a_killed_process_left_goes_after_a_day(tmp_path):
+  def unfinished(name):
+    """What is there while `name` is made, and after a kill."""
+
+    def make():
+      yield _entries()[0]
+      copies = [f for f in tmp_path.iterdir() if f.is_dir()]
+      (partial,) = (f for f in copies if name in f.name)
+      shutil.copytree(partial, tmp_path / f'{partial.name}-left')
+      raise RuntimeError('killed')
+
+    with pytest.raises(RuntimeError):
+      store.write(tmp_path / name, make())
+    (left,) = tmp_path.glob(f'.*{name}*-left')
+    return left
+
+  def age(paths, hours):
+    for path in paths:
+      when = time.time() - 3600 * hours
+      os.utime(path, (when, when))
+
+  dead, growing, young = (unfinished(n) for n in ('dead', 'growing', 'young'))
+  age([*dead.rglob('*'), dead], 25)
+  age([*growing.rglob('*'), growing], 25)
+  age(growing.rglob('samples.int16'), 1)
+  age([*young.rglob('*'), young], 23)
+  store.write(tmp_path / 'old', _entries())
+  own = tmp_path / '.own-folder'
+  shutil.copytree(tmp_path / 'old', own)
+  age([*(tmp_path / 'old').rglob('*'), tmp_path / 'old'], 25)
+  age([*own.rglob('*'), own], 25)
+  store.write(tmp_path / 'new', _entries())
+  left = {f.name for f in tmp_path.iterdir()}
+  assert left == {growing.name, young.name, own.name, 'old', 'new'}

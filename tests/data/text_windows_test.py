@@ -1,6 +1,7 @@
 """Windows of text, training batches, perplexity."""
 
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -35,6 +36,13 @@ class TestBatches:
       np.testing.assert_array_equal(a(step), b(step))
     assert not np.array_equal(a(0), make(1)(0))
     assert not np.array_equal(a(0), a(a.steps_per_epoch))
+
+  def test_what_is_kept_is_its_own(self):
+    batches = lib.TrainBatches(np.arange(200, dtype=np.int32), 2, 8)
+    batches(0)
+    kept = weakref.ref(batches)
+    del batches
+    assert kept() is None
 
   @pytest.mark.parametrize('batch_size, length', [(0, 8), (4, 0)])
   def test_sizes_of_nothing(self, batch_size, length):

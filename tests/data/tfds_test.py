@@ -1,5 +1,6 @@
 import json
 import pathlib
+import re
 import sys
 import tarfile
 
@@ -81,6 +82,23 @@ def test_a_set_that_is_not_prepared_names_the_extra(tmp_path, monkeypatch):
   with pytest.raises(ImportError, match=r's8bqat_jax\[tfds\]') as e:
     data.load(f'tfds:librispeech:dev_clean?dir={tmp_path}')
   assert f'not prepared in {tmp_path}' in str(e.value)
+
+
+def test_a_corrupt_record_is_named(recorded, monkeypatch):
+  spec = f'tfds:librispeech/lazy_decode:dev_clean?dir={recorded}/array_record'
+  corpus, parse = data.load(spec), tfds.Records.parse
+
+  def damaged(self, index):
+    record = dict(parse(self, index))
+    return record | {'speech': record['speech'][:9]} if index == 2 else record
+
+  monkeypatch.setattr(tfds.Records, 'parse', damaged)
+  message = re.escape(f'{spec}: record 2 of ') + '.*prepare the set again'
+  with pytest.raises(data.BadUtteranceError, match=message):
+    corpus.pcm(2)
+  corpus.pcm(1)
+  with pytest.raises(ValueError, match='cache=none: record 2 of '):
+    data.load(f'{spec}&cache=none')
 
 
 def test_errors(recorded):

@@ -112,6 +112,14 @@ def test_a_pattern_without_a_tensor_is_an_error(stages):
     lm_stages.make_quantizer(config, 'admm', {'head/kernel': 3})
 
 
+@pytest.mark.parametrize('pattern', ['.*', 'layer_0/.*', 'nothing'])
+def test_only_rows_of_embeddings_have_scales(stages, tmp_path, pattern):
+  config = stages[1].config.copy_and_resolve_references()
+  config.row_scales = pattern
+  with pytest.raises(ValueError, match='expected tables of embeddings alone'):
+    lm_stages.Stages(config, stages[1].corpora, tmp_path)
+
+
 _ABLE = [name for name, method in methods.METHODS.items() if method.rows]
 _RUN = methods.Run(20, lambda step: 1e-2)
 

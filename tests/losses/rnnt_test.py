@@ -228,6 +228,60 @@ def test_padding_changes_nothing(loss):
     np.testing.assert_array_equal(gq[b, u + 1 :], 0.0)
 
 
+def _with_row_0(problem, *, label=None, enc_length=None, label_length=None):
+  """The problem with row 0 made impossible."""
+  params, enc, pred, labels, enc_lengths, label_lengths = problem
+  labels, enc_lengths, label_lengths = (
+    x.copy() for x in (labels, enc_lengths, label_lengths)
+  )
+  if label is not None:
+    labels[0, 1] = label
+  if enc_length is not None:
+    enc_lengths[0] = enc_length
+  if label_length is not None:
+    label_lengths[0] = label_length
+  return params, enc, pred, labels, enc_lengths, label_lengths
+
+
+def _check_row_0_alone_is_impossible(loss, problem, changed):
+  """The other rows lose what they lost; returns the loss of row 0."""
+  alone = problem[0], *(x[1:] for x in problem[1:])
+  nll_B, grads = _nll_and_grads(loss, *changed)
+  want_B, wants = _nll_and_grads(loss, *alone)
+  np.testing.assert_allclose(nll_B[1:], want_B, rtol=1e-6)
+  for got, want in zip(grads[1:], wants[1:]):
+    assert np.isfinite(got).all()
+    np.testing.assert_allclose(got[1:], want, rtol=1e-5, atol=1e-6)
+  assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+  return nll_B[0]
+
+
+@pytest.mark.parametrize('loss', [_dense, _chunked])
+@pytest.mark.parametrize('label', [-1, 6, 1000])
+def test_a_label_outside_the_vocabulary_is_impossible(loss, label):
+  problem = _problem()
+  changed = _with_row_0(problem, label=label)
+  assert _check_row_0_alone_is_impossible(loss, problem, changed) > 1e19
+
+
+@pytest.mark.parametrize('loss', [_dense, _chunked])
+@pytest.mark.parametrize(
+  'length',
+  [
+    {'enc_length': 8},
+    {'enc_length': -1},
+    {'label_length': 5},
+    {'label_length': -2},
+    {'enc_length': 0, 'label_length': 5},
+  ],
+)
+def test_a_length_outside_its_axis_makes_the_loss_nan(loss, length):
+  problem = _problem()
+  changed = _with_row_0(problem, **length)
+  nll = _check_row_0_alone_is_impossible(loss, problem, changed)
+  assert np.isnan(nll)
+
+
 def test_permuting_the_batch_permutes_the_loss():
   params, *rows = _problem(B=4)
   order = np.array([2, 0, 3, 1])

@@ -89,3 +89,20 @@ def test_dropout_and_ctc_head():
   enc, _ = model.apply(params, feats, lengths, method=model.encode)
   logits = model.apply(params, enc, method=model.ctc_logits)
   assert logits.shape == (B, T // 4, V)
+
+
+@pytest.mark.parametrize('reduce_after', [(2,), (-1,), (0, 0)])
+def test_frames_are_reduced_after_layers_that_exist_once_each(reduce_after):
+  with pytest.raises(ValueError, match='reduce_after=.*0..1'):
+    _model(encoder_layers=2, reduce_after=reduce_after)
+
+
+def test_a_chunk_is_whole_encoder_frames_and_an_utterance_need_not_be():
+  model, params, feats, lengths, _ = _model()
+  encode = lambda x: model.apply(params, x, lengths, method=model.encode)[0]
+  np.testing.assert_allclose(
+    encode(feats[:, :23]), encode(feats[:, :20]), atol=1e-6
+  )
+  carry = model.apply(params, B, method=model.initial_carry)
+  with pytest.raises(ValueError, match='chunk of 6 frames.*multiple of 4'):
+    model.apply(params, carry, feats[:, :6], method=model.encode_chunk)

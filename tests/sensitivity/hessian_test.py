@@ -69,6 +69,32 @@ def test_traces_match_the_full_hessian_within_their_standard_errors(problem):
   assert np.all(stderr_L < 0.1 * np.abs(trace_L).max())
 
 
+def test_only_the_tensors_that_are_named_are_waited_for(problem):
+  params, batches, _ = problem
+  run = lambda names: hessian.hessian_trace(
+    _loss, params, batches, jax.random.key(2), max_probes=6000, names=names
+  )
+  everything, one = run(None), run(['second'])
+  assert one.converged and one.probes < everything.probes
+  with pytest.raises(ValueError, match="names has .'third'.*'first/bias'"):
+    run(['second', 'third'])
+
+
+def test_the_diagonal_is_that_of_the_full_hessian(problem):
+  params, batches, full = problem
+  result = hessian.hessian_trace(
+    _loss, params, batches, jax.random.key(2), rtol=1e-9, max_probes=3000
+  )
+  assert jax.tree.structure(result.diagonal) == jax.tree.structure(params)
+  found = ravel_pytree(result.diagonal)[0]
+  off = np.sqrt(np.sum(full**2, 1) - np.diag(full) ** 2)
+  assert np.all(np.abs(found - np.diag(full)) < 6 * off / 3000**0.5 + 1e-6)
+  for total, of in zip(
+    jax.tree.leaves(result.trace), jax.tree.leaves(result.diagonal)
+  ):
+    np.testing.assert_allclose(of.sum(), total, rtol=1e-4)
+
+
 def test_standard_error_covers_the_truth_as_often_as_it_says(problem):
   params, batches, full = problem
   truth = np.array(_block_traces(full, params))

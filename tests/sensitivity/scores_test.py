@@ -118,6 +118,45 @@ def test_trace_predicts_the_loss_of_a_quadratic():
   np.testing.assert_allclose(omega['w'][3] / 2, change, rtol=1e-5)
 
 
+def test_the_diagonal_predicts_what_the_trace_cannot():
+  """Curved where errors are small: a table with short frequent rows."""
+  length_R = jnp.array([0.1, 0.1, 2.0, 2.0])
+  w = length_R[:, None] * jnp.linspace(-1.0, 1.0, 8)
+  curvature = jnp.array([50.0, 80.0, 0.5, 0.1])[:, None] * jnp.ones(8)
+  quantize = lambda name, w, bits: (
+    length_R[:, None] * jnp.round(w / length_R[:, None])
+  )
+  loss = lambda w: 0.5 * jnp.sum(curvature * w**2)
+  # The part of second order; that of first order is no curvature's.
+  error = quantize('w', w, 1) - w
+  change = loss(w + error) - loss(w) - jnp.vdot(jax.grad(loss)(w), error)
+  bits = {'w': (1,)}
+  omega = scores.diagonal_scores({'w': curvature}, {'w': w}, quantize, bits)
+  np.testing.assert_allclose(omega['w'][1] / 2, change, rtol=1e-5)
+  trace = {'w': jnp.sum(curvature)}
+  blind = scores.trace_scores(trace, {'w': w}, quantize, bits)
+  assert blind['w'][1] / 2 > 5 * change
+  # Alike everywhere, it is the trace.
+  flat = {'w': jnp.full((4, 8), 3.0)}
+  np.testing.assert_allclose(
+    scores.diagonal_scores(flat, {'w': w}, quantize, bits)['w'][1],
+    scores.trace_scores({'w': 96.0}, {'w': w}, quantize, bits)['w'][1],
+    rtol=1e-6,
+  )
+
+
+def test_a_diagonal_lost_in_noise_counts_as_its_error():
+  w = jnp.linspace(-1.0, 1.0, 8)
+  noise = {'w': jnp.full(8, -1.0)}
+  bits = {'w': (2,)}
+  run = lambda **k: scores.diagonal_scores(
+    noise, {'w': w}, _quantize, bits, **k
+  )['w'][2]
+  assert run() == 0
+  squares = jnp.mean((_quantize('w', w, 2) - w) ** 2)
+  np.testing.assert_allclose(run(stderr={'w': 2.0}), 2 * squares, rtol=1e-6)
+
+
 class TestBadInput:
   def test_unknown_tensor(self, problem):
     params, batches = problem
@@ -157,3 +196,5 @@ class TestBadInput:
   def test_trace_of_another_model(self, problem):
     with pytest.raises(ValueError, match='differ in structure'):
       scores.trace_scores({'out': 1.0}, problem[0], _quantize, BITS)
+    with pytest.raises(ValueError, match='differ in structure'):
+      scores.diagonal_scores({'out': 1.0}, problem[0], _quantize, BITS)

@@ -71,6 +71,15 @@ def test_int16_and_float_agree():
   np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize('dtype', ['int8', 'int32', 'uint8', 'uint16', 'bool'])
+def test_other_integers_are_refused(dtype):
+  audio = jnp.zeros([1, 800], dtype)
+  with pytest.raises(TypeError, match=f'{dtype}.*int16'):
+    features.log_mel(features.LogMel(), audio, jnp.array([800]))
+  with pytest.raises(TypeError, match=f'{dtype}.*int16'):
+    features.log_mel_chunk(features.LogMel(), features.initial_carry(1), audio)
+
+
 def test_padding_changes_nothing_and_is_zero():
   config = features.LogMel()
   audio = _speechlike(batch=2)

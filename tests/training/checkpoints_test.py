@@ -87,3 +87,29 @@ def test_a_failed_write_names_the_directory_and_keeps_the_last(
   with pytest.raises(OSError, match='step 2.*No space left.*step 1'):
     checkpoints.save(2, _state())
   assert checkpoints.latest_step() == 1
+
+
+def test_what_is_no_matter_of_the_disk_says_what_it_is(
+  checkpoints, monkeypatch
+):
+  checkpoints.save(1, _state())
+  with pytest.raises(TypeError, match='not JSON serializable') as error:
+    checkpoints.save(2, _state(), {'best': object()})
+  assert any('step 2' in note for note in error.value.__notes__)
+
+  # As TensorStore reports a full disk.
+  def no_space(*args, **kwargs):
+    raise ValueError(
+      "RESOURCE_EXHAUSTED: No space left on device [os_error_code='28']"
+    )
+
+  monkeypatch.setattr(checkpoints._managers['latest'], 'save', no_space)
+  with pytest.raises(OSError, match='step 2.*No space left.*free some space'):
+    checkpoints.save(2, _state())
+
+
+def test_two_leaves_of_one_name_are_refused(checkpoints):
+  state = {'a.b': jnp.zeros(1), 'a': {'b': jnp.ones(2)}}
+  with pytest.raises(ValueError, match="two leaves.*'a.b'"):
+    checkpoints.save(1, state)
+  assert checkpoints.latest_step() is None

@@ -116,15 +116,18 @@ def _plain_update(state, batch):
   }
 
 
-def _train(evaluate, tmp_path=None, **config):
+def _train(
+  evaluate, tmp_path=None, update=_plain_update, metrics_dir=None, **config
+):
   state = toy_run.make_step().init(toy_run.init_params())
   return training.train(
-    _plain_update,
+    update,
     state,
     lambda start: iter(lambda: None, 0),
     training.LoopConfig(**config),
     evaluate=evaluate,
     checkpoints=training.Checkpoints(tmp_path) if tmp_path else None,
+    metrics_dir=metrics_dir,
     progress=False,
   )
 
@@ -144,6 +147,137 @@ def test_early_stopping_keeps_the_best(tmp_path):
   assert again.reason == 'early stop' and int(again.state.step) == 8
 
 
+def test_a_score_that_is_not_finite_is_no_best(tmp_path):
+  scores = {2: np.nan, 4: 3.0, 6: np.inf, 8: np.nan, 10: 5.0}
+  evaluate = lambda state: {'wer': scores[int(state.step)]}
+  outcome = _train(evaluate, tmp_path, steps=10, eval_every=2)
+  assert outcome.best == {'step': 4, 'score': 3.0}
+  nothing = _train(lambda state: {'wer': np.nan}, steps=6, eval_every=2)
+  assert nothing.best is None
+  stuck = _train(
+    lambda state: {'wer': np.nan}, steps=20, eval_every=2, patience=2
+  )
+  assert stuck.reason == 'early stop' and int(stuck.state.step) == 4
+
+
+def test_the_score_must_be_among_the_metrics():
+  with pytest.raises(ValueError, match="score='wer'.*there are cer"):
+    _train(lambda state: {'cer': 1.0}, steps=2)
+
+
+def _scores(calls, at=None):
+  """An evaluation that gets a SIGTERM at a step."""
+
+  def evaluate(state):
+    step = int(state.step)
+    calls.append(step)
+    if step == at:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return {'wer': 10.0 - step}
+
+  return evaluate
+
+
+def test_a_signal_during_an_evaluation_ends_the_run_right_after_it(tmp_path):
+  calls = []
+  outcome = _train(_scores(calls, at=4), tmp_path, steps=8, eval_every=2)
+  assert outcome.reason == 'interrupted' and int(outcome.state.step) == 4
+  assert outcome.best == {'step': 4, 'score': 6.0}
+  again = _train(_scores(calls), tmp_path, steps=8, eval_every=2)
+  assert again.best == {'step': 8, 'score': 2.0}
+  assert calls == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize('at', [4, 8])
+def test_a_signal_before_an_evaluation_puts_it_off(tmp_path, at):
+  calls = []
+
+  def update(state, batch):
+    if int(state.step) == at - 1 and not resumed:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return _plain_update(state, batch)
+
+  config = {'steps': 8, 'eval_every': 2}
+  resumed = False
+  outcome = _train(_scores(calls), tmp_path, update, **config)
+  assert outcome.reason == 'interrupted' and int(outcome.state.step) == at
+  assert calls == list(range(2, at, 2))
+  resumed = True
+  outcome = _train(_scores(calls), tmp_path, update, **config)
+  assert outcome.reason == 'finished'
+  assert outcome.best == {'step': 8, 'score': 2.0}
+  assert calls == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize('presses', [1, 2])
+def test_ctrl_c_saves_and_a_second_one_interrupts_at_once(
+  tmp_path, monkeypatch, presses
+):
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+  def update(state, batch):
+    if int(state.step) == 3:
+      for _ in range(presses):
+        signal.raise_signal(signal.SIGINT)
+    return _plain_update(state, batch)
+
+  try:
+    if presses == 2:
+      with pytest.raises(KeyboardInterrupt):
+        _train(None, tmp_path, update, steps=8)
+      return
+    outcome = _train(None, tmp_path, update, steps=8)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+  finally:
+    signal.signal(signal.SIGINT, before)
+  assert outcome.reason == 'interrupted' and int(outcome.state.step) == 4
+  assert training.Checkpoints(tmp_path).latest_step() == 4
+
+
+def test_batches_that_end_early_are_named():
+  state = toy_run.make_step().init(toy_run.init_params())
+  config = training.LoopConfig(steps=8)
+  three = lambda start: iter([None] * 3)
+  with pytest.raises(ValueError, match='batches ended at step 3 of 8'):
+    training.train(_plain_update, state, three, config, progress=False)
+
+
+def test_a_step_may_report_what_it_likes(tmp_path):
+  reports = [{}, {'accuracy': jnp.ones(())}, {}, {'loss': jnp.zeros(())}]
+
+  def update(state, batch):
+    report = reports[int(state.step)]
+    return state._replace(step=state.step + 1), report
+
+  _train(None, None, update, tmp_path, steps=4, log_every=2)
+  assert training.read_metrics(tmp_path / 'metrics.jsonl') == [
+    {'step': 2, 'accuracy': 1.0},
+    {'step': 4, 'loss': 0.0},
+  ]
+
+
+def test_zero_is_never(tmp_path):
+  calls = []
+  never = {'log_every': 0, 'save_every': 0, 'eval_every': 0, 'max_skipped': 0}
+  saved = tmp_path / 'saved'
+  outcome = _train(
+    _scores(calls), saved, _plain_update, tmp_path, steps=5, **never
+  )
+  assert outcome.reason == 'finished' and calls == [5]
+  assert training.Checkpoints(saved).latest_step() == 5
+  records = training.read_metrics(tmp_path / 'metrics.jsonl')
+  assert records == [{'step': 5, 'dev/wer': 5.0}]
+
+
+@pytest.mark.parametrize(
+  'field',
+  ['steps', 'log_every', 'eval_every', 'save_every', 'patience', 'max_skipped'],
+)
+def test_negative_settings_are_named(field):
+  with pytest.raises(ValueError, match=f'{field}=-1'):
+    training.LoopConfig(**{'steps': 1, field: -1})
+
+
 def test_persistent_nan_ends_the_run_and_a_single_one_does_not():
   step = toy_run.make_step()
   state = step.init(toy_run.init_params())
@@ -161,3 +295,7 @@ def test_persistent_nan_ends_the_run_and_a_single_one_does_not():
   assert np.isfinite(outcome.state.params['w1']).all()
   with pytest.raises(FloatingPointError, match='last 3 steps.*learning rate'):
     training.train(update, state, batches([1] * 8), config, progress=False)
+  # Without a log it is noticed at the end.
+  silent = training.LoopConfig(steps=8, log_every=0, max_skipped=3)
+  with pytest.raises(FloatingPointError, match='last 8 steps'):
+    training.train(update, state, batches([1] * 8), silent, progress=False)

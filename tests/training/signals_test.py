@@ -43,3 +43,31 @@ def test_another_thread_leaves_signals_alone():
   thread.start()
   thread.join()
   assert entered == [before]
+
+
+@pytest.fixture
+def default_sigint():
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, before)
+
+
+def test_a_stop_is_a_sigterm_or_the_first_sigint(default_sigint):
+  calls = []
+  with training.on_stop(lambda: calls.append(True)):
+    _terminate()
+    signal.raise_signal(signal.SIGINT)
+    assert len(calls) == 2
+    with pytest.raises(KeyboardInterrupt):
+      signal.raise_signal(signal.SIGINT)
+    _terminate()
+  assert len(calls) == 3
+  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_what_ignores_sigint_goes_on_ignoring_it(default_sigint):
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  calls = []
+  with training.on_stop(lambda: calls.append(True)):
+    signal.raise_signal(signal.SIGINT)
+  assert not calls

@@ -19,7 +19,8 @@ $(PY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: $(PYTHON) is missing or older than Python 3.11; name another: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
 	@echo "creating $(VENV) (once; about two minutes)"
-	@$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "error: $(PYTHON) cannot make environments; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
 
 # One stamp per set of extras: an environment that already holds them is reused.
 $(VENV)/.base: $(PY) setup.cfg pyproject.toml constraints.txt

@@ -27,7 +27,8 @@ _BATCH = flags.DEFINE_integer('batch_size', 32, 'Utterances at a time.')
 _OUT = flags.DEFINE_string(
   'hypotheses',
   None,
-  'Where the hypotheses go; hypotheses.jsonl beside the model if unset.',
+  'Where the hypotheses go; if unset a file here that is named after the model '
+  'and the data.',
 )
 
 
@@ -39,7 +40,8 @@ def main(argv):
   corpus = data.load(_DATA.value)
   scorer = scoring.Scorer(recognizer, corpus, _BATCH.value, _BEAM.value)
   hypotheses = list(scorer.hypotheses(jax.device_put(params), progress=True))
-  out = pathlib.Path(_OUT.value or path.with_name('hypotheses.jsonl'))
+  model = path.parent.name if _WORKDIR.value else path.stem
+  out = pathlib.Path(_OUT.value or f'{model}-{corpus.fingerprint}.jsonl')
   scoring.write_hypotheses(out, hypotheses)
   print(
     json.dumps(

@@ -150,6 +150,7 @@ def report(
     comparisons=comparisons(config, found, plan),
     corpus=[{'spec': k, 'fingerprint': v} for k, v in corpora.items()],
     not_run=not_run,
+    command=results.command(without=results.SHARING),
     config_hash=results.config_hash(config.to_dict()),
     folder=folder,
   )

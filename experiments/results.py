@@ -22,7 +22,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,6 +31,9 @@ from experiments import copies
 
 FOLDER = pathlib.Path(__file__).parent / 'results'
 MODELS = pathlib.Path(__file__).parent / 'models'  # published ones
+# Flags that share a matrix's jobs among copies of a command: the results file
+# is of all that are done, whoever did them.
+SHARING = 'max_hours', 'only', 'parts', 'seeds', 'runs', 'float_runs'
 # Wider registers, and products of int8 into int32 as one instruction.
 _VECTORS = 'avx2', 'avx512f', 'avx_vnni', 'avx512_vnni', 'amx_int8'
 _ROOT = pathlib.Path(__file__).parents[1]
@@ -53,12 +56,25 @@ def machine() -> dict[str, Any]:
   }
 
 
-def command() -> str:
-  """Returns the command line that is running, as one would type it."""
+def command(without: Collection[str] = ()) -> str:
+  """Returns the command line that is running, as one would type it.
+
+  Args:
+    without: flags that say who does what and when, and not what is done.
+  """
   main = sys.modules['__main__']
   spec = getattr(main, '__spec__', None)
   start = ['python', '-m', spec.name] if spec else ['python', _relative()]
-  return shlex.join([*start, *sys.argv[1:]])
+  kept, skip = [], False
+  for word in sys.argv[1:]:
+    name, equals, _ = word.partition('=')
+    if not skip and name.lstrip('-') in without:
+      skip = not equals  # its value is the next word
+      continue
+    if not skip:
+      kept.append(word)
+    skip = False
+  return shlex.join([*start, *kept])
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and BUILD_NOTES.md from results files.
+"""Writes the tables of README, BUILD_NOTES and TABLES from results files.
 
   python -m experiments.tables
 
@@ -26,10 +26,14 @@ from absl import app
 from experiments import results
 
 _ROOT = pathlib.Path(__file__).parents[1]
-DOCUMENTS = (_ROOT / 'README.md', _ROOT / 'BUILD_NOTES.md')
+DOCUMENTS = (
+  _ROOT / 'README.md',
+  _ROOT / 'BUILD_NOTES.md',
+  results.FOLDER / 'TABLES.md',
+)
 _OPEN, _CLOSE = '<!-- table ', '<!-- end -->'
 _HEAD = re.compile(
-  r'(?P<name>\w+)(?:\.(?P<part>\w+))?(?: where (?P<where>[^:]+))?: '
+  r'(?P<name>\w+)(?:\.(?P<part>\w+))?(?: where (?P<where>.+?))?: '
   r'(?P<columns>.+?) -->\n'
 )
 _COLUMN = re.compile(r'\s*(?P<key>[\w /]+?)\s*(?:\((?P<format>[^)]*)\))?\s*')

@@ -12,14 +12,19 @@ from s8bqat_jax import artifacts
 README = pathlib.Path(__file__).parents[1] / 'README.md'
 
 
-def test_the_snippet_trains_and_saves(tmp_path, monkeypatch):
+def test_the_snippets_train_save_and_run_in_integers(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  (code,) = re.findall(r'```python\n(.*?)```', README.read_text(), re.DOTALL)
+  code, integers = re.findall(
+    r'```python\n(.*?)```', README.read_text(), re.DOTALL
+  )
   x = jax.random.normal(jax.random.key(0), (32, 6))
+
+  def forward(params, batch):
+    return jnp.tanh(batch @ params['w'])
 
   def loss(params, batch, key):
     del key
-    return jnp.mean((jnp.tanh(batch @ params['w']) - batch) ** 2), {}
+    return jnp.mean((forward(params, batch) - batch) ** 2), {}
 
   names = {'loss': loss, 'params': {'w': 0.1 * x[:6]}, 'batches': [x] * 20}
   exec(compile(code, 'README.md', 'exec'), names)
@@ -30,7 +35,10 @@ def test_the_snippet_trains_and_saves(tmp_path, monkeypatch):
   assert saved.bits == 4
   np.testing.assert_array_equal(saved.codes, shipped.codes)
   before = loss(names['params'], x, None)[0]
-  after = loss({'w': artifacts.dequantize(saved)}, x, None)[0]
-  assert after < before
+  decoded = artifacts.decode(artifacts.load('model.safetensors').tree)
+  assert loss(decoded, x, None)[0] < before
   statements = [x for x in code.splitlines() if x and 'import' not in x]
   assert len(statements) < 10
+  names['forward'] = forward
+  exec(compile(integers, 'README.md', 'exec'), names)
+  np.testing.assert_allclose(names['outputs'], forward(decoded, x), atol=0.02)

@@ -24,6 +24,22 @@ def test_a_nan_leaves_the_old_file(tmp_path):
   assert results.read('probe', tmp_path)['rows'] == [{'a': 1.0}]
 
 
+@pytest.mark.parametrize('shared', [['--only=x', '--seeds=0'], ['--only', 'x']])
+def test_what_shares_the_work_is_not_what_was_done(monkeypatch, shared):
+  words = ['run.py', '--config=a.py', *shared, '--matrix', 'curve']
+  monkeypatch.setattr('sys.argv', words)
+  kept = results.command(without=results.SHARING)
+  assert kept.endswith(' --config=a.py --matrix curve')
+  assert shared[0] in results.command()
+
+
+def test_fewer_rows_than_before_are_said(tmp_path, capsys):
+  for rows in ([{'a': 1}, {'a': 2}], [{'a': 1}, {'a': 2}], [{'a': 1}]):
+    results.write('probe', rows, folder=tmp_path)
+  said = capsys.readouterr().out.strip()
+  assert said.count('\n') == 0 and 'had 2 rows and now gets 1' in said
+
+
 def test_table():
   rows = [
     {'method': 'float', 'metrics': {'wer': 4.123, 'words': 12345}},

@@ -104,6 +104,10 @@ def parse(text: str) -> Cell:
     if not equals:
       raise ValueError(f'cell {text!r}: option {item!r} has no value')
     options.append((key, _value(value)))
+    if key == _RATE and not isinstance(options[-1][1], float | int):
+      raise ValueError(
+        f'cell {text!r}: {_RATE} is {value!r}, expected a number'
+      )
   methods.check(method, {k: v for k, v in options if k != _RATE})
   in_float = method.startswith('float')
   if in_float and bits or not in_float and not 1 <= int(bits or 0) <= 8:

@@ -113,6 +113,13 @@ class Stages:
         f'the windows of training (config.data.length={config.data.length}): '
         'positions beyond them were never trained'
       )
+    if config.train.patience or config.train.eval_every:
+      # Then the development text decides when training stops, which the
+      # folders of stages do not know of.
+      raise ValueError(
+        'config.train has eval_every or patience, expected 0: language models '
+        'train for all of config.train.steps'
+      )
     self.config = config.copy_and_resolve_references()
     self.config.seed = seed
     self.corpora, self.root, self.progress = corpora, root, progress

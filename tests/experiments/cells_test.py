@@ -28,6 +28,7 @@ def test_a_cell_is_its_name(text):
     ('90k/s9bqat:4', 'no method .s9bqat.; methods: float,'),
     ('90k/s8bqat:4?pul=8', 'no option .pul.; options: pull, every'),
     ('90k/s8bqat:4?pull', 'option .pull. has no value'),
+    ('90k/s8bqat:4?lr=fast', "lr is 'fast', expected a number"),
     ('90k/s8bqat', 's8bqat takes 1..8 bits'),
     ('90k/uniform qat:12', 'uniform qat takes 1..8 bits'),
     ('90k/float:8', 'float takes no bits'),

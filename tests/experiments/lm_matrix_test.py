@@ -274,6 +274,13 @@ def test_positions_that_were_never_trained_are_not_scored(config, tmp_path):
     lm_stages.Stages(config, None, tmp_path)
 
 
+def test_the_development_text_decides_no_weight(config, tmp_path):
+  config = config.copy_and_resolve_references()
+  config.train.patience = 3
+  with pytest.raises(ValueError, match='eval_every or patience, expected 0'):
+    lm_stages.Stages(config, None, tmp_path)
+
+
 def test_what_is_done_is_not_charged(config, stages, found):
   rest = lib.Cell('float continued')
   before = lib.estimated_hours(config, [found], [rest])

@@ -49,6 +49,8 @@ def get_config(text=None):
           )
         ),
         's8bqat:2?every=0&',
+        'acosr:2?',
+        'learned step:2?',
       )
     ),
     split='dev',

@@ -77,6 +77,10 @@ def get_config(text=None):
     '90k/straight-through:2',
     split='dev',
   )
+  # Whether the penalty does, under seeds enough to say so.
+  config.matrices.pull = s8bqat.matrix(
+    '90k/s8bqat:2', '90k/straight-through:2', seeds=(0, 1, 2)
+  )
   # On the steep part of the float curve, which is flat above 90k. Costed with
   # random weights, before any training: about half the bytes, and at least 5%
   # less latency on all machines but Ethos-U85, which is bound by its products.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,8 +9,14 @@ import jax
 import numpy as np
 import scipy.stats
 
-from experiments import lm_sensitivity, lm_stages, methods, results
-from experiments.stage_cache import Busy, Turns, cached
+from experiments import (
+  lm_sensitivity,
+  lm_stages,
+  methods,
+  results,
+  stage_cache,
+)
+from experiments.stage_cache import cached
 from s8bqat_jax import sensitivity
 from s8bqat_jax.speech import significance
 
@@ -100,41 +105,38 @@ def pairs(config) -> Iterator[tuple[Cell, Cell]]:
         yield Cell('admm', point, 'random'), Cell('admm', point, metric)
 
 
-def run(
-  asked: Sequence[tuple[int, Cell]],
-  score: Callable[[int, Cell], dict[str, Any]],
-  max_hours: float = float('inf'),
-) -> tuple[dict[tuple[int, Cell], dict[str, Any]], dict[Any, str]]:
-  """Scores cells one after another and prints each row.
+class Job(NamedTuple):
+  """A cell under one seed."""
 
-  Cells that another process works on are waited for, after all others.
+  seed: int
+  cell: Cell
+
+  def __str__(self) -> str:
+    return f'{self.cell}, seed {self.seed}'
+
+
+def run(
+  jobs: Sequence[Job],
+  score: Callable[[Job], dict[str, Any]],
+  max_hours: float = float('inf'),
+) -> tuple[dict[Job, dict[str, Any]], dict[Job, str]]:
+  """Scores jobs one after another and prints each row.
 
   Args:
-    asked: seeds and cells.
-    score: (seed, cell) -> row, after whatever training that takes.
+    jobs: what to score.
+    score: (job) -> row, after whatever training that takes.
     max_hours: none starts after that long.
 
   Returns:
     The rows, and for those that failed a line that says why.
   """
-  start = time.perf_counter()
-  rows, failed = {}, {}
-  turns = Turns(asked)
-  for seed, cell in turns:
-    if time.perf_counter() - start > 3600 * max_hours:
-      break
-    try:
-      rows[seed, cell] = row = score(seed, cell)
-    except Busy:
-      turns.later((seed, cell))
-      continue
-    except _FAILURES as e:
-      # One that diverged or cannot be must not cost the others' results.
-      failed[seed, cell] = f'{cell}, seed {seed}: failed: {e}'
-      print(failed[seed, cell], flush=True)
-      continue
+
+  def work(job):
+    row = score(job)
     print(results.table([row], COLUMNS), flush=True)
-  return rows, failed
+    return row
+
+  return stage_cache.run(jobs, work, max_hours=max_hours, failures=_FAILURES)
 
 
 def agreement(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,9 +15,9 @@ from experiments import (
   plots,
   results,
   scoring,
+  stage_cache,
   trainer,
 )
-from experiments.stage_cache import Busy, Turns
 from experiments.stages import HYPOTHESES, Stages, eight_bit_activations
 from s8bqat_jax.speech import significance
 
@@ -61,23 +60,9 @@ def run(
   Returns:
     {job: its metrics}, and the jobs that were not run or failed, with why.
   """
-  start = time.perf_counter()
-  found: dict[cells.Job, dict[str, Any]] = {}
-  failed: dict[cells.Job, str] = {}
-  turns = Turns(jobs)
-  for job in turns:
-    late = time.perf_counter() - start > 3600 * max_hours
-    if late and not stages.done(job):
-      continue
-    try:
-      found[job] = stages.evaluate(job)
-    except Busy:
-      turns.later(job)
-      continue
-    except (FloatingPointError, RuntimeError) as e:
-      # One job's training that diverged must not cost the others' results.
-      failed[job] = f'{job}: failed: {e}'
-      print(failed[job], flush=True)
+  found, failed = stage_cache.run(
+    jobs, stages.evaluate, max_hours=max_hours, done=stages.done
+  )
   return found, [failed.get(job, str(job)) for job in jobs if job not in found]
 
 

@@ -16,7 +16,6 @@ experiments/results/<name>.json and pictures.
 from __future__ import annotations
 
 import functools
-import itertools
 import pathlib
 from typing import Any
 
@@ -61,12 +60,17 @@ def main(argv):
   root = pathlib.Path(_RUNS.value)
   trainer.keep_compiled(root / 'compiled')
   corpora = lm_stages.Corpora(config)
-  planned = list(itertools.product(config.seeds, lm_matrix.cells(config)))
-  only = chosen((cell for _, cell in planned), _ONLY.value)
+  planned = [
+    lm_matrix.Job(seed, cell)
+    for seed in config.seeds
+    for cell in lm_matrix.cells(config)
+  ]
+  only = chosen((job.cell for job in planned), _ONLY.value)
   asked = [
-    (seed, cell)
-    for seed, cell in planned
-    if str(cell) in only and (not _SEEDS.value or str(seed) in _SEEDS.value)
+    job
+    for job in planned
+    if str(job.cell) in only
+    and (not _SEEDS.value or str(job.seed) in _SEEDS.value)
   ]
   if not asked:
     raise app.UsageError(
@@ -84,39 +88,35 @@ def main(argv):
   }
   hours = lm_matrix.estimated_hours(
     config,
-    [found[seed] for seed in dict.fromkeys(seed for seed, _ in asked)],
-    list(dict.fromkeys(cell for _, cell in asked)),
+    [found[seed] for seed in dict.fromkeys(job.seed for job in asked)],
+    list(dict.fromkeys(job.cell for job in asked)),
   )
   print(f'{len(asked)} of {len(planned)} cells; about {hours:.2f} h to go')
   if _ESTIMATE.value:
     return
-  score = lambda seed, cell: _row(found[seed], seed, cell)
+  score = lambda job: _row(found[job.seed], job)
   try:
     rows, failed = lm_matrix.run(asked, score, _HOURS.value)
     # What an earlier run has done belongs into the results as well.
     others = [
-      (seed, cell)
-      for seed, cell in planned
-      if (seed, cell) not in rows | failed and lm_matrix.done(cell, found[seed])
+      job
+      for job in planned
+      if job not in rows | failed and lm_matrix.done(job.cell, found[job.seed])
     ]
     more, of_others = lm_matrix.run(others, score)
     rows, failed = rows | more, failed | of_others
     if not rows:
       print('nothing is done yet, nothing was written')
       return
-    not_run = [
-      failed.get((seed, cell), f'{cell}, seed {seed}')
-      for seed, cell in planned
-      if (seed, cell) not in rows
-    ]
-    first = found[next(iter(rows))[0]]
+    not_run = [failed.get(j, str(j)) for j in planned if j not in rows]
+    first = found[next(iter(rows)).seed]
     write = functools.partial(_write, config, corpora, rows, not_run, first)
     # What took hours is written before what takes minutes.
     write([])
     write(
       [
         {'seed': seed, **row}
-        for seed in dict.fromkeys(seed for seed, _ in rows)
+        for seed in dict.fromkeys(job.seed for job in rows)
         for row in lm_matrix.agreement(
           found[seed].stages,
           found[seed],
@@ -134,10 +134,10 @@ def main(argv):
 
 
 def _row(
-  found: lm_sensitivity.Sensitivity, seed: int, cell: lm_matrix.Cell
+  found: lm_sensitivity.Sensitivity, job: lm_matrix.Job
 ) -> dict[str, Any]:
   """Trains a cell if it is not there, and scores its file."""
-  stages = found.stages
+  stages, (seed, cell) = found.stages, job
   bits = lm_matrix.bits_of(cell, found)
   row = {
     'system': 'Transformer LM',

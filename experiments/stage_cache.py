@@ -4,14 +4,7 @@ A stage lives in a folder named by the hash of all that it depends on, and is
 done when its `result.json` is there. A rerun therefore goes on where the last
 one stopped, and a changed config never meets old files. Whoever works on a
 stage holds a lock that ends with the process, so that copies of one command
-share its jobs:
-
-  turns = Turns(jobs)
-  for job in turns:
-    try:
-      work(job)
-    except Busy:
-      turns.later(job)
+share its jobs, and `run` takes them in turns.
 """
 
 from __future__ import annotations
@@ -32,6 +25,7 @@ _SPENT = 'seconds.json'  # of all sessions so far
 _POLL_SECONDS = 1.0
 
 Job = TypeVar('Job')
+Result = TypeVar('Result')
 
 
 class Interrupted(Exception):
@@ -60,6 +54,47 @@ class Turns(Generic[Job]):
     """Puts a job off, because somebody else works on what it needs."""
     self._left.append(job)
     self._put_off += 1
+
+
+def run(
+  jobs: Iterable[Job],
+  work: Callable[[Job], Result],
+  *,
+  max_hours: float = float('inf'),
+  done: Callable[[Job], bool] = lambda job: False,
+  failures: tuple[type[Exception], ...] = (FloatingPointError, RuntimeError),
+) -> tuple[dict[Job, Result], dict[Job, str]]:
+  """Works on jobs one after another.
+
+  Those that another process works on are waited for, after all others; one that
+  diverges or cannot be costs no other its result.
+
+  Args:
+    jobs: what to work on.
+    work: (job) -> its result.
+    max_hours: none starts after that long,
+    done: but for those of which only reading is left.
+    failures: what is a job's own failure.
+
+  Returns:
+    {job: result}, and for those that failed {job: a line that says why}.
+  """
+  start = time.perf_counter()
+  found: dict[Job, Result] = {}
+  failed: dict[Job, str] = {}
+  turns = Turns(jobs)
+  for job in turns:
+    late = time.perf_counter() - start > 3600 * max_hours
+    if late and not done(job):
+      continue
+    try:
+      found[job] = work(job)
+    except Busy:
+      turns.later(job)
+    except failures as e:
+      failed[job] = f'{job}: failed: {e}'
+      print(failed[job], flush=True)
+  return found, failed
 
 
 def chosen(cells: Iterable[Any], only: str) -> set[str]:

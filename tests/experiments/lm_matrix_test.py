@@ -176,8 +176,9 @@ def test_a_budget_below_every_file(found):
     found.allocation('size', '1000B')
   cell = lib.Cell('admm', '1000B', 'size')
   assert not lib.done(cell, found)
-  rows, failed = lib.run([(0, cell)], lambda _, c: lib.bits_of(c, found))
-  assert not rows and 'failed' in failed[0, cell]
+  job = lib.Job(0, cell)
+  rows, failed = lib.run([job], lambda job: lib.bits_of(job.cell, found))
+  assert not rows and 'failed' in failed[job]
 
 
 def test_only_whole_bits_have_uniform_cells(config):
@@ -255,12 +256,12 @@ def test_another_text_is_another_float_model(config, tmp_path):
 def test_a_cell_that_diverges_costs_no_other():
   good, bad = lib.Cell('float'), lib.Cell('admm', 2)
 
-  def score(seed, cell):
-    if cell == bad:
+  def score(job):
+    if job.cell == bad:
       raise FloatingPointError('the loss is NaN at step 7')
-    return {'method': cell.label, 'seed': seed, 'perplexity': 9.0}
+    return {'method': job.cell.label, 'seed': job.seed, 'perplexity': 9.0}
 
-  asked = [(seed, cell) for seed in (0, 1) for cell in (bad, good)]
+  asked = [lib.Job(seed, cell) for seed in (0, 1) for cell in (bad, good)]
   rows, failed = lib.run(asked, score)
   assert list(rows) == [(0, good), (1, good)]
   assert failed[1, bad] == 'admm, 2, seed 1: failed: the loss is NaN at step 7'

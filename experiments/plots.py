@@ -57,7 +57,14 @@ def write(stages: Stages, rows: Rows, found: Found, path: pathlib.Path) -> None:
     size = 8, 1 + 0.3 * len(_pooled(rows))
     _picture(path, size, lambda axes: error_by_method(rows, axes))
   else:
-    _picture(path, (8, 5), lambda axes: error_against_bytes(rows, axes))
+    figure, (file, coded) = plt.subplots(
+      1, 2, figsize=(11, 5), sharey=True, layout='constrained'
+    )
+    error_against_bytes(rows, file)
+    error_against_bytes(rows, coded, 'encoded_bytes')
+    file.get_legend().remove()
+    coded.set(xlabel='file, codes entropy-coded, kB', ylabel='', title='')
+    _save(figure, path)
   _picture(
     path.with_name(f'{path.name}_distance'),
     (8, 5),
@@ -101,12 +108,13 @@ def overview(
   _save(figure, path.with_suffix(''))
 
 
-def error_against_bytes(rows: Rows, axes: Any) -> None:
+def error_against_bytes(rows: Rows, axes: Any, size_of: str = 'bytes') -> None:
   """Draws WER with its interval against file bytes, a line per method.
 
   Args:
     rows: of `matrix.rows`; where there is one over all seeds, that one.
     axes: to draw on.
+    size_of: which of their metrics are the bytes.
   """
   shown = _pooled(rows)
   lines: dict[tuple[str, str], list[Any]] = {}
@@ -114,8 +122,8 @@ def error_against_bytes(rows: Rows, axes: Any) -> None:
     lines.setdefault((row['size'], row['method']), []).append(row)
   sizes = list(dict.fromkeys(size for size, _ in lines))
   for i, ((size, method), of_line) in enumerate(lines.items()):
-    of_line.sort(key=lambda row: row['metrics']['bytes'])
-    x = [row['metrics']['bytes'] / 1000 for row in of_line]
+    of_line.sort(key=lambda row: row['metrics'][size_of])
+    x = [row['metrics'][size_of] / 1000 for row in of_line]
     y = np.array([row['metrics']['wer'] for row in of_line])
     ends = np.array([row['metrics']['ci95'] for row in of_line]).T
     axes.errorbar(

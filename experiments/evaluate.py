@@ -40,8 +40,8 @@ def main(argv):
   corpus = data.load(_DATA.value)
   scorer = scoring.Scorer(recognizer, corpus, _BATCH.value, _BEAM.value)
   hypotheses = list(scorer.hypotheses(jax.device_put(params), progress=True))
-  model = path.parent.name if _WORKDIR.value else path.stem
-  out = pathlib.Path(_OUT.value or f'{model}-{corpus.fingerprint}.jsonl')
+  names = path.resolve().parent.name, path.stem, corpus.fingerprint
+  out = pathlib.Path(_OUT.value or f'{"-".join(names)}.jsonl')
   scoring.write_hypotheses(out, hypotheses)
   print(
     json.dumps(

@@ -93,15 +93,13 @@ def run_cell(config, workdir: pathlib.Path) -> dict:
   mark = results.config_hash(config.to_dict())
   if summary.exists():
     found = json.loads(summary.read_text())
-    if (found['config_hash'], found['fingerprint']) != (
-      mark,
-      corpus.fingerprint,
-    ):
+    if found['config_hash'] != mark:
       raise SystemExit(
-        f'{workdir} was trained by another config or scored on other data: '
-        'remove it, or give another --runs'
+        f'{workdir} was trained by another config: remove it, or give another '
+        '--runs'
       )
-    return found
+    if found['fingerprint'] == corpus.fingerprint:
+      return found
   start = time.perf_counter()
   outcome = trainer.run(config, workdir)
   if outcome.reason == 'interrupted':
@@ -122,6 +120,12 @@ def run_cell(config, workdir: pathlib.Path) -> dict:
   }
   results.write_text(summary, json.dumps(found))
   return found
+
+
+def _is_done(workdir: pathlib.Path, config) -> bool:
+  path = workdir / 'eval.json'
+  mark = results.config_hash(config.to_dict())
+  return path.exists() and json.loads(path.read_text())['config_hash'] == mark
 
 
 def _leaves(tree):
@@ -181,11 +185,12 @@ def run_task(name: str) -> None:
     for part in task.part[1]:
       workdir = pathlib.Path(_ROOT.value) / name / f'{size}-{part}'
       asked = size in _SIZES.value and part in (_PARTS.value or task.part[1])
-      if not asked and not (workdir / 'eval.json').exists():
+      config = get_config(task, size, part)
+      if not asked and not _is_done(workdir, config):
         not_run.append(f'{size}, {task.part[0]} {part}')
         continue
       print(f'== task {name}, {size}, {task.part[0]} {part}')
-      found = run_cell(get_config(task, size, part), workdir)
+      found = run_cell(config, workdir)
       corpora[found.pop('spec')] = found.pop('fingerprint')
       done.append(workdir)
       row = {'system': 'RNN-T', 'method': 'float', 'bits': 32, 'size': size}

@@ -139,6 +139,24 @@ def run(
   return stage_cache.run(jobs, work, max_hours=max_hours, failures=_FAILURES)
 
 
+def agreements(
+  found: Mapping[int, lm_sensitivity.Sensitivity],
+) -> tuple[list[dict[str, Any]], dict[int, str]]:
+  """Returns the rows of `agreement` of every seed, and why some are missing.
+
+  Args:
+    found: the sensitivities by seed, of which those at hand are asked.
+  """
+
+  def work(seed):
+    ready = [m for m in lm_sensitivity.METRICS if found[seed].ready(m)]
+    return agreement(found[seed].stages, found[seed], ready)
+
+  rows, failed = stage_cache.run(found, work, failures=_FAILURES)
+  flat = [{'seed': seed, **row} for seed in rows for row in rows[seed]]
+  return flat, failed
+
+
 def agreement(
   stages: lm_stages.Stages,
   found: lm_sensitivity.Sensitivity,
@@ -188,6 +206,7 @@ def _agreement(stages, found, metrics) -> list[dict[str, Any]]:
       drawn = _random_allocations(
         found, point, stages.config.sensitivity.allocations, rng
       )
+      chosen = {m: found.allocation(m, point).bits for m in metrics}
     except sensitivity.InfeasibleError:
       continue
     rise = lambda bits: mean(found.quantized(bits)) - base
@@ -206,7 +225,7 @@ def _agreement(stages, found, metrics) -> list[dict[str, Any]]:
           'allocations': len(drawn),
           'spearman': float(rank.statistic),
           'p': float(rank.pvalue),
-          'rise_chosen': rise(found.allocation(metric, point).bits),
+          'rise_chosen': rise(chosen[metric]),
           'rise_equal_bits': equal,
           'rise_random': float(np.mean(measured)),
           'rise_best_random': float(np.min(measured)),

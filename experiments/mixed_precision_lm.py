@@ -112,18 +112,11 @@ def main(argv):
     first = found[next(iter(rows)).seed]
     write = functools.partial(_write, config, corpora, rows, not_run, first)
     # What took hours is written before what takes minutes.
-    write([])
-    write(
-      [
-        {'seed': seed, **row}
-        for seed in dict.fromkeys(job.seed for job in rows)
-        for row in lm_matrix.agreement(
-          found[seed].stages,
-          found[seed],
-          [m for m in lm_sensitivity.METRICS if found[seed].ready(m)],
-        )
-      ]
+    write(_agreement_so_far(config.name))
+    agreement, _ = lm_matrix.agreements(
+      {seed: found[seed] for seed in dict.fromkeys(job.seed for job in rows)}
     )
+    write(agreement)
   except Interrupted:
     print('interrupted; run the same command again to go on')
     return
@@ -131,6 +124,11 @@ def main(argv):
   path = results.FOLDER / config.name
   lm_plots.write(ordered, first, path)
   print(results.table(ordered, lm_matrix.COLUMNS))
+
+
+def _agreement_so_far(name: str) -> list[dict[str, Any]]:
+  path = results.FOLDER / f'{name}.json'
+  return results.read(name).get('agreement', []) if path.exists() else []
 
 
 def _row(

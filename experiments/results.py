@@ -13,12 +13,14 @@ One JSON file per experiment, written whole or not at all:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
 import pathlib
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -31,6 +33,7 @@ from experiments import copies
 
 FOLDER = pathlib.Path(__file__).parent / 'results'
 MODELS = pathlib.Path(__file__).parent / 'models'  # published ones
+_FOLDERS = re.compile(r'(?<![\w./~-])/(?:[^\s/?*]+/)+')  # of this machine
 # Flags that share a matrix's jobs among copies of a command: the results file
 # is of all that are done, whoever did them.
 SHARING = 'max_hours', 'only', 'parts', 'seeds', 'runs', 'float_runs'
@@ -72,7 +75,7 @@ def command(without: Collection[str] = ()) -> str:
       skip = not equals  # its value is the next word
       continue
     if not skip:
-      kept.append(word)
+      kept.append(_FOLDERS.sub('.../', word))
     skip = False
   return shlex.join([*start, *kept])
 
@@ -135,7 +138,9 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 
 def _warn_of_fewer(path: pathlib.Path, rows: int) -> None:
-  before = len(json.loads(path.read_text())['rows']) if path.exists() else 0
+  before = 0
+  with contextlib.suppress(OSError, ValueError, LookupError):
+    before = len(json.loads(path.read_text())['rows'])
   if rows < before:
     print(f'{path} had {before} rows and now gets {rows}; `git` has the others')
 
@@ -223,6 +228,8 @@ def revision() -> tuple[str | None, bool | None]:
 
   try:
     code = ['--', '.', *(f':!{name}' for name in _NOT_CODE)]
-    return git('rev-parse', 'HEAD'), bool(git('status', '--porcelain', *code))
+    changed = git('status', '--porcelain', '--untracked-files=no', *code)
+    new = git('ls-files', '--others', '--exclude-standard', '*.py', '*.cc')
+    return git('rev-parse', 'HEAD'), bool(changed or new)
   except (OSError, subprocess.CalledProcessError):
     return None, None

@@ -59,12 +59,17 @@ class Stages:
   def float_folder(self, job: cells.Job) -> pathlib.Path:
     """Returns where the float model of a job is, or will be."""
     config = cells.float_config(self.config, job)
-    wanted = json.loads(config.to_json())
+    wanted = _anywhere(json.loads(config.to_json()))
     for root in self.float_runs:
       for path in sorted(
         [*root.glob('*/eval.json'), *root.glob('*/*/eval.json')]
       ):
-        if json.loads(path.with_name('config.json').read_text()) == wanted:
+        stored = json.loads(path.with_name('config.json').read_text())
+        if _anywhere(stored) != wanted:
+          continue
+        # The data may be elsewhere, and must be the same.
+        mark = json.loads(path.read_text()).get('fingerprint')
+        if mark in (None, _fingerprint(config.data.eval)):
           return path.parent
     name = f'{job.cell.size}-{job.part}-{config.seed}'
     return self.folder('float', name, _about(config))
@@ -350,6 +355,17 @@ def _sizes(path: pathlib.Path) -> dict[str, int]:
     ),
     'packed_bytes': packed_file.packed_bytes(packed.tree),
   }
+
+
+def _anywhere(config: dict[str, Any]) -> dict[str, Any]:
+  """A config without the folders that its manifests are in."""
+  specs = {
+    key: re.sub(r'manifest:[^?+]*/(?=[^/?+]+/[^/?+]+)', 'manifest:', value)
+    if isinstance(value, str)
+    else value
+    for key, value in config['data'].items()
+  }
+  return {**config, 'data': specs}
 
 
 def _digest(path: pathlib.Path) -> str:

@@ -7,6 +7,7 @@ loaded.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +18,7 @@ import orbax.checkpoint as ocp
 from s8bqat_jax.training import paths
 
 _ARRAYS, _NOTES = 'arrays', 'notes'
+_AMENDED = '{}_notes.json'  # those of a step that had been stored before
 # What TensorStore writes into errors of the operating system.
 _OS_ERROR = 'os_error_code='
 
@@ -83,7 +85,8 @@ class Checkpoints:
         force=True,
       )
     except ocp.checkpoint_manager.StepAlreadyExistsError:
-      return
+      # The same state, of which more is known by now.
+      self._amend(step, dict(notes or {}), which)
     except Exception as error:
       what = (
         f'could not write the checkpoint of step {step} under {self.directory}'
@@ -135,7 +138,18 @@ class Checkpoints:
     )
     leaves = [restored[_ARRAYS][name] for name in wanted]
     state = jax.tree.unflatten(jax.tree.structure(like), leaves)
-    return state, restored[_NOTES]
+    return state, self._amended(step, which) or restored[_NOTES]
+
+  def _amend(self, step: int, notes: Mapping[str, Any], which: str) -> None:
+    path = self.directory / _AMENDED.format(which)
+    partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
+    partial.write_text(json.dumps({'step': step, 'notes': notes}))
+    os.replace(partial, path)
+
+  def _amended(self, step: int, which: str) -> dict[str, Any] | None:
+    path = self.directory / _AMENDED.format(which)
+    found = json.loads(path.read_text()) if path.exists() else {}
+    return found['notes'] if found.get('step') == step else None
 
   def close(self) -> None:
     """Waits for what is being written and releases the directory."""

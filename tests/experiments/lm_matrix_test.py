@@ -227,6 +227,20 @@ def test_predictions_are_held_against_measured_harm(stages, found):
   np.testing.assert_allclose(kl['rise_equal_bits'], rise, rtol=1e-3)
 
 
+def test_a_point_that_no_metric_can_meet_costs_no_other_seed(
+  found, monkeypatch
+):
+  def agreement(stages, of_seed, metrics):
+    if of_seed is found:
+      raise sensitivity.InfeasibleError('too small')
+    return [{'metric': 'kl'}]
+
+  monkeypatch.setattr(lib, 'agreement', agreement)
+  other = lm_sensitivity.Sensitivity(found.stages)
+  rows, failed = lib.agreements({0: found, 1: other})
+  assert rows == [{'seed': 1, 'metric': 'kl'}] and 'too small' in failed[0]
+
+
 def test_random_allocations_differ_and_cost_alike(found):
   drawn = lib._random_allocations(found, 3, 12, np.random.default_rng(0))
   spent = [sum(found.sizes()[n][b] for n, b in d.items()) for d in drawn]

@@ -33,6 +33,20 @@ def test_what_shares_the_work_is_not_what_was_done(monkeypatch, shared):
   assert shared[0] in results.command()
 
 
+def test_no_folder_of_a_machine_is_kept(monkeypatch):
+  words = '--data=/home/me/corpora', 'a/b.py', '/tmp/x/model.file', '--m=a/b:1'
+  monkeypatch.setattr('sys.argv', ['run.py', *words])
+  assert results.command().endswith(
+    ' --data=.../corpora a/b.py .../model.file --m=a/b:1'
+  )
+
+
+def test_an_unreadable_file_costs_no_new_one(tmp_path):
+  (tmp_path / 'probe.json').write_text('<<<<<<< HEAD')
+  results.write('probe', [{'a': 1}], folder=tmp_path)
+  assert results.read('probe', tmp_path)['rows'] == [{'a': 1}]
+
+
 def test_fewer_rows_than_before_are_said(tmp_path, capsys):
   for rows in ([{'a': 1}, {'a': 2}], [{'a': 1}, {'a': 2}], [{'a': 1}]):
     results.write('probe', rows, folder=tmp_path)

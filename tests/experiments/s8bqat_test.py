@@ -15,7 +15,9 @@ from experiments import (
   matrix,
   recognizer,
   scoring,
+  stages,
 )
+from experiments.configs.s8bqat import asc_strings
 from experiments.stage_cache import RESULT
 from experiments.stages import HYPOTHESES, Stages, trained_hypotheses
 from s8bqat_jax import data
@@ -154,9 +156,25 @@ def test_a_float_model_is_taken_from_a_finished_run(done, tmp_path):
   (run / 'eval.json').write_text('{}')
   assert other.float_done(jobs[0])
   assert other.float_model(jobs[0]).parent == run
+  (run / 'eval.json').write_text('{"fingerprint": "of other data"}')
+  assert not other.float_done(jobs[0])
+  (run / 'eval.json').write_text('{}')
   wanted.train.learning_rate = 1.0
   (run / 'config.json').write_text(wanted.to_json())
   assert not other.float_done(jobs[0])
+
+
+def test_published_floats_are_found_wherever_the_data_is():
+  config = asc_strings.get_config()
+  job = cells.Job(cells.parse('90k/float'), '0', 0)
+  made = []
+  for data_folder in ('../shared/data', '/elsewhere/corpora'):
+    config.data = data_folder
+    made.append(json.loads(cells.float_config(config, job).to_json()))
+  assert made[0] != made[1]
+  assert stages._anywhere(made[0]) == stages._anywhere(made[1])
+  made[1]['data']['train'] = made[1]['data']['train'].replace('snr', 'srn')
+  assert stages._anywhere(made[0]) != stages._anywhere(made[1])
 
 
 def test_rows_and_comparisons(done, tmp_path):

@@ -1,5 +1,7 @@
 """Checkpoints: round trip, retention, and errors that say what to do."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -113,3 +115,16 @@ def test_two_leaves_of_one_name_are_refused(checkpoints):
   with pytest.raises(ValueError, match="two leaves.*'a.b'"):
     checkpoints.save(1, state)
   assert checkpoints.latest_step() is None
+
+
+def test_what_is_learned_of_a_stored_state_is_kept(tmp_path):
+  """A step is never written twice, but its notes are amended."""
+  state = {'w': jnp.ones(3)}
+  for notes in ({'due': True}, {'due': False}):
+    with contextlib.closing(training.Checkpoints(tmp_path)) as checkpoints:
+      checkpoints.save(4, state, notes)
+      assert checkpoints.restore(state)[1] == notes
+  with contextlib.closing(training.Checkpoints(tmp_path)) as checkpoints:
+    checkpoints.save(5, state, {'due': True})
+    assert checkpoints.restore(state)[1] == {'due': True}
+    assert checkpoints.restore(state, step=4)[1] == {'due': False}

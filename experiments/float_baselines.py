@@ -207,6 +207,7 @@ def run_task(name: str) -> None:
     rows,
     corpus=[{'spec': k, 'fingerprint': v} for k, v in corpora.items()],
     not_run=not_run,
+    command=results.command(without=results.SHARING),
   )
   plot(name, rows, path.with_suffix('.png'))
   print(results.table(rows, _COLUMNS))

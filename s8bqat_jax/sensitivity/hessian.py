@@ -32,9 +32,9 @@ class HessianTrace(NamedTuple):
 
   trace: PyTree  # float64 scalars, structured like params
   stderr: PyTree  # their standard errors (of the probes, for these batches)
-  diagonal: PyTree  # the Hessian's diagonal, like params; noisy, unbiased
   probes: int  # Hessian-vector products spent
   converged: bool  # False: stopped by max_probes
+  diagonal: PyTree = None  # the Hessian's, like params; noisy, unbiased
 
 
 class TopEigenvalue(NamedTuple):
@@ -154,9 +154,9 @@ def hessian_trace(
   return HessianTrace(
     jax.tree.unflatten(treedef, list(trace_L)),
     jax.tree.unflatten(treedef, list(stderr_L)),
-    jax.tree.map(lambda x: x / probes, diagonal),
     probes,
     converged,
+    jax.tree.map(lambda x: x / probes, diagonal),
   )
 
 

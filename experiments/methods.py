@@ -239,9 +239,10 @@ def make(
     ValueError: naming an unknown method or option, or a method that knows no
       row scales.
   """
-  method, resolved_options = METHODS[name], resolved(name, bits, options or {})
+  every_option = resolved(name, bits, options or {})
+  method = METHODS[name]
   make_one: Callable[..., Any] = functools.partial(
-    method.make, bits=bits, **resolved_options
+    method.make, bits=bits, **every_option
   )
   quantizer: quantizers.Quantizer | None
   if row_rules:
@@ -274,18 +275,16 @@ def resolved(
     ValueError: naming an unknown method or option, or one without a default.
   """
   check(name, options)
-  made = {}
-  for option in list(_signature(name).values())[3:]:
-    value = options.get(option.name, option.default)
+  made = {**_defaults(name), **options}
+  for option, value in made.items():
     if isinstance(value, dict):
       if bits not in value:
         raise ValueError(
-          f'method {name!r} knows its {option.name} at '
+          f'method {name!r} knows its {option} at '
           f'{", ".join(map(str, value))} bits, not at {bits}: give it as '
-          f'?{option.name}='
+          f'?{option}='
         )
-      value = value[bits]
-    made[option.name] = value
+      made[option] = value[bits]
   return made
 
 
@@ -293,7 +292,7 @@ def check(name: str, options: Mapping[str, Any]) -> None:
   """Raises ValueError for a method or an option that does not exist."""
   if name not in METHODS:
     raise ValueError(f'no method {name!r}; methods: {", ".join(METHODS)}')
-  known = list(_signature(name))[3:]
+  known = _defaults(name)
   unknown = sorted(set(options) - set(known))
   if unknown:
     raise ValueError(
@@ -302,5 +301,7 @@ def check(name: str, options: Mapping[str, Any]) -> None:
     )
 
 
-def _signature(name: str) -> Mapping[str, inspect.Parameter]:
-  return inspect.signature(METHODS[name].make).parameters
+def _defaults(name: str) -> dict[str, Any]:
+  """The options of a method, which follow (rules, run, bits)."""
+  made = inspect.signature(METHODS[name].make).parameters.values()
+  return {option.name: option.default for option in list(made)[3:]}

@@ -26,6 +26,11 @@ def test_methods_encode_what_they_say(name):
   np.testing.assert_array_equal(encoded['ctc_out']['kernel'], w)
 
 
+def test_an_unknown_method_is_named():
+  with pytest.raises(ValueError, match="no method 's9bqat'; methods: float"):
+    methods.make('s9bqat', 2, methods.rules_for(2, ctc=False), _RUN)
+
+
 def _entropy(codes):
   _, counts = np.unique(np.asarray(codes), return_counts=True)
   p = counts / counts.sum()

@@ -30,7 +30,7 @@ import numpy as np  # noqa: E402
 from absl import app, flags  # noqa: E402
 
 from experiments import recognizer as recognizer_lib  # noqa: E402
-from experiments import results, scoring, trainer  # noqa: E402
+from experiments import plots, results, scoring, trainer  # noqa: E402
 from experiments.configs import float as float_configs  # noqa: E402
 from experiments.configs.float import (  # noqa: E402
   asc_strings,
@@ -168,7 +168,9 @@ def plot(name: str, rows: Sequence[dict], path: pathlib.Path) -> None:
       axes.errorbar(x, y, [[y - low], [high - y]], fmt='o', color='tab:blue')
     else:
       axes.plot(x, y, '.', color='tab:gray', alpha=0.6)
-  axes.set(xscale='log', yscale='log', title=f'task {name}, float')
+  plots.log_scale(axes, 'x')
+  plots.log_scale(axes, 'y')
+  axes.set(title=f'task {name}, float')
   axes.set(xlabel='parameters', ylabel='WER, %')
   figure.savefig(path, dpi=110)
   plt.close(figure)

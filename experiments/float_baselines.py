@@ -29,8 +29,8 @@ import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 from absl import app, flags  # noqa: E402
 
-from experiments import recognizer as recognizer_lib  # noqa: E402
 from experiments import plots, results, scoring, trainer  # noqa: E402
+from experiments import recognizer as recognizer_lib  # noqa: E402
 from experiments.configs import float as float_configs  # noqa: E402
 from experiments.configs.float import (  # noqa: E402
   asc_strings,

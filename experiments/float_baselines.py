@@ -11,6 +11,7 @@ been run are listed as not run.
   b       task B, strings of all forty Arabic command words, four folds
   digits  task B, the ten digits only, four folds
   fsdd    English digit strings, leaving one of six speakers out
+  c       task C, read English of learners, pretrained on synthesized speech
 """
 
 from __future__ import annotations
@@ -36,11 +37,12 @@ from experiments.configs.float import (  # noqa: E402
   asc_strings,
   espeak_grammar,
   fsdd_strings,
+  speechocean,
 )
 from s8bqat_jax import data  # noqa: E402
 from s8bqat_jax.speech import significance  # noqa: E402
 
-_TASKS = flags.DEFINE_list('tasks', ['digits'], 'Of a, b, digits and fsdd.')
+_TASKS = flags.DEFINE_list('tasks', ['digits'], 'Of a, b, digits, fsdd and c.')
 _SIZES = flags.DEFINE_list('sizes', list(float_configs.SIZES), 'Model sizes.')
 _PARTS = flags.DEFINE_list('parts', [], 'Only these folds, speakers or seeds.')
 _ROOT = flags.DEFINE_string('runs', 'runs/float', 'Where the runs go.')
@@ -74,6 +76,7 @@ TASKS = {
     asc_strings, ('fold', ('0', '1', '2', '3')), fixed='words=digits'
   ),
   'fsdd': Task(fsdd_strings, ('speaker', _SPEAKERS)),
+  'c': Task(speechocean, ('seed', ('0', '1', '2')), pooled=False),
 }
 
 
@@ -112,7 +115,7 @@ def run_cell(config, workdir: pathlib.Path) -> dict:
   found = {
     **scoring.summarize(hypotheses),
     'parameters': sum(np.size(x) for x in _leaves(params)),
-    'steps': config.train.steps,
+    'steps': trainer.steps_in_all(config),
     'wall_seconds': time.perf_counter() - start,
     'config_hash': mark,
     'spec': corpus.spec,

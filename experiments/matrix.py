@@ -88,14 +88,13 @@ def estimated_hours(stages: Stages, jobs: Sequence[cells.Job]) -> float:
     trains = methods.METHODS[job.cell.method].trains
     if not (to_train or trains):
       continue
+    of_float = cells.float_config(stages.config, job)
     if job.cell.size not in rates:
-      rates[job.cell.size] = trainer.seconds_per_step(
-        cells.float_config(stages.config, job)
-      )
+      rates[job.cell.size] = trainer.seconds_per_step(of_float)
     rate = rates[job.cell.size]
     if to_train:
       floats.add(folder)
-      seconds += rate * config.float_steps
+      seconds += rate * trainer.steps_in_all(of_float)
     if trains:
       factor = _FACTORS.get(job.cell.method, 1.0)
       if eight_bit_activations(config):

@@ -339,7 +339,10 @@ def _about(config: ml_collections.ConfigDict) -> dict[str, Any]:
   found = {
     split: _fingerprint(config.data[split]) for split in ('train', 'dev')
   }
-  return {**config.to_dict(), 'fingerprints': found}
+  about = {**config.to_dict(), 'fingerprints': found}
+  if config.get('pretrain'):
+    about['pretrain'] = _about(config.pretrain)
+  return about
 
 
 def _sizes(path: pathlib.Path) -> dict[str, int]:
@@ -358,14 +361,17 @@ def _sizes(path: pathlib.Path) -> dict[str, int]:
 
 
 def _anywhere(config: dict[str, Any]) -> dict[str, Any]:
-  """A config without the folders that its manifests are in."""
+  """A config without the folders that its manifests and texts are in."""
   specs = {
-    key: re.sub(r'manifest:[^?+]*/(?=[^/?+]+/[^/?+]+)', 'manifest:', value)
+    key: re.sub(r'(manifest:|file=)[^?&+]*/(?=[^/?&+]+/[^/?&+]+)', r'\1', value)
     if isinstance(value, str)
     else value
     for key, value in config['data'].items()
   }
-  return {**config, 'data': specs}
+  found = {**config, 'data': specs}
+  if config.get('pretrain'):
+    found['pretrain'] = _anywhere(config['pretrain'])
+  return found
 
 
 def _digest(path: pathlib.Path) -> str:

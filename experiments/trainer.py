@@ -19,6 +19,9 @@ from experiments import recognizer as recognizer_lib
 from s8bqat_jax import data, quantizers, training
 from s8bqat_jax.speech import features, normalize, tokenizers
 from s8bqat_jax.training import mesh as mesh_lib
+from s8bqat_jax.training import paths
+
+PRETRAIN = 'pretrain'  # of a working directory: what `config.pretrain` trains
 
 
 def make_tokenizer(name: str, texts: Sequence[str]) -> tokenizers.Tokenizer:
@@ -124,8 +127,9 @@ def run(
     quantizer: the method; None trains in floating point. Development scores
       and the model file are those of what it encodes.
     recognizer: what to train; made from config and corpus if None.
-    params: where training starts; if None those of the packed file that
-      `config.init_from` names, or fresh ones.
+    params: where training starts; if None those that `config.pretrain` trains
+      in a folder of its own, or of the packed file that `config.init_from`
+      names, or fresh ones.
     scored: whether development data is decoded and the best model written; if
       not, what counts is the state that training ends in.
 
@@ -139,7 +143,16 @@ def run(
   corpus, dev = data.load(config.data.train), data.load(config.data.dev)
   if recognizer is None:
     recognizer = make_recognizer(config, corpus)
-  if params is None and config.get('init_from'):
+  if params is None and config.get('pretrain'):
+    first = paths.local(workdir) / PRETRAIN
+    named = isinstance(progress, str)
+    outcome = run(
+      config.pretrain, first, f'{progress}, pretraining' if named else progress
+    )
+    if outcome.reason == 'interrupted':
+      return outcome
+    params = _params_of(first / recognizer_lib.MODEL_FILE, recognizer)
+  elif params is None and config.get('init_from'):
     params = _params_of(config.init_from, recognizer)
   loader = make_loader(config, corpus, recognizer)
   lead = jax.process_index() == 0
@@ -175,6 +188,12 @@ def run(
       )
 
 
+def steps_in_all(config: ml_collections.ConfigDict) -> int:
+  """Returns the steps of a training, with those of `config.pretrain`."""
+  first = config.get('pretrain')
+  return config.train.steps + (steps_in_all(first) if first else 0)
+
+
 def seconds_per_step(config: ml_collections.ConfigDict, steps: int = 12):
   """Times floating-point training steps of a config, compilation aside."""
   corpus = data.load(config.data.train)
@@ -183,14 +202,16 @@ def seconds_per_step(config: ml_collections.ConfigDict, steps: int = 12):
   return fitting.seconds_per_step(config, recognizer, loader.batches(0, steps))
 
 
-def _params_of(path: str, recognizer: recognizer_lib.Recognizer) -> Any:
+def _params_of(
+  path: os.PathLike | str, recognizer: recognizer_lib.Recognizer
+) -> Any:
   """Returns a packed recognizer's params; its labels must be ours."""
   stored, params, _ = recognizer_lib.load(path)
   if stored.tokenizer != recognizer.tokenizer:
     labels, wanted = (x.tokenizer.to_config() for x in (stored, recognizer))
     raise ValueError(
-      f'config.init_from: {path} has other labels than this config: {labels}, '
-      f'expected {wanted}'
+      f'training cannot start from {path}, which has other labels than this '
+      f'config: {labels}, expected {wanted}'
     )
   return params
 

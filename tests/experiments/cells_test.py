@@ -3,7 +3,12 @@
 import pytest
 
 from experiments import cells
-from experiments.configs.s8bqat import asc_strings, digits, espeak_grammar
+from experiments.configs.s8bqat import (
+  asc_strings,
+  digits,
+  espeak_grammar,
+  speechocean,
+)
 from tests.experiments import tiny
 
 
@@ -40,7 +45,9 @@ def test_names_that_mean_nothing(text, message):
 
 
 @pytest.mark.parametrize(
-  'module', [asc_strings, digits, espeak_grammar], ids=lambda m: m.__name__
+  'module',
+  [asc_strings, digits, espeak_grammar, speechocean],
+  ids=lambda m: m.__name__,
 )
 def test_every_matrix_can_be_read_and_made(module):
   config = module.get_config()

@@ -17,7 +17,7 @@ from experiments import (
   scoring,
   stages,
 )
-from experiments.configs.s8bqat import asc_strings
+from experiments.configs.s8bqat import asc_strings, speechocean
 from experiments.stage_cache import RESULT
 from experiments.stages import HYPOTHESES, Stages, trained_hypotheses
 from s8bqat_jax import data
@@ -164,8 +164,9 @@ def test_a_float_model_is_taken_from_a_finished_run(done, tmp_path):
   assert not other.float_done(jobs[0])
 
 
-def test_published_floats_are_found_wherever_the_data_is():
-  config = asc_strings.get_config()
+@pytest.mark.parametrize('module', [asc_strings, speechocean])
+def test_published_floats_are_found_wherever_the_data_is(module):
+  config = module.get_config()
   job = cells.Job(cells.parse('90k/float'), '0', 0)
   made = []
   for data_folder in ('../shared/data', '/elsewhere/corpora'):
@@ -173,7 +174,8 @@ def test_published_floats_are_found_wherever_the_data_is():
     made.append(json.loads(cells.float_config(config, job).to_json()))
   assert made[0] != made[1]
   assert stages._anywhere(made[0]) == stages._anywhere(made[1])
-  made[1]['data']['train'] = made[1]['data']['train'].replace('snr', 'srn')
+  sections = [c['data'] for c in (made[1], made[1].get('pretrain')) if c]
+  sections[-1]['train'] += '&snr=1-2'
   assert stages._anywhere(made[0]) != stages._anywhere(made[1])
 
 

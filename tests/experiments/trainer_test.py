@@ -1,6 +1,7 @@
 """The recognizer, from config to packed file to text, on a tiny problem."""
 
 import json
+import pathlib
 import shutil
 
 import jax
@@ -51,6 +52,32 @@ def test_the_file_scores_as_the_weights_in_training_did(trained, config):
       jax.tree.leaves(params), jax.tree.leaves(outcome.state.average)
     ):
       np.testing.assert_array_equal(a, b)
+
+
+def test_pretraining_is_a_training_of_its_own(trained, config, tmp_path):
+  """What follows starts from its model file, as from one trained by hand."""
+  both = config.copy_and_resolve_references()
+  both.train.learning_rate = 1e-3
+  by_hand = both.copy_and_resolve_references()
+  by_hand.init_from = str(trained[0] / recognizer_lib.MODEL_FILE)
+  both.pretrain = config
+  outcome = trainer.run(both, tmp_path / 'both', progress=False)
+  first = tmp_path / 'both' / trainer.PRETRAIN / recognizer_lib.MODEL_FILE
+  assert first.read_bytes() == pathlib.Path(by_hand.init_from).read_bytes()
+  wanted = trainer.run(by_hand, tmp_path / 'by_hand', progress=False)
+  for a, b in zip(
+    jax.tree.leaves(outcome.state.params), jax.tree.leaves(wanted.state.params)
+  ):
+    np.testing.assert_array_equal(a, b)
+  assert trainer.steps_in_all(both) == 2 * config.train.steps
+
+
+def test_pretraining_on_other_labels_is_an_error(trained, config, tmp_path):
+  other = config.copy_and_resolve_references()
+  other.tokenizer = 'char'
+  other.init_from = str(trained[0] / recognizer_lib.MODEL_FILE)
+  with pytest.raises(ValueError, match='which has other labels than this'):
+    trainer.run(other, tmp_path, progress=False)
 
 
 def test_a_method_goes_on_after_an_interruption(trained, config, tmp_path):

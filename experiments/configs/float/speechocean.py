@@ -1,16 +1,15 @@
 """Task C: read English of 125 learners, half of them children; 2.9 hours.
 
-Too little to learn from alone, so training has two stages, each a command:
+  --config=experiments/configs/float/speechocean.py:size=1m
 
-  --config=experiments/configs/float/speechocean.py:stage=pretrain
-  --config=experiments/configs/float/speechocean.py --config.init_from=FILE
-
-The first hears synthesized voices read sentences of a text file, beside the
-task's own recordings; FILE is the model it wrote. `experiments.decode_lm` then
-decodes with a lexicon and a word n-gram.
+Too little to learn from alone, so training has two stages: the first hears
+synthesized voices read sentences of a text file, beside the task's own
+recordings. `experiments.decode_lm` then decodes with a lexicon and a word
+n-gram.
 """
 
 from experiments.configs import common
+from experiments.configs import float as float_configs
 
 
 def split(folder: str, name: str) -> str:
@@ -22,14 +21,31 @@ def split(folder: str, name: str) -> str:
 
 
 def get_config(text=None):
-  """Returns the config of a stage and seed."""
-  args = common.arguments(
-    text, stage=('train', 'pretrain'), seed='0', data='../shared/data'
+  """Returns the config of one size and seed."""
+  args = common.arguments(text, size='1m', seed='0', data='../shared/data')
+  config = _stage(args)
+  config.pretrain = first = _stage(args)
+  sentences = f'file={args["data"]}/wikitext2/train.txt'
+  first.data.train = ' + '.join(
+    [
+      f'espeak:text?{sentences}&split=train&hours=12&snr=5-30',
+      'espeak:grammar?split=train&hours=3&snr=5-30',
+      first.data.train,
+    ]
   )
+  # No faster: many a synthesized letter would have no frame left.
+  first.perturb.speeds = (0.85, 1.0)
+  first.model.dropout = 0.05
+  first.train.learning_rate = 2.5e-3
+  first.train.eval_every = 1500
+  return config
+
+
+def _stage(args):
+  """Returns the last stage; the first differs where `get_config` says."""
   config = common.default()
   config.seed = int(args['seed'])
   config.tokenizer = 'char'  # as the lexicon's
-  config.init_from = ''
   config.data.train = split(args['data'], 'train')
   config.data.dev = split(args['data'], 'dev')
   config.data.eval = split(args['data'], 'eval')
@@ -38,9 +54,7 @@ def get_config(text=None):
   config.augment.freq_warp = 0.12
   config.augment.time_width = 12
   config.model.stack = 5
-  config.model.encoder_width = 256
-  config.model.predictor_width = 96
-  config.model.joint_width = 96
+  float_configs.set_size(config, args['size'])
   config.model.dropout = 0.15
   config.train.ctc_weight = 0.3
   config.train.average_decay = 0.998
@@ -49,18 +63,4 @@ def get_config(text=None):
   config.train.warmup_steps = 200
   config.train.weight_decay = 1e-2
   config.train.eval_every = 500
-  if args['stage'] == 'pretrain':
-    sentences = f'file={args["data"]}/wikitext2/train.txt'
-    config.data.train = ' + '.join(
-      [
-        f'espeak:text?{sentences}&split=train&hours=12&snr=5-30',
-        'espeak:grammar?split=train&hours=3&snr=5-30',
-        config.data.train,
-      ]
-    )
-    # No faster: many a synthesized letter would have no frame left.
-    config.perturb.speeds = (0.85, 1.0)
-    config.model.dropout = 0.05
-    config.train.learning_rate = 2.5e-3
-    config.train.eval_every = 1500
   return config

@@ -1,0 +1,36 @@
+"""S8BQAT on task C: read English of learners, 25 unseen speakers.
+
+  python -m experiments.s8bqat \
+    --config=experiments/configs/s8bqat/speechocean.py --matrix=curve
+"""
+
+from experiments.configs import s8bqat
+
+
+def get_config():
+  """Returns the config."""
+  config = s8bqat.default()
+  config.name = 's8bqat_c'
+  config.float.module = 'experiments.configs.float.speechocean'
+  config.float.arguments = 'size={size},seed={seed},data={data}'
+  config.activation_bits = 8
+  config.matrices.rates = s8bqat.matrix(
+    *(
+      f'1m/{method}?lr={rate}'
+      for rate in (1e-3, 4e-3)
+      for method in (
+        'float continued',
+        'uniform qat:8',
+        *(f's8bqat:{bits}' for bits in (4, 3, 2)),
+      )
+    ),
+    split='dev',
+  )
+  config.matrices.curve = s8bqat.matrix(
+    '1m/float',
+    '1m/float continued',
+    '1m/uniform qat:8',
+    *s8bqat.every('1m', 's8bqat', (4, 3, 2)),
+    *s8bqat.every('1m', 'ptq lloyd-max', (4, 3, 2)),
+  )
+  return config

@@ -21,6 +21,10 @@ def get_config():
   # Raw: 200k weights of 3 bits are 75 kB, 90k of 8 bits 90 kB. Entropy-coded:
   # 2.8 bits a centroid and 6.7 an int8 weight (protocol), 70 and 75 kB.
   config.headline = ('200k/s8bqat:3', '90k/uniform qat:8')
+  config.matrices.rates = s8bqat.matrix(
+    *(f'{c}?lr={rate}' for c in config.headline for rate in (1e-3, 4e-3)),
+    split='dev',
+  )
   config.matrices.headline = s8bqat.matrix(
     '90k/float', '200k/float', *config.headline, seeds=(0, 1, 2, 3, 4)
   )

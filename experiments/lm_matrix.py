@@ -35,6 +35,8 @@ COLUMNS = {
 }
 _FAILURES = FloatingPointError, RuntimeError, sensitivity.InfeasibleError
 UNIFORM = 'ptq uniform', 'ptq lloyd-max', 'uniform qat', 'straight-through'
+# What finds the width from which on nothing is lost.
+EASY = 'ptq uniform', 'ptq lloyd-max', 'straight-through'
 
 
 class Cell(NamedTuple):
@@ -65,12 +67,16 @@ def cells(config) -> Iterator[Cell]:
   """Yields the matrix: floats, uniform precision, mixed precision."""
   yield Cell('float')
   yield Cell('float continued')
+  for bits in config.easy_points:
+    for method in EASY:
+      yield Cell(method, bits)
   for point in config.points:
     if isinstance(point, int):
       for method in (*UNIFORM, 'admm'):
         yield Cell(method, point)
-    for metric in lm_sensitivity.METRICS:
-      yield Cell('admm', point, metric)
+    for method, metrics in config.mixed.items():
+      for metric in metrics:
+        yield Cell(method, point, metric)
 
 
 def bits_of(
@@ -95,14 +101,11 @@ def pairs(config) -> Iterator[tuple[Cell, Cell]]:
   everything = list(cells(config))
   for base in (Cell('float'), Cell('float continued')):
     yield from ((base, other) for other in everything if other != base)
-  for point in config.points:
-    if isinstance(point, int):
-      yield Cell('straight-through', point), Cell('admm', point)
-    for metric in lm_sensitivity.METRICS:
-      if isinstance(point, int):
-        yield Cell('admm', point), Cell('admm', point, metric)
-      if metric != 'random':
-        yield Cell('admm', point, 'random'), Cell('admm', point, metric)
+  for cell in everything:
+    bases = [cell._replace(method='straight-through')]
+    if cell.metric is not None:
+      bases += [cell._replace(metric=None), cell._replace(metric='random')]
+    yield from ((b, cell) for b in bases if b in everything and b != cell)
 
 
 class Job(NamedTuple):

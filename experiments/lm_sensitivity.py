@@ -346,9 +346,20 @@ class Sensitivity:
 
 
 def check_points(config: ml_collections.ConfigDict) -> None:
-  """Raises ValueError unless every point of a config can be read."""
+  """Raises ValueError unless all that a config asks for can be read."""
   for point in config.points:
     _read_point(point, config.choices)
+  for bits in config.easy_points:
+    if not isinstance(bits, int) or not 1 <= bits <= 8:
+      raise ValueError(f'config.easy_points has {bits!r}: expected 1..8 bits')
+  for method, metrics in config.mixed.items():
+    unknown = sorted(set(metrics) - set(METRICS))
+    known = method in methods.METHODS and methods.METHODS[method].trains
+    if unknown or not known or method.startswith('float'):
+      raise ValueError(
+        f'config.mixed has {method!r} by {", ".join(metrics)}: expected a '
+        f'method that trains and metrics of {", ".join(METRICS)}'
+      )
 
 
 def _read_point(point: Point, choices: Sequence[int]) -> tuple[float, str]:

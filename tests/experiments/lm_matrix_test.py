@@ -3,6 +3,7 @@
 import json
 
 import jax
+import ml_collections
 import numpy as np
 import pytest
 
@@ -181,13 +182,39 @@ def test_a_budget_below_every_file(found):
   assert not rows and 'failed' in failed[job]
 
 
+@pytest.mark.parametrize(
+  'field, value, message',
+  [
+    ('easy_points', ('8x',), "easy_points has '8x': expected 1..8 bits"),
+    ('easy_points', (9,), 'easy_points has 9: expected 1..8 bits'),
+    (
+      'mixed',
+      {'admm': ('kl', 'luck')},
+      "'admm' by kl, luck: expected a method",
+    ),
+    ('mixed', {'float': ('kl',)}, "'float' by kl: expected a method that"),
+    ('mixed', {'adm': ('kl',)}, "'adm' by kl: expected a method that"),
+  ],
+)
+def test_cells_that_mean_nothing(config, field, value, message):
+  config = config.copy_and_resolve_references()
+  config[field] = ml_collections.ConfigDict({field: value})[field]
+  with pytest.raises(ValueError, match=message):
+    lm_sensitivity.check_points(config)
+
+
 def test_only_whole_bits_have_uniform_cells(config):
   config = config.copy_and_resolve_references()
   config.points = (3, '8x')
+  config.easy_points = (6,)
+  config.mixed['straight-through'] = ('kl',)
   cells = list(lib.cells(config))
   at = {p: [c for c in cells if c.point == p] for p in config.points}
   assert {c.metric for c in at['8x']} == set(lm_sensitivity.METRICS)
+  assert {c.method for c in at['8x']} == {'admm', 'straight-through'}
   assert {c.method for c in at[3] if c.metric is None} == {*lib.UNIFORM, 'admm'}
+  assert {c.method for c in cells if c.point == 6} == set(lib.EASY)
+  assert len(set(cells)) == len(cells)
   for pair in lib.pairs(config):
     assert set(pair) <= set(cells)
 

@@ -51,7 +51,7 @@ def default() -> ml_collections.ConfigDict:
     {'learning_rate': 5e-4, 'warmup_steps': 50, 'weight_decay': 0.0}
   )
   # What of the model is otherwise than the float model was trained with.
-  finetune.model = ml_collections.ConfigDict({'dropout': model.dropout})
+  finetune.model = ml_collections.ConfigDict()
   # How much of the loss is the float model's prediction instead of the text.
   finetune.distill = 0.0
 
@@ -73,6 +73,12 @@ def default() -> ml_collections.ConfigDict:
   # Budgets: the bytes of all tensors at so many bits, or of the whole file: a
   # ratio to float32 ('16x') or bytes ('300000B').
   config.points = (2, 3, 4)
+  # Bits, the same for all tensors, that only the plainest methods run at.
+  config.easy_points = ()
+  # What mixes bits: a method, and the metrics that share them out.
+  config.mixed = ml_collections.ConfigDict(
+    {'admm': ('trace', 'diagonal', 'kl', 'search', 'size', 'random')}
+  )
   config.choices = (1, 2, 3, 4, 5, 6, 8)
   config.seeds = (0,)
   return config

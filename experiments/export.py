@@ -19,6 +19,7 @@ import pathlib
 from absl import app, flags
 
 from experiments import exporting, trainer
+from s8bqat_jax import files
 
 _MODEL = flags.DEFINE_string(
   'model', None, 'A packed recognizer with 8-bit activations.', required=True
@@ -42,7 +43,7 @@ def main(_) -> None:
         f'  {kind:20} {100 * found.identical:6.2f}% of {found.codes} codes '
         f'equal ours, largest difference {found.largest}'
       )
-  (folder / 'functions.json').write_text(json.dumps(told, indent=1) + '\n')
+  files.write_text(folder / 'functions.json', json.dumps(told, indent=1) + '\n')
 
 
 if __name__ == '__main__':

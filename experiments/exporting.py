@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments import integer_recognizer
 from experiments import recognizer as recognizer_lib
-from s8bqat_jax import integer
+from s8bqat_jax import files, integer
 from s8bqat_jax.artifacts import packed_file
 from s8bqat_jax.export import witness
 
@@ -95,9 +95,8 @@ def write(
     from s8bqat_jax.export import onnxfile
 
     exporter = onnxfile
-  partial = path.with_suffix('.partial')
-  partial.write_bytes(exporter.export(fn).data)
-  os.replace(partial, path)
+  with files.replacing(path) as partial:
+    partial.write_bytes(exporter.export(fn).data)
   watched = Watched(fn, kind)
   watched(*_random_codes(fn))
   return witness.summary(watched.rows)

@@ -22,8 +22,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from experiments import results
-from s8bqat_jax import quantizers, training
+from s8bqat_jax import files, quantizers, training
 from s8bqat_jax.artifacts import packed_file, qtensor
 from s8bqat_jax.training import mesh as mesh_lib
 from s8bqat_jax.training import paths
@@ -307,7 +306,7 @@ def _write_config(config: ml_collections.ConfigDict, workdir: pathlib.Path):
         f'{", ".join(differing[:6])}): choose another --workdir, or the config '
         'in its config.json'
       )
-  results.write_text(path, text)
+  files.write_text(path, text)
 
 
 def _differences(a: Any, b: Any, path: str = '') -> set[str]:

@@ -39,7 +39,7 @@ from experiments.configs.float import (  # noqa: E402
   fsdd_strings,
   speechocean,
 )
-from s8bqat_jax import data  # noqa: E402
+from s8bqat_jax import data, files  # noqa: E402
 from s8bqat_jax.speech import significance  # noqa: E402
 
 _TASKS = flags.DEFINE_list('tasks', ['digits'], 'Of a, b, digits, fsdd and c.')
@@ -121,7 +121,7 @@ def run_cell(config, workdir: pathlib.Path) -> dict:
     'spec': corpus.spec,
     'fingerprint': corpus.fingerprint,
   }
-  results.write_text(summary, json.dumps(found))
+  files.write_text(summary, json.dumps(found))
   return found
 
 

@@ -102,7 +102,9 @@ def pairs(config) -> Iterator[tuple[Cell, Cell]]:
   for base in (Cell('float'), Cell('float continued')):
     yield from ((base, other) for other in everything if other != base)
   for cell in everything:
-    bases = [cell._replace(method='straight-through')]
+    bases = []
+    if cell.method == 'admm':
+      bases.append(cell._replace(method='straight-through'))
     if cell.metric is not None:
       bases += [cell._replace(metric=None), cell._replace(metric='random')]
     yield from ((b, cell) for b in bases if b in everything and b != cell)

@@ -15,8 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments import recognizer as recognizer_lib
-from experiments import results
-from s8bqat_jax import data
+from s8bqat_jax import data, files
 from s8bqat_jax.speech import beam, ngram, wer
 
 _SHARES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
@@ -114,7 +113,7 @@ def read_lists(path: pathlib.Path) -> list[list[ngram.Candidate]]:
 def write_lists(path: pathlib.Path, lists: NBests) -> None:
   """Writes N-best lists, whole or not at all."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  results.write_text(path, ''.join(json.dumps(n) + '\n' for n in lists))
+  files.write_text(path, ''.join(json.dumps(n) + '\n' for n in lists))
 
 
 def oracle(lists: NBests, references: Sequence[str]) -> list[str]:

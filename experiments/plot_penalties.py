@@ -8,14 +8,13 @@ Gaussian at 3 bits and, for ACosR, a uniform grid: each penalty and its force.
 
 from __future__ import annotations
 
-import os
-
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
 from absl import app
 
 from experiments import results
+from s8bqat_jax import files
 from s8bqat_jax.quantizers import codebook as books
 from s8bqat_jax.quantizers.lloyd_max import fit
 from s8bqat_jax.quantizers.mracos import slope, value
@@ -62,9 +61,8 @@ def main(argv: list[str]) -> None:
   )
   figure.tight_layout()
   path = results.FOLDER / 'penalties.png'
-  partial = path.with_suffix('.partial.png')
-  figure.savefig(partial, dpi=120)
-  os.replace(partial, path)
+  with files.replacing(path) as partial:
+    figure.savefig(partial, dpi=120)
   print(f'wrote {path.name}')
 
 

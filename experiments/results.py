@@ -30,6 +30,7 @@ from typing import Any
 import jax
 
 from experiments import copies
+from s8bqat_jax import files
 
 FOLDER = pathlib.Path(__file__).parent / 'results'
 MODELS = pathlib.Path(__file__).parent / 'models'  # published ones
@@ -126,15 +127,8 @@ def write(
   path = pathlib.Path(folder) / f'{name}.json'
   path.parent.mkdir(parents=True, exist_ok=True)
   _warn_of_fewer(path, len(content['rows']))
-  write_text(path, json.dumps(content, indent=1, allow_nan=False) + '\n')
+  files.write_text(path, json.dumps(content, indent=1, allow_nan=False) + '\n')
   return path
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes a file whole or not at all, whoever else writes it."""
-  partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
-  partial.write_text(text)
-  os.replace(partial, path)
 
 
 def _warn_of_fewer(path: pathlib.Path, rows: int) -> None:

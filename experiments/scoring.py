@@ -14,9 +14,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from experiments import results
 from experiments.recognizer import Recognizer
-from s8bqat_jax import data
+from s8bqat_jax import data, files
 from s8bqat_jax.speech import significance, wer
 
 
@@ -128,7 +127,7 @@ def write_hypotheses(
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   lines = [json.dumps(h._asdict()) for h in sorted(hypotheses)]
-  results.write_text(path, ''.join(line + '\n' for line in lines))
+  files.write_text(path, ''.join(line + '\n' for line in lines))
 
 
 def read_hypotheses(path: os.PathLike | str) -> list[Hypothesis]:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 from experiments import results
+from s8bqat_jax import files
 
 RESULT = 'result.json'
 _SPENT = 'seconds.json'  # of all sessions so far
@@ -157,4 +158,4 @@ def _claimed(folder: pathlib.Path) -> Iterator[None]:
 
 
 def _write(path: pathlib.Path, value: Any) -> None:
-  results.write_text(path, json.dumps(value, indent=1, default=str))
+  files.write_text(path, json.dumps(value, indent=1, default=str))

@@ -24,6 +24,7 @@ from collections.abc import Callable
 from absl import app
 
 from experiments import results
+from s8bqat_jax import files
 
 _ROOT = pathlib.Path(__file__).parents[1]
 DOCUMENTS = (
@@ -91,7 +92,7 @@ def main(argv):
   del argv
   for path in DOCUMENTS:
     text = render(path.read_text(), name=path.name)
-    results.write_text(path, text)
+    files.write_text(path, text)
 
 
 if __name__ == '__main__':

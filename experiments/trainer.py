@@ -16,7 +16,7 @@ from absl import flags, logging
 
 from experiments import fitting, results, scoring
 from experiments import recognizer as recognizer_lib
-from s8bqat_jax import data, quantizers, training
+from s8bqat_jax import data, files, quantizers, training
 from s8bqat_jax.speech import features, normalize, tokenizers
 from s8bqat_jax.training import mesh as mesh_lib
 from s8bqat_jax.training import paths
@@ -183,8 +183,9 @@ def run(
   finally:
     if lead and loader.skipped:
       logging.warning('%d utterances were skipped', len(loader.skipped))
-      (pathlib.Path(workdir) / 'skipped.json').write_text(
-        json.dumps(loader.skipped.reasons, indent=1)
+      files.write_text(
+        pathlib.Path(workdir) / 'skipped.json',
+        json.dumps(loader.skipped.reasons, indent=1),
       )
 
 

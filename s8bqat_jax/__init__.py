@@ -13,6 +13,7 @@ The rooms of the house; each depends on rooms further down only:
   models       flax.linen models, which know no quantizer
   data         corpora, synthesis, batching, text
   speech       features, tokenizers, decoding, error rates, significance
+  files        whole or not at all
 """
 
 __version__ = '0.1.0'

@@ -27,12 +27,13 @@ def _imported(path):
 
 
 def test_every_room_is_listed():
-  folders = {p.parent.name for p in PACKAGE.glob('*/__init__.py')}
-  assert folders == set(ROOMS) and len(ROOMS) == len(set(ROOMS))
+  rooms = {p.parent.name for p in PACKAGE.glob('*/__init__.py')}
+  rooms |= {p.stem for p in PACKAGE.glob('*.py')} - {'__init__'}
+  assert rooms == set(ROOMS) and len(ROOMS) == len(set(ROOMS))
 
 
 def test_rooms_import_from_rooms_below_only():
-  for path in PACKAGE.glob('*/**/*.py'):
-    room = path.relative_to(PACKAGE).parts[0]
+  for path in set(PACKAGE.glob('**/*.py')) - {PACKAGE / '__init__.py'}:
+    room = path.relative_to(PACKAGE).with_suffix('').parts[0]
     allowed = ROOMS[ROOMS.index(room) :]
     assert set(_imported(path)) <= set(allowed), path

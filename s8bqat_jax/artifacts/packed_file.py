@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from s8bqat_jax import files
 from s8bqat_jax.artifacts import container, names, qtensor, records
 
 PackedFileError = container.PackedFileError
@@ -233,16 +234,11 @@ def _write(path: pathlib.Path, data: bytes) -> None:
   try:
     # Where a link points to, so that the link stays one.
     target = path.resolve()
-    partial = target.with_name(f'{target.name}.{os.getpid()}.partial')
-    try:
-      with open(partial, 'wb') as file:
-        file.write(data)
-        file.flush()
-        # Else a power failure could leave the name without its content.
-        os.fsync(file.fileno())
-      os.replace(partial, target)
-    finally:
-      partial.unlink(missing_ok=True)
+    with files.replacing(target) as partial, open(partial, 'wb') as file:
+      file.write(data)
+      file.flush()
+      # Else a power failure could leave the name without its content.
+      os.fsync(file.fileno())
   except (OSError, RuntimeError) as error:  # the latter: links in a circle
     number = getattr(error, 'errno', None) or errno.EIO
     reason = getattr(error, 'strerror', None) or error

@@ -14,6 +14,8 @@ import numpy as np
 import tqdm
 from absl import logging
 
+from s8bqat_jax import files
+
 _SAMPLES = 'samples.int16'
 _INDEX = 'index.json'
 _CHUNK = 256  # entries held in memory on their way to the disk
@@ -197,12 +199,9 @@ def cached_json(name: str, cache: str | None, make: Callable[[], Any]) -> Any:
   if file.is_file():
     return json.loads(file.read_text())
   value = make()
-  partial = file.with_name(f'.{file.name}-{os.getpid()}')
   try:
     base.mkdir(parents=True, exist_ok=True)
-    partial.write_text(json.dumps(value))
-    os.replace(partial, file)
+    files.write_text(file, json.dumps(value))
   except OSError as e:  # it can be found out again
     logging.warning('cannot keep %s: %s', file, e)
-    partial.unlink(missing_ok=True)
   return value

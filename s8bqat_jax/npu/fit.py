@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import optimize
 
+from s8bqat_jax import files
 from s8bqat_jax.npu import ethos
 from s8bqat_jax.npu.ethos import Ethos, Work
 from s8bqat_jax.npu.vela import VelaOp, VelaReport
@@ -244,6 +244,4 @@ def save(
       for name, m in machines.items()
     },
   }
-  partial = pathlib.Path(path).with_suffix('.partial')
-  partial.write_text(json.dumps(content, indent=1) + '\n')
-  os.replace(partial, path)
+  files.write_text(path, json.dumps(content, indent=1) + '\n')

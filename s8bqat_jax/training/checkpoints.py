@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from s8bqat_jax import files
 from s8bqat_jax.training import paths
 
 _ARRAYS, _NOTES = 'arrays', 'notes'
@@ -142,9 +143,7 @@ class Checkpoints:
 
   def _amend(self, step: int, notes: Mapping[str, Any], which: str) -> None:
     path = self.directory / _AMENDED.format(which)
-    partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
-    partial.write_text(json.dumps({'step': step, 'notes': notes}))
-    os.replace(partial, path)
+    files.write_text(path, json.dumps({'step': step, 'notes': notes}))
 
   def _amended(self, step: int, which: str) -> dict[str, Any] | None:
     path = self.directory / _AMENDED.format(which)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import tensorboardX
 
+from s8bqat_jax import files
 from s8bqat_jax.training import paths
 
 
@@ -23,9 +24,7 @@ class MetricWriter:
     directory.mkdir(parents=True, exist_ok=True)
     self.path = directory / 'metrics.jsonl'
     kept = [r for r in read_metrics(self.path) if r['step'] <= start_step]
-    partial = self.path.with_suffix('.partial')
-    partial.write_text(''.join(json.dumps(r) + '\n' for r in kept))
-    os.replace(partial, self.path)
+    files.write_text(self.path, ''.join(json.dumps(r) + '\n' for r in kept))
     self._file = self.path.open('a')
     self._board = tensorboardX.SummaryWriter(
       str(directory / 'tensorboard'), purge_step=start_step + 1

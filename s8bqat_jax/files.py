@@ -1,0 +1,41 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def replacing(path: os.PathLike | str) -> Iterator[pathlib.Path]:
+  """Yields where to write a file, which then takes the place of `path`.
+
+  If writing it fails, `path` is what it was and nothing else is left.
+
+  Args:
+    path: a file of this machine, there already or not; its folder is there.
+  """
+  target = pathlib.Path(path)
+  # Beside it, to be on the same disk; of this process, which may have copies;
+  # with its ending, by which writers of pictures choose a format.
+  partial = target.with_name(
+    f'{target.stem}.{os.getpid()}.partial{target.suffix}'
+  )
+  try:
+    yield partial
+    os.replace(partial, target)
+  finally:
+    partial.unlink(missing_ok=True)
+
+
+def write_text(path: os.PathLike | str, text: str) -> None:
+  """Writes a text file whole or not at all.
+
+  Args:
+    path: as for `replacing`.
+    text: what it will hold.
+  """
+  with replacing(path) as partial:
+    partial.write_text(text, encoding='utf-8')

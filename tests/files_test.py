@@ -1,0 +1,51 @@
+"""Files are there whole or not at all."""
+
+import threading
+
+import pytest
+
+from s8bqat_jax import files
+
+
+def test_a_file_takes_the_place_of_another(tmp_path):
+  path = tmp_path / 'notes.json'
+  for text in ('one', 'größer'):
+    files.write_text(path, text)
+    assert path.read_text(encoding='utf-8') == text
+  assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_fails_leaves_what_was_there(tmp_path):
+  path = tmp_path / 'picture.png'
+  path.write_bytes(b'old')
+  with pytest.raises(OSError, match='full'), files.replacing(path) as partial:
+    assert partial.suffix == '.png' and partial.parent == tmp_path
+    partial.write_bytes(b'half')
+    raise OSError('disk full')
+  assert path.read_bytes() == b'old'
+  assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_writer_that_wrote_nothing_is_an_error(tmp_path):
+  with pytest.raises(FileNotFoundError), files.replacing(tmp_path / 'a'):
+    pass
+
+
+def test_readers_never_see_half(tmp_path):
+  path = tmp_path / 'values'
+  texts = ['a' * 100_000, 'b' * 100_000]
+  files.write_text(path, texts[0])
+  stop = threading.Event()
+  seen = set()
+
+  def read():
+    while not stop.is_set():
+      seen.add(path.read_text())
+
+  reader = threading.Thread(target=read)
+  reader.start()
+  for i in range(50):
+    files.write_text(path, texts[i % 2])
+  stop.set()
+  reader.join()
+  assert seen <= set(texts)

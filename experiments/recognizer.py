@@ -103,7 +103,8 @@ class Recognizer:
     normalization: of its features.
     tokenizer: text to labels and back.
     augment: SpecAugment of the training features, or None.
-    ctc_weight: share of the auxiliary CTC loss, 0 for none.
+    ctc_weight: share of the auxiliary CTC loss; 0 for none, and with 1 there is
+      no other: the encoder alone is trained.
     transformed: the model's functions in another arithmetic; None for its own.
   """
 
@@ -149,7 +150,7 @@ class Recognizer:
       key: of SpecAugment and dropout.
 
     Returns:
-      The loss, and {"rnnt", "ctc"} as metrics.
+      The loss, and its parts, of {"rnnt", "ctc"}, as metrics.
     """
     augment_key, encoder_key, predictor_key = jax.random.split(key, 3)
     audio = data.perturbed(batch)
@@ -159,21 +160,24 @@ class Recognizer:
     nets = self.nets
     enc, lengths = nets.encode(params, feats, lengths, encoder_key)
     labels, label_lengths = batch['labels_BxU'], batch['label_lengths_B']
-    pred = nets.predict(params, labels, predictor_key)
     # A padding row has no frames and no labels: its loss is 0.
     lengths = jnp.where(batch['weights_B'] > 0, lengths, 0)
-    total = jnp.maximum(batch['weights_B'].sum(), 1.0)
-    joint = functools.partial(nets.joint, params)
-    nll_B = losses.rnnt_loss(joint, enc, pred, labels, lengths, label_lengths)
-    aux = {'rnnt': nll_B.sum() / total}
-    value = aux['rnnt']
-    if self.ctc_weight:
-      ctc_B = losses.ctc_loss(
-        nets.ctc_logits(params, enc), labels, lengths, label_lengths
+    aux = {}
+    if self.ctc_weight < 1:
+      pred = nets.predict(params, labels, predictor_key)
+      joint = functools.partial(nets.joint, params)
+      aux['rnnt'] = losses.rnnt_loss(
+        joint, enc, pred, labels, lengths, label_lengths
       )
-      aux['ctc'] = ctc_B.sum() / total
-      value = (1 - self.ctc_weight) * value + self.ctc_weight * aux['ctc']
-    return value, aux
+    if self.ctc_weight:
+      ctc_logits = nets.ctc_logits(params, enc)
+      aux['ctc'] = losses.ctc_loss(ctc_logits, labels, lengths, label_lengths)
+    total = jnp.maximum(batch['weights_B'].sum(), 1.0)
+    aux = {name: nll_B.sum() / total for name, nll_B in aux.items()}
+    if len(aux) == 1:
+      return next(iter(aux.values())), aux
+    share = self.ctc_weight
+    return (1 - share) * aux['rnnt'] + share * aux['ctc'], aux
 
   def transducer(self, params: Params) -> decode.Transducer:
     """Returns what decoding needs, over `params`."""

@@ -1,0 +1,44 @@
+"""The recognizer's training loss."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope='module')
+def by_share(recognizer, params, batch):
+  """{share of CTC: ((loss, parts), gradients)}."""
+
+  def at(share):
+    own = dataclasses.replace(recognizer, ctc_weight=share)
+    return jax.jit(jax.value_and_grad(own.loss, has_aux=True))(
+      params, batch, jax.random.key(0)
+    )
+
+  return {share: at(share) for share in (0.0, 0.3, 1.0)}
+
+
+def test_the_loss_is_the_mean_of_its_parts(by_share):
+  (rnnt, only), _ = by_share[0.0]
+  assert set(only) == {'rnnt'} and only['rnnt'] == rnnt
+  (ctc, only), _ = by_share[1.0]
+  assert set(only) == {'ctc'} and only['ctc'] == ctc
+  (both, parts), _ = by_share[0.3]
+  np.testing.assert_allclose([parts['rnnt'], parts['ctc']], [rnnt, ctc], 1e-5)
+  np.testing.assert_allclose(both, 0.7 * rnnt + 0.3 * ctc, rtol=1e-5)
+
+
+def test_ctc_alone_trains_the_encoder_alone(by_share):
+  reached = {
+    share: {name for name, g in grads.items() if _any(g)}
+    for share, (_, grads) in by_share.items()
+  }
+  ours = {n for n in reached[0.3] if not n.startswith(('encoder', 'ctc'))}
+  assert ours and reached[1.0] == reached[0.3] - ours
+  assert reached[0.0] == reached[0.3] - {'ctc_out'}
+
+
+def _any(tree):
+  return any(np.any(np.asarray(x)) for x in jax.tree.leaves(tree))

@@ -200,6 +200,8 @@ class Recognizer:
   ) -> decode.Decoded:
     """Returns the greedy transcripts of a batch of recordings."""
     enc, lengths = self.encode(params, audio_BxS, lengths_B)
+    if self.ctc_weight == 1:  # Nothing else was trained.
+      return decode.ctc_greedy(self.nets.ctc_logits(params, enc), lengths)
     return decode.greedy(self.transducer(params), enc, lengths)
 
   def beam_search(

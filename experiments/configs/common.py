@@ -33,6 +33,30 @@ def arguments(
   return found
 
 
+def encoder_first(
+  config: ml_collections.ConfigDict, steps: int
+) -> ml_collections.ConfigDict:
+  """Gives a training a first stage, of the encoder alone, by CTC.
+
+  From nothing a transducer first learns which words follow which, without the
+  audio; where a grammar makes that easy it learns little else for thousands of
+  steps.
+
+  Args:
+    config: whole; it gets `pretrain`.
+    steps: of the first stage.
+
+  Returns:
+    `config.pretrain`, for what else is different there.
+  """
+  first = config.copy_and_resolve_references()
+  first.train.steps = steps
+  first.train.ctc_weight = 1.0
+  first.train.eval_every = 0
+  config.pretrain = first
+  return first
+
+
 def default() -> ml_collections.ConfigDict:
   """Returns a config without data; an experiment's file fills that in."""
   config = ml_collections.ConfigDict()

@@ -13,7 +13,13 @@
 """
 
 from s8bqat_jax.speech.beam import Automaton, NBest, beam_search
-from s8bqat_jax.speech.decode import Decoded, Transducer, greedy, greedy_chunk
+from s8bqat_jax.speech.decode import (
+  Decoded,
+  Transducer,
+  ctc_greedy,
+  greedy,
+  greedy_chunk,
+)
 from s8bqat_jax.speech.features import LogMel, log_mel, log_mel_chunk
 from s8bqat_jax.speech.normalize import GlobalNorm, global_norm, running_mean
 from s8bqat_jax.speech.tokenizers import (
@@ -39,6 +45,7 @@ __all__ = [
   'WordTokenizer',
   'beam_search',
   'count_errors',
+  'ctc_greedy',
   'global_norm',
   'greedy',
   'greedy_chunk',

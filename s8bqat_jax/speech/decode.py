@@ -1,4 +1,4 @@
-"""Greedy transducer decoding: a batch at once, or frame by frame.
+"""Greedy decoding of transducers, a batch at once or frame by frame, and CTC.
 
 Decoding knows no model class. A `Transducer` is three functions closed over
 parameters, so float weights, decoded codes and the integer twin decode alike.
@@ -150,6 +150,31 @@ def greedy_chunk(
     unfinished, emit_one, loop
   )
   return carry, Decoded(labels_BxN, count_B)
+
+
+def ctc_greedy(logits_BxTxV: jax.Array, lengths_B: jax.Array) -> Decoded:
+  """Takes each frame's likeliest label, by the rules of CTC.
+
+  Of a label that is repeated in frames side by side only the first counts.
+
+  Args:
+    logits_BxTxV: of every frame, where 0 is blank.
+    lengths_B: frames of each row, 0..T.
+
+  Returns:
+    The transcripts, N = T.
+  """
+  B, T, _ = logits_BxTxV.shape
+  best_BxT = jnp.argmax(logits_BxTxV, axis=-1).astype(jnp.int32)
+  before_BxT = jnp.pad(best_BxT, ((0, 0), (1, 0)))[:, :T]
+  is_label_BxT = (best_BxT != 0) & (best_BxT != before_BxT)
+  is_label_BxT &= jnp.arange(T) < lengths_B[:, None]
+  # Frames without a label write nowhere: T is beyond the end.
+  place_BxT = jnp.where(is_label_BxT, jnp.cumsum(is_label_BxT, axis=1) - 1, T)
+  labels_BxT = jnp.zeros([B, T], jnp.int32)
+  rows_Bx1 = jnp.arange(B)[:, None]
+  labels_BxT = labels_BxT.at[rows_Bx1, place_BxT].set(best_BxT, mode='drop')
+  return Decoded(labels_BxT, is_label_BxT.sum(axis=1, dtype=jnp.int32))
 
 
 def select_rows(mask_B, x, y):

@@ -1,6 +1,7 @@
 """The recognizer's training loss."""
 
 import dataclasses
+import itertools
 
 import jax
 import numpy as np
@@ -38,6 +39,19 @@ def test_ctc_alone_trains_the_encoder_alone(by_share):
   ours = {n for n in reached[0.3] if not n.startswith(('encoder', 'ctc'))}
   assert ours and reached[1.0] == reached[0.3] - ours
   assert reached[0.0] == reached[0.3] - {'ctc_out'}
+
+
+def test_what_ctc_trained_alone_is_decoded_by_ctc(recognizer, params, batch):
+  own = dataclasses.replace(recognizer, ctc_weight=1.0)
+  audio, lengths = batch['audio_BxS'], batch['audio_lengths_B']
+  found = jax.jit(own.greedy)(params, audio, lengths)
+  enc, lengths = recognizer.encode(params, audio, lengths)
+  logits = recognizer.nets.ctc_logits(params, enc)
+  for row, length, labels, count in zip(logits, lengths, *found):
+    path = np.asarray(row[:length]).argmax(-1)
+    wanted = [int(k) for k, _ in itertools.groupby(path) if k]
+    assert labels[:count].tolist() == wanted
+  assert not found.labels_BxN[2, found.lengths_B[2] :].any()
 
 
 def _any(tree):

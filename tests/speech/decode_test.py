@@ -1,6 +1,7 @@
 """Greedy decoding against one row, one frame, one label at a time."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -87,3 +88,21 @@ def test_max_symbols_must_be_positive():
     decode.greedy(
       transducer, toy_transducer.encode(), np.array([1, 1, 1]), max_symbols=0
     )
+
+
+@pytest.mark.parametrize('T', [0, 1, 2, 40])
+def test_ctc_merges_what_repeats_and_drops_blanks(T):
+  B, V = 6, 3
+  rng = np.random.default_rng(T)
+  logits = rng.normal(size=(B, T, V)).astype(np.float32)
+  logits[0, :, 0] = 9  # Nothing but blanks.
+  logits[1, :, 2] = 9  # One label all the time.
+  lengths = rng.integers(0, T + 1, B)
+  lengths[:3] = T, T, 0
+  found = jax.jit(decode.ctc_greedy)(logits, lengths)
+  assert found.labels_BxN.shape == (B, T)
+  for row, length, labels, count in zip(logits, lengths, *found):
+    path = row[:length].argmax(-1)
+    wanted = [int(k) for k, _ in itertools.groupby(path) if k]
+    assert count == len(wanted)
+    assert labels.tolist() == wanted + [0] * (T - len(wanted))

@@ -2,10 +2,10 @@
 
   --config=experiments/configs/float/speechocean.py:size=1m
 
-Too little to learn from alone, so training has two stages: the first hears
+Too little to learn from alone, so there are stages before the last: they hear
 synthesized voices read sentences of a text file, beside the task's own
-recordings. `experiments.decode_lm` then decodes with a lexicon and a word
-n-gram.
+recordings, and the first of them trains the encoder alone.
+`experiments.decode_lm` then decodes with a lexicon and a word n-gram.
 """
 
 from experiments.configs import common
@@ -24,25 +24,26 @@ def get_config(text=None):
   """Returns the config of one size and seed."""
   args = common.arguments(text, size='1m', seed='0', data='../shared/data')
   config = _stage(args)
-  config.pretrain = first = _stage(args)
+  config.pretrain = second = _stage(args)
   sentences = f'file={args["data"]}/wikitext2/train.txt'
-  first.data.train = ' + '.join(
+  second.data.train = ' + '.join(
     [
       f'espeak:text?{sentences}&split=train&hours=12&snr=5-30',
       'espeak:grammar?split=train&hours=3&snr=5-30',
-      first.data.train,
+      second.data.train,
     ]
   )
   # No faster: many a synthesized letter would have no frame left.
-  first.perturb.speeds = (0.85, 1.0)
-  first.model.dropout = 0.05
-  first.train.learning_rate = 2.5e-3
-  first.train.eval_every = 1500
+  second.perturb.speeds = (0.85, 1.0)
+  second.model.dropout = 0.05
+  second.train.learning_rate = 2.5e-3
+  second.train.eval_every = 1500
+  common.encoder_first(second, steps=10_000)
   return config
 
 
 def _stage(args):
-  """Returns the last stage; the first differs where `get_config` says."""
+  """Returns the last stage; those before differ where `get_config` says."""
   config = common.default()
   config.seed = int(args['seed'])
   config.tokenizer = 'char'  # as the lexicon's

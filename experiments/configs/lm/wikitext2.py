@@ -13,8 +13,15 @@ among them, are those of `rows=no`.
 from experiments.configs import common, lm
 
 # About the parameters in the name, with 4k subwords and a tied output layer.
-# The smallest cannot learn its text by heart, and dropout only costs it.
+# The smaller ones cannot learn their text by heart, and dropout only costs them.
 SIZES = {
+  '400k': {
+    'width': 64,
+    'layers': 3,
+    'heads': 4,
+    'ffn_width': 256,
+    'dropout': 0.0,
+  },
   '1m': {
     'width': 128,
     'layers': 3,

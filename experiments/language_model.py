@@ -20,7 +20,7 @@ from s8bqat_jax.artifacts import packed_file, qtensor
 from s8bqat_jax.data import text as text_lib
 from s8bqat_jax.data import text_windows
 from s8bqat_jax.models import transformer_lm
-from s8bqat_jax.speech import tokenizers
+from s8bqat_jax.speech import significance, tokenizers
 
 Params = Any
 CONFIG_KEY = 'language_model'
@@ -250,6 +250,33 @@ class Scorer:
       stream = text_lib.encode(self.model.tokenizer, line)
       self._spelled[word] = stream.ids_N[:-1]
     return self._spelled[word]
+
+
+def articles(corpus: text_lib.TextCorpus) -> list[str]:
+  """Returns what bootstraps resample: each line's article, or the line."""
+  return [str(n) for n in corpus.articles or range(len(corpus.lines))]
+
+
+def relative_perplexity(
+  rise_SxL: np.ndarray, corpus: text_lib.TextCorpus
+) -> dict[str, Any]:
+  """Compares perplexities by their ratio.
+
+  Args:
+    rise_SxL: how many more nats than the base each line has under each seed.
+    corpus: of the lines.
+
+  Returns:
+    `relative`, 0.1 for a perplexity that is a tenth higher, and its interval
+    `ci95` by a bootstrap over seeds, articles and lines.
+  """
+  words_L = [len(line.split()) + 1 for line in corpus.lines]
+  interval = significance.rate_interval(rise_SxL, words_L, articles(corpus))
+  nats = rise_SxL.mean(0).sum() / corpus.words
+  return {
+    'relative': float(np.expm1(nats)),
+    'ci95': [float(np.expm1(x)) for x in (interval.low, interval.high)],
+  }
 
 
 def line_nats(stream: text_lib.TokenStream, nats_N: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 import scipy.stats
 
 from experiments import (
+  language_model,
   lm_sensitivity,
   lm_stages,
   methods,
@@ -18,7 +19,7 @@ from experiments import (
 )
 from experiments.stage_cache import cached
 from s8bqat_jax import sensitivity
-from s8bqat_jax.speech import significance
+from s8bqat_jax.data import text as text_lib
 
 MARGIN = 0.01  # relative, of perplexity; a loss surely below it is none
 DEV_WINDOWS = 4  # what is measured takes so many times a score's windows
@@ -254,20 +255,15 @@ def _random_allocations(found, point, count, rng) -> list[dict[str, int]]:
 
 def comparisons(
   line_nats: Mapping[tuple[Cell, int], str],
-  articles_L: Sequence[str],
-  words_L: Sequence[int],
+  corpus: text_lib.TextCorpus,
   asked: Iterable[tuple[Cell, Cell]],
   planned: Sequence[int],
 ) -> list[dict[str, Any]]:
   """Compares cells pairwise over the seeds that both have.
 
-  The bootstrap is over seeds, articles and lines; perplexities are compared
-  by their ratio.
-
   Args:
     line_nats: the file of each cell's and seed's nats per line.
-    articles_L: the article of each line.
-    words_L: the words of each line.
+    corpus: of the lines.
     asked: pairs (base, other); those without a common seed are left out.
     planned: seeds without which, and at least three, nothing is claimed.
   """
@@ -283,8 +279,7 @@ def comparisons(
         for s in common
       ]
     )
-    interval = significance.rate_interval(rise_SxL, words_L, articles_L)
-    low, high = np.expm1(interval.low), np.expm1(interval.high)
+    compared = language_model.relative_perplexity(rise_SxL, corpus)
     complete = len(planned) >= 3 and set(common) == set(planned)
     found.append(
       {
@@ -292,11 +287,10 @@ def comparisons(
         'b': str(cell),
         'metric': 'perplexity',
         'seeds': common,
-        'articles': len(set(articles_L)),
-        'relative': float(np.expm1(rise_SxL.mean(0).sum() / sum(words_L))),
-        'ci95': [float(low), float(high)],
+        'articles': len(set(language_model.articles(corpus))),
+        **compared,
         'complete': complete,
-        'non_inferior': bool(high < MARGIN) if complete else None,
+        'non_inferior': compared['ci95'][1] < MARGIN if complete else None,
       }
     )
   return found

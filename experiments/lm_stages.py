@@ -71,10 +71,6 @@ class Corpora:
     self.dev = text_lib.encode(self.tokenizer, dev)
     self.eval = text_lib.encode(self.tokenizer, held_out)
     self.train_text, self.eval_text = train, held_out
-    # What bootstraps resample; texts without articles have their lines.
-    self.articles = [
-      str(n) for n in held_out.articles or range(len(held_out.lines))
-    ]
     self.fingerprints = {
       text.spec: text.fingerprint for text in (train, dev, held_out)
     }

@@ -156,7 +156,6 @@ def _row(
 
 def _write(config, corpora, rows, not_run, first, agreement) -> None:
   """Writes the results file."""
-  lines = corpora.eval_text.lines
   results.write(
     config.name,
     list(rows.values()),
@@ -165,8 +164,7 @@ def _write(config, corpora, rows, not_run, first, agreement) -> None:
         (cell, seed): row['metrics']['line_nats']
         for (seed, cell), row in rows.items()
       },
-      corpora.articles,
-      [len(line.split()) + 1 for line in lines],
+      corpora.eval_text,
       lm_matrix.pairs(config),
       config.seeds,
     ),

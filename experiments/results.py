@@ -94,7 +94,7 @@ def write(
   comparisons: Sequence[Mapping[str, Any]] = (),
   corpus: Any = None,
   not_run: Sequence[Any] = (),
-  folder: os.PathLike | str = FOLDER,
+  folder: os.PathLike | str | None = None,
   **extra: Any,
 ) -> pathlib.Path:
   """Writes `<folder>/<name>.json`, replacing an older one in one step.
@@ -105,7 +105,7 @@ def write(
     comparisons: between rows, over all seeds.
     corpus: {"spec", "fingerprint"} or a list of them.
     not_run: planned cells that were not run.
-    folder: where results live.
+    folder: where to; None is `FOLDER`.
     **extra: any further JSON-able fields.
 
   Returns:
@@ -124,7 +124,7 @@ def write(
     'comparisons': list(comparisons),
     'not_run': list(not_run),
   }
-  path = pathlib.Path(folder) / f'{name}.json'
+  path = pathlib.Path(folder or FOLDER) / f'{name}.json'
   path.parent.mkdir(parents=True, exist_ok=True)
   _warn_of_fewer(path, len(content['rows']))
   files.write_text(path, json.dumps(content, indent=1, allow_nan=False) + '\n')
@@ -139,9 +139,10 @@ def _warn_of_fewer(path: pathlib.Path, rows: int) -> None:
     print(f'{path} had {before} rows and now gets {rows}; `git` has the others')
 
 
-def read(name: str, folder: os.PathLike | str = FOLDER) -> dict[str, Any]:
+def read(name: str, folder: os.PathLike | str | None = None) -> dict[str, Any]:
   """Returns the content of a results file."""
-  return json.loads((pathlib.Path(folder) / f'{name}.json').read_text())
+  path = pathlib.Path(folder or FOLDER) / f'{name}.json'
+  return json.loads(path.read_text())
 
 
 def table(

@@ -1,5 +1,6 @@
 """Runs a command of `experiments` as users do."""
 
+import json
 import pathlib
 import subprocess
 import sys
@@ -9,8 +10,32 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 def printed(*args: str) -> str:
   """Returns what `python -m ARGS` prints; it must succeed."""
+  return _python('-m', *args)
+
+
+def results(folder: pathlib.Path, module: str, *args: str) -> dict:
+  """Returns the one results file that `python -m MODULE ARGS` writes.
+
+  Args:
+    folder: where it writes it instead of beside the published ones.
+    module: of `experiments`, whose name is that of its flags' owner.
+    *args: its flags.
+  """
+  code = (
+    'import pathlib, runpy, sys\n'
+    'from experiments import results\n'
+    f'results.FOLDER = pathlib.Path({str(folder)!r})\n'
+    f'sys.argv = [{module!r}, *sys.argv[1:]]\n'
+    f'runpy.run_module({module!r}, run_name="__main__")\n'
+  )
+  _python('-c', code, *args)
+  (path,) = folder.glob('*.json')
+  return json.loads(path.read_text())
+
+
+def _python(*args: str) -> str:
   done = subprocess.run(
-    [sys.executable, '-m', *args],
+    [sys.executable, *args],
     cwd=ROOT,
     capture_output=True,
     text=True,

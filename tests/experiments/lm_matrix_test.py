@@ -349,8 +349,10 @@ def test_comparisons_are_of_seeds_that_both_have(tmp_path):
       folders[cell, seed] = tmp_path / f'{cell.method}{seed}.npy'
       np.save(folders[cell, seed], np.array([5.0, 4.0]) + rise * 10)
   folders[lib.Cell('admm', 2), 7] = tmp_path / 'absent.npy'
+  nine = ' '.join('abcdefghi')  # and an end
+  corpus = text_lib.TextCorpus((nine, nine), '', '', (0, 1))
   (row,) = lib.comparisons(
-    folders, ['0', '1'], [10, 10], [(a, b), (a, lib.Cell('admm', 2))], (0, 1)
+    folders, corpus, [(a, b), (a, lib.Cell('admm', 2))], (0, 1)
   )
   assert row['seeds'] == [0, 1] and row['articles'] == 2
   # 1 nat over 10 words.

@@ -13,7 +13,7 @@ among them, are those of `rows=no`.
 from experiments.configs import common, lm
 
 # About the parameters in the name, with 4k subwords and a tied output layer.
-# The smaller ones cannot learn their text by heart, and dropout only costs them.
+# Without dropout where a model is too small to learn its text by heart.
 SIZES = {
   '400k': {
     'width': 64,

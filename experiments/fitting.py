@@ -207,6 +207,7 @@ def fit(
       another config.
   """
   mesh = training.make_mesh()
+  mesh_lib.check_batch_size(config.data.batch_size, mesh)
   step = make_step(config, model, quantizer, learned_tx)
   workdir = paths.local(workdir)
   lead = jax.process_index() == 0

@@ -1,7 +1,9 @@
 """Runs a command of `experiments` as users do."""
 
 import json
+import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -34,9 +36,12 @@ def results(folder: pathlib.Path, module: str, *args: str) -> dict:
 
 
 def _python(*args: str) -> str:
+  # One device, as most machines have.
+  flags = re.sub(r'(device_count)=\d+', r'\1=1', os.environ['XLA_FLAGS'])
   done = subprocess.run(
     [sys.executable, *args],
     cwd=ROOT,
+    env={**os.environ, 'XLA_FLAGS': flags},
     capture_output=True,
     text=True,
     timeout=300,

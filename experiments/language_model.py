@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -250,6 +251,35 @@ class Scorer:
       stream = text_lib.encode(self.model.tokenizer, line)
       self._spelled[word] = stream.ids_N[:-1]
     return self._spelled[word]
+
+
+def score(
+  path: os.PathLike | str,
+  corpus: text_lib.TextCorpus,
+  length: int,
+  context: int,
+) -> tuple[dict[str, Any], np.ndarray]:
+  """Returns metrics of a packed language model, and the nats of each line.
+
+  Args:
+    path: of the file.
+    corpus: to score.
+    length: tokens seen at once.
+    context: how many of them only serve to predict the others.
+  """
+  made, params, _ = load(path)
+  stream = text_lib.encode(made.tokenizer, corpus)
+  nats_N = Scorer(made, length).token_nats(
+    jax.device_put(params), stream, context
+  )
+  metrics = {
+    'perplexity': text_windows.perplexity(nats_N.sum(), stream.words),
+    'bytes': pathlib.Path(path).stat().st_size,
+    'parameters': sum(x.size for x in jax.tree.leaves(params)),
+    'words': stream.words,
+    'unknown_words': stream.unknown,
+  }
+  return metrics, line_nats(stream, nats_N)
 
 
 def articles(corpus: text_lib.TextCorpus) -> list[str]:

@@ -229,8 +229,9 @@ def _agreement(stages, found, metrics) -> list[dict[str, Any]]:
           'metric': metric,
           'point': point,
           'allocations': len(drawn),
-          'spearman': float(rank.statistic),
-          'p': float(rank.pvalue),
+          # Predictions that are all alike rank nothing.
+          'spearman': _finite(rank.statistic),
+          'p': _finite(rank.pvalue),
           'rise_chosen': rise(chosen[metric]),
           'rise_equal_bits': equal,
           'rise_random': float(np.mean(measured)),
@@ -238,6 +239,10 @@ def _agreement(stages, found, metrics) -> list[dict[str, Any]]:
         }
       )
   return rows
+
+
+def _finite(x: float) -> float | None:
+  return float(x) if np.isfinite(x) else None
 
 
 def _random_allocations(found, point, count, rng) -> list[dict[str, int]]:

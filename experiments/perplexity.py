@@ -11,15 +11,10 @@ table is written to experiments/results/NAME.json.
 
 from __future__ import annotations
 
-import pathlib
-
-import jax
-import numpy as np
 from absl import app, flags
 
 from experiments import language_model, nbest, results, trainer
 from s8bqat_jax.data import text as text_lib
-from s8bqat_jax.data import text_windows
 
 _LM = flags.DEFINE_list(
   'lm', None, 'Packed language models: NAME=FILE, or FILE.', required=True
@@ -43,31 +38,6 @@ _COLUMNS = {
 _COMPARED = {'a': '', 'b': '', 'relative': '.3f', 'ci95': '.3f'}
 
 
-def score(
-  path: str, corpus: text_lib.TextCorpus, length: int, context: int
-) -> tuple[dict, np.ndarray]:
-  """Returns metrics of a packed language model, and the nats of each line.
-
-  Args:
-    path: of the file.
-    corpus: to score.
-    length: tokens seen at once.
-    context: how many of them only serve to predict the others.
-  """
-  made, params, _ = language_model.load(path)
-  stream = text_lib.encode(made.tokenizer, corpus)
-  scorer = language_model.Scorer(made, length)
-  nats_N = scorer.token_nats(jax.device_put(params), stream, context)
-  metrics = {
-    'perplexity': text_windows.perplexity(nats_N.sum(), stream.words),
-    'bytes': pathlib.Path(path).stat().st_size,
-    'parameters': sum(x.size for x in jax.tree.leaves(params)),
-    'words': stream.words,
-    'unknown_words': stream.unknown,
-  }
-  return metrics, language_model.line_nats(stream, nats_N)
-
-
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
@@ -75,7 +45,7 @@ def main(argv):
   files = nbest.named_files(_LM.value)
   corpus = text_lib.load_text(_DATA.value)
   found = {
-    name: score(path, corpus, _LENGTH.value, _CONTEXT.value)
+    name: language_model.score(path, corpus, _LENGTH.value, _CONTEXT.value)
     for name, path in files.items()
   }
   rows = [

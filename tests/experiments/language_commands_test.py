@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from experiments import language_model, perplexity
+from experiments import language_model
 from experiments import recognizer as recognizer_lib
 from s8bqat_jax.artifacts import packed_file
 from s8bqat_jax.data import text as text_lib
@@ -36,7 +36,7 @@ def models(tmp_path_factory):
 
 def test_a_model_that_knows_nothing_guesses(models):
   corpus = text_lib.TextCorpus(LINES, '', '')
-  metrics, nats_L = perplexity.score(models['zeros'], corpus, 128, 64)
+  metrics, nats_L = language_model.score(models['zeros'], corpus, 128, 64)
   made, *_ = language_model.load(models['zeros'])
   assert metrics['perplexity'] == pytest.approx(made.model.vocab_size)
   words = np.array([len(line.split()) + 1 for line in LINES])

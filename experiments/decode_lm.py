@@ -22,7 +22,7 @@ from collections.abc import Sequence
 import jax
 from absl import app, flags
 
-from experiments import nbest, results, scoring, trainer
+from experiments import integer_recognizer, nbest, results, scoring, trainer
 from experiments import recognizer as recognizer_lib
 from s8bqat_jax import data, speech
 from s8bqat_jax.data import espeak_texts
@@ -57,7 +57,7 @@ def main(argv):
   del argv
   trainer.set_up()
   path = recognizer_lib.find_model(_MODEL.value, _WORKDIR.value)
-  model, params, _ = recognizer_lib.load(path)
+  model, params, _ = integer_recognizer.load(path)
   if not isinstance(model.tokenizer, speech.CharTokenizer):
     raise ValueError(
       f'{path}: a lexicon spells words in characters; this model was trained '
@@ -71,7 +71,8 @@ def main(argv):
   task = ngram.NGram(texts, _ORDER.value)
   general = ngram.NGram(sentences, _ORDER.value) if sentences else None
   language, share = nbest.best_mixture(task, general, dev.texts_N)
-  words = nbest.unigrams(texts, sentences, _WORDS.value)
+  characters = model.tokenizer.characters
+  words = nbest.unigrams(texts, sentences, _WORDS.value, characters)
   weights = {w: _SEARCH_WEIGHT * p for w, p in words.items()}
   automaton = ngram.lexicon(weights, model.tokenizer)
 

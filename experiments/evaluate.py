@@ -9,6 +9,7 @@ always come from the file, as decode(encode(...)) of what was trained.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pathlib
 
@@ -32,6 +33,14 @@ _OUT = flags.DEFINE_string(
 )
 
 
+def _name(path: pathlib.Path, corpus: data.Corpus) -> str:
+  """Returns a name that no other model, data or search has."""
+  digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+  search = f'-beam{_BEAM.value}' if _BEAM.value > 1 else ''
+  folder = path.resolve().parent.name
+  return f'{folder}-{path.stem}-{digest}-{corpus.fingerprint}{search}.jsonl'
+
+
 def main(argv):
   del argv
   trainer.set_up()
@@ -40,8 +49,7 @@ def main(argv):
   corpus = data.load(_DATA.value)
   scorer = scoring.Scorer(recognizer, corpus, _BATCH.value, _BEAM.value)
   hypotheses = list(scorer.hypotheses(jax.device_put(params), progress=True))
-  names = path.resolve().parent.name, path.stem, corpus.fingerprint
-  out = pathlib.Path(_OUT.value or f'{"-".join(names)}.jsonl')
+  out = pathlib.Path(_OUT.value or _name(path, corpus))
   scoring.write_hypotheses(out, hypotheses)
   print(
     json.dumps(

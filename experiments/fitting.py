@@ -212,13 +212,12 @@ def fit(
   workdir = paths.local(workdir)
   lead = jax.process_index() == 0
   if lead:
-    workdir.mkdir(parents=True, exist_ok=True)
-    _write_config(config, workdir)
+    claim(config, workdir)
   key = jax.random.key(config.seed)
   if params is None:
     params = jax.jit(model.init)(key)
   else:
-    _check_fits(params, jax.eval_shape(model.init, key))
+    check_fits(params, jax.eval_shape(model.init, key))
   if lead and progress:
     print(f'{sum(x.size for x in jax.tree.leaves(params)):,} parameters')
   path = workdir / model_file
@@ -269,8 +268,13 @@ def fit(
     checkpoints.close()
 
 
-def _check_fits(params: Any, fresh: Any) -> None:
-  """Raises ValueError naming the tensors that a config does not expect."""
+def check_fits(params: Any, fresh: Any) -> None:
+  """Raises ValueError naming the tensors that a config does not expect.
+
+  Args:
+    params: what training would start from; arrays or their shapes.
+    fresh: what the config's model has.
+  """
   found, wanted = (
     {
       jax.tree_util.keystr(path, simple=True, separator='/'): x.shape
@@ -294,8 +298,20 @@ def _best_so_far(path: pathlib.Path, score: str) -> float:
   return packed_file.load(path).config['dev'][score]
 
 
-def _write_config(config: ml_collections.ConfigDict, workdir: pathlib.Path):
-  """Stores the config; another one in the same directory is an error."""
+def claim(
+  config: ml_collections.ConfigDict, workdir: os.PathLike | str
+) -> None:
+  """Stores a run's config in its directory, which is made.
+
+  Args:
+    config: of the run; it may train for more or fewer steps than it did.
+    workdir: where the run goes.
+
+  Raises:
+    ValueError: if the directory holds a run of another config.
+  """
+  workdir = paths.local(workdir)
+  workdir.mkdir(parents=True, exist_ok=True)
   path = workdir / 'config.json'
   text = config.to_json(indent=1, sort_keys=True)
   if path.exists() and path.read_text() != text:

@@ -137,11 +137,21 @@ def best_mixture(
 
 
 def unigrams(
-  texts: Sequence[str], sentences: Sequence[str], most: int
+  texts: Sequence[str], sentences: Sequence[str], most: int, characters: str
 ) -> dict[str, float]:
-  """Returns the lexicon's words and their log-probabilities."""
-  own = collections.Counter(w for t in texts for w in t.split())
-  other = collections.Counter(w for t in sentences for w in t.split())
+  """Returns the lexicon's words and their log-probabilities.
+
+  Args:
+    texts: of the task.
+    sentences: of anything.
+    most: words taken from the sentences.
+    characters: what a recognizer can spell; words with others are left out.
+  """
+  spelled = set(characters).issuperset
+  own, other = (
+    collections.Counter(w for t in lines for w in t.split() if spelled(w))
+    for lines in (texts, sentences)
+  )
   words = [*own, *(w for w, _ in other.most_common(most) if w not in own)]
   # Half of the probability is the task's own, half the text file's.
   sizes = max(1, own.total()), max(1, other.total())

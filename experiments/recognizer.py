@@ -122,6 +122,11 @@ class Recognizer:
     return self.transformed or float_nets(self.model)
 
   @property
+  def encoder_only(self) -> bool:
+    """Whether CTC alone was trained: there is no transducer to decode."""
+    return self.ctc_weight == 1
+
+  @property
   def samples_per_frame(self) -> int:
     """Audio samples that one encoder frame advances by."""
     return self.log_mel.hop * self.model.subsampling
@@ -163,7 +168,7 @@ class Recognizer:
     # A padding row has no frames and no labels: its loss is 0.
     lengths = jnp.where(batch['weights_B'] > 0, lengths, 0)
     aux = {}
-    if self.ctc_weight < 1:
+    if not self.encoder_only:
       pred = nets.predict(params, labels, predictor_key)
       joint = functools.partial(nets.joint, params)
       aux['rnnt'] = losses.rnnt_loss(
@@ -180,7 +185,17 @@ class Recognizer:
     return (1 - share) * aux['rnnt'] + share * aux['ctc'], aux
 
   def transducer(self, params: Params) -> decode.Transducer:
-    """Returns what decoding needs, over `params`."""
+    """Returns what decoding needs, over `params`.
+
+    Raises:
+      ValueError: if CTC alone was trained.
+    """
+    if self.encoder_only:
+      raise ValueError(
+        'this recognizer was trained by CTC alone (config.train.ctc_weight=1), '
+        'so that its transducer is untrained: decode greedily and not in a '
+        'stream, or train on with a smaller weight'
+      )
     nets = self.nets
     return decode.Transducer(
       functools.partial(nets.initial_prediction, params),
@@ -200,7 +215,7 @@ class Recognizer:
   ) -> decode.Decoded:
     """Returns the greedy transcripts of a batch of recordings."""
     enc, lengths = self.encode(params, audio_BxS, lengths_B)
-    if self.ctc_weight == 1:  # Nothing else was trained.
+    if self.encoder_only:
       return decode.ctc_greedy(self.nets.ctc_logits(params, enc), lengths)
     return decode.greedy(self.transducer(params), enc, lengths)
 
@@ -224,7 +239,9 @@ class Recognizer:
       for field in dataclasses.fields(self.model)
       if field.name not in ('parent', 'name', 'dtype')
     }
+    decoder = {'encoder_only': True} if self.encoder_only else {}
     return {
+      **decoder,
       'model': {
         **model,
         'reduce_after': list(self.model.reduce_after),
@@ -244,13 +261,16 @@ def from_config(
     log_mel=features.LogMel(**config['log_mel']),
     normalization=normalize.GlobalNorm.from_config(config['normalization']),
     tokenizer=tokenizers.tokenizer_from_config(dict(tokenizer)),
+    ctc_weight=float(config.get('encoder_only', False)),
   )
 
 
 def shipped(
   recognizer: Recognizer, tree: Mapping[str, Any]
 ) -> tuple[Recognizer, dict[str, Any]]:
-  """Drops the CTC head, which only training needs, from what ships."""
+  """Drops the CTC head, where only training needs it, from what ships."""
+  if recognizer.encoder_only:
+    return recognizer, dict(tree)
   tree = {name: leaf for name, leaf in tree.items() if name != 'ctc_out'}
   model = recognizer.model.clone(ctc=False)
   return dataclasses.replace(recognizer, model=model, ctc_weight=0.0), tree

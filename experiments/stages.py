@@ -164,10 +164,12 @@ class Stages:
     method = methods.METHODS[job.cell.method]
     recognizer, params, _ = recognizer_lib.load(self.float_model(job))
     params = jax.device_put(params)
+    recognizer = dataclasses.replace(
+      recognizer, ctc_weight=config.train.ctc_weight
+    )
     trained = dataclasses.replace(
       recognizer,
       augment=data.SpecAugment(**config.augment) if config.augment else None,
-      ctc_weight=config.train.ctc_weight,
     )
     ranges = None
     if eight_bit_activations(config):

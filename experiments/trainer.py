@@ -21,7 +21,10 @@ from s8bqat_jax.speech import features, normalize, tokenizers
 from s8bqat_jax.training import mesh as mesh_lib
 from s8bqat_jax.training import paths
 
-PRETRAIN = 'pretrain'  # of a working directory: what `config.pretrain` trains
+# Of a working directory: what `config.pretrain` trains, and the utterances
+# that training did without.
+PRETRAIN = 'pretrain'
+SKIPPED = 'skipped.json'
 
 
 def make_tokenizer(name: str, texts: Sequence[str]) -> tokenizers.Tokenizer:
@@ -140,14 +143,26 @@ def run(
     ValueError: if `params` do not fit the config's model, among others.
   """
   mesh_lib.check_batch_size(config.data.batch_size, training.make_mesh())
+  lead = jax.process_index() == 0
   corpus, dev = data.load(config.data.train), data.load(config.data.dev)
   if recognizer is None:
     recognizer = make_recognizer(config, corpus)
   if params is None and config.get('pretrain'):
+    # All that can be wrong with this stage is found before the one that it
+    # waits for, which may take hours.
+    if lead:
+      fitting.claim(config, workdir)
+    earlier = make_recognizer(
+      config.pretrain, data.load(config.pretrain.data.train)
+    )
+    _check_follows(recognizer, earlier)
     first = paths.local(workdir) / PRETRAIN
     named = isinstance(progress, str)
     outcome = run(
-      config.pretrain, first, f'{progress}, pretraining' if named else progress
+      config.pretrain,
+      first,
+      f'{progress}, pretraining' if named else progress,
+      recognizer=earlier,
     )
     if outcome.reason == 'interrupted':
       return outcome
@@ -155,7 +170,9 @@ def run(
   elif params is None and config.get('init_from'):
     params = _params_of(config.init_from, recognizer)
   loader = make_loader(config, corpus, recognizer)
-  lead = jax.process_index() == 0
+  skipped = pathlib.Path(workdir) / SKIPPED
+  if skipped.exists():  # before this process took over
+    loader.skipped.go_on(json.loads(skipped.read_text()))
   if lead:
     print(
       f'{corpus.durations_N.sum() / 3600:.2f} h in {len(corpus):,} utterances, '
@@ -183,10 +200,7 @@ def run(
   finally:
     if lead and loader.skipped:
       logging.warning('%d utterances were skipped', len(loader.skipped))
-      files.write_text(
-        pathlib.Path(workdir) / 'skipped.json',
-        json.dumps(loader.skipped.reasons, indent=1),
-      )
+      files.write_text(skipped, json.dumps(loader.skipped.reasons, indent=1))
 
 
 def steps_in_all(config: ml_collections.ConfigDict) -> int:
@@ -208,13 +222,45 @@ def _params_of(
 ) -> Any:
   """Returns a packed recognizer's params; its labels must be ours."""
   stored, params, _ = recognizer_lib.load(path)
+  _check_labels(stored, recognizer, str(path))
+  return _without_head(params, recognizer)
+
+
+def _without_head(params: Any, recognizer: recognizer_lib.Recognizer) -> Any:
+  """Drops the CTC head where the recognizer has none."""
+  if recognizer.model.ctc:
+    return params
+  return {name: leaf for name, leaf in params.items() if name != 'ctc_out'}
+
+
+def _check_labels(
+  stored: recognizer_lib.Recognizer,
+  recognizer: recognizer_lib.Recognizer,
+  where: str,
+) -> None:
   if stored.tokenizer != recognizer.tokenizer:
     labels, wanted = (x.tokenizer.to_config() for x in (stored, recognizer))
     raise ValueError(
-      f'training cannot start from {path}, which has other labels than this '
+      f'training cannot start from {where}, which has other labels than this '
       f'config: {labels}, expected {wanted}'
     )
-  return params
+
+
+def _check_follows(
+  recognizer: recognizer_lib.Recognizer, earlier: recognizer_lib.Recognizer
+) -> None:
+  """Raises ValueError unless training can go on from `earlier`."""
+  _check_labels(earlier, recognizer, 'what config.pretrain trains')
+  theirs, ours = (
+    jax.eval_shape(r.init, jax.random.key(0)) for r in (earlier, recognizer)
+  )
+  try:
+    fitting.check_fits(_without_head(theirs, recognizer), ours)
+  except ValueError as e:
+    raise ValueError(
+      'config.pretrain trains another model than config.model (an override on '
+      f'the command line reaches one of the two: give both): {e}'
+    ) from e
 
 
 def _statistics(
@@ -223,11 +269,21 @@ def _statistics(
   """Mean and deviation over utterances spread evenly over the corpus."""
   moments = normalize.zero_moments(log_mel.num_mels)
   extract = jax.jit(functools.partial(features.log_mel, log_mel))
+  bad = None
   for i in range(0, len(corpus), max(1, len(corpus) // utterances)):
-    pcm_S = corpus.pcm(i)
+    try:
+      pcm_S = corpus.pcm(i)
+    except data.BadUtteranceError as e:  # counted when training meets it
+      bad = e
+      continue
     # A few shapes only, so that few programs are compiled.
     padded = np.zeros((1, -(-len(pcm_S) // 32000) * 32000), np.int16)
     padded[0, : len(pcm_S)] = pcm_S
     feats, lengths = extract(padded, np.array([len(pcm_S)]))
     moments = normalize.accumulate(moments, feats, lengths)
+  if bad is not None and not moments.frames:
+    raise ValueError(
+      f'{corpus.spec}: none of the utterances that the feature statistics are '
+      f'made of is usable, the last: {bad}'
+    ) from bad
   return normalize.global_norm(moments)

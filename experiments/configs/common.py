@@ -72,7 +72,8 @@ def default() -> ml_collections.ConfigDict:
   data.num_buckets = 4  # batch shapes, each compiled once
   data.normalize_utterances = 200  # that the feature statistics come from
 
-  # Waveform changes, in the thread that reads ahead (data/perturb.py).
+  # Waveform changes: speeds where audio is read, gain and noise in the step
+  # (data/perturb.py).
   config.perturb = ml_collections.ConfigDict(
     {'speeds': (0.9, 1.0, 1.1), 'gain_db': (-6.0, 6.0)}
   )

@@ -71,7 +71,7 @@ def read(path: pathlib.Path, where: str, seconds: float) -> np.ndarray:
   Args:
     path: The file.
     where: Row of the manifest, for the error.
-    seconds: How long it should be; a shorter file is truncated.
+    seconds: How long it should be, within 20 ms; a longer file is cut.
 
   Returns:
     int16 [S] at 16 kHz.
@@ -93,4 +93,6 @@ def read(path: pathlib.Path, where: str, seconds: float) -> np.ndarray:
     raise corpus_lib.BadUtteranceError(
       f'{where}: {path} has samples that are not finite'
     )
-  return to_int16(resample(audio_SxC.mean(axis=1), rate))
+  pcm_S = to_int16(resample(audio_SxC.mean(axis=1), rate))
+  # Batches have room for what was promised, and a millisecond.
+  return pcm_S[: round((seconds + 0.001) * corpus_lib.SAMPLE_RATE)]

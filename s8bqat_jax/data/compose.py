@@ -208,7 +208,7 @@ def apply(
   content = int(table.fingerprint, 16)
   strings = plan(table.speakers_N, low, high, passes, [seed, content])
   kept = store.cached(
-    f'trimmed-{_VERSION}-{table.fingerprint}',
+    f'trimmed-{_VERSION}-{corpus_lib.cache_key(table)}',
     options.get('cache'),
     lambda: _trimmed(table),
   )
@@ -216,11 +216,13 @@ def apply(
   # under that of a split column, hears eval's.
   known = split if split in select.SPLITS else 'eval'
   side = 0 if passes > 1 else select.SPLITS.index(known)
-  fingerprint = corpus_lib.fingerprint(
-    [_VERSION, side, table.fingerprint, snr, *strings]
+  about = [side, table.fingerprint, snr, *strings]
+  fingerprint = corpus_lib.fingerprint([_VERSION, *about])
+  kept_under = corpus_lib.fingerprint(
+    [_VERSION, corpus_lib.cache_key(table), *about]
   )
   made = store.cached(
-    f'composed-{fingerprint}',
+    f'composed-{kept_under}',
     options.get('cache'),
     lambda: _composed(kept, strings, snr, seed, side),
   )
@@ -235,4 +237,5 @@ def apply(
     ),
     read=lambda i: made.samples_S[offsets_N1[i] : offsets_N1[i + 1]],
     fingerprint=fingerprint,
+    edition=table.edition,
   )

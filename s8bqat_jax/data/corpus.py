@@ -72,8 +72,10 @@ class Table:
     speakers_N: Speaker names ('' where unknown).
     durations_N: float32 [N], seconds.
     read: `(index) -> int16 [S]` at 16 kHz.
-    fingerprint: Hash of the content list.
+    fingerprint: Hash of the content list, the same on every machine.
     sample_rate: Always 16000.
+    edition: What tells audio files from others that replaced them, on this
+      machine; see `cache_key`.
   """
 
   spec: str
@@ -84,6 +86,7 @@ class Table:
   read: Callable[[int], np.ndarray]
   fingerprint: str
   sample_rate: int = SAMPLE_RATE
+  edition: str = ''
 
   def __len__(self) -> int:
     return len(self.texts_N)
@@ -124,6 +127,23 @@ def fingerprint(items: Iterable[object]) -> str:
   for item in items:
     digest.update(repr(item).encode() + b'\n')
   return digest.hexdigest()[:16]
+
+
+def cache_key(corpus: Corpus) -> str:
+  """Returns a name for what is made of a corpus's audio and kept.
+
+  It changes with the files, where the fingerprint, for which recordings of
+  equal length are equal, may not.
+
+  Args:
+    corpus: Whose audio.
+  """
+  edition = getattr(corpus, 'edition', '')
+  return (
+    fingerprint([corpus.fingerprint, edition])
+    if edition
+    else (corpus.fingerprint)
+  )
 
 
 def _rows(
@@ -174,6 +194,7 @@ def subset(
     durations_N=np.asarray(corpus.durations_N, np.float32)[rows],
     read=lambda i: corpus.pcm(rows[i]),
     fingerprint=fingerprint([corpus.fingerprint, tuple(rows)]),
+    edition=getattr(corpus, 'edition', ''),
   )
 
 
@@ -202,4 +223,5 @@ def concat(corpora: Sequence[Corpus]) -> Table:
     durations_N=np.concatenate([c.durations_N for c in corpora]),
     read=read,
     fingerprint=fingerprint([c.fingerprint for c in corpora]),
+    edition=''.join(getattr(c, 'edition', '') for c in corpora),
   )

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -41,6 +41,11 @@ class Skipped:
       self.reasons[utt_id] = reason
       self.unusable += 1
       logging.warning('skipped %s: %s', utt_id, reason)
+
+  def go_on(self, reasons: Mapping[str, str]) -> None:
+    """Takes over what an interrupted training had left out."""
+    self.unusable += len(reasons.keys() - self.reasons.keys())
+    self.reasons.update(reasons)
 
   def __len__(self) -> int:
     return len(self.reasons)
@@ -276,6 +281,8 @@ def make_loader(
   Returns:
     The loader.
   """
+  if not len(corpus):
+    raise ValueError(f'{corpus.spec}: there are no utterances to read')
   shortest, longest = (1.0, 1.0) if perturb is None else perturb.stretch
   labels_N = encode_texts(corpus, tokenizer)
   label_lengths_N = np.array([len(l) for l in labels_N])

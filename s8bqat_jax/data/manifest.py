@@ -115,6 +115,7 @@ def make_table(
   options: Mapping[str, str],
   spec: str,
   content: Iterable[object],
+  edition: str = '',
 ) -> corpus_lib.Table:
   """Makes a corpus of columns and a reader; the scheme modules share it.
 
@@ -125,6 +126,7 @@ def make_table(
     options: For the case of the transcripts, and for composition.
     spec: The spec asked for.
     content: What the audio is, for the fingerprint.
+    edition: Of the audio's files; see `corpus.cache_key`.
 
   Returns:
     The rows, or strings composed of them.
@@ -142,6 +144,7 @@ def make_table(
     fingerprint=corpus_lib.fingerprint(
       [*zip(chosen['utt_id'], texts, speakers), *content]
     ),
+    edition=edition,
   )
   return compose.apply(table, options)
 
@@ -169,11 +172,13 @@ def from_files(
   chosen = select.table(columns, options)
   files = [root / p for p in chosen['path']]
   wheres = [f'{source}, {r}' for r in chosen['row']]
-  sizes = []
+  sizes, times = [], []
   absent = []
   for file, where in zip(files, wheres):
     try:
-      sizes.append(file.stat().st_size)
+      status = file.stat()
+      sizes.append(status.st_size)
+      times.append(status.st_mtime_ns)
     except OSError:
       absent.append(f'{where}: {file}')
   if absent:
@@ -187,7 +192,7 @@ def from_files(
   else:
     # Opening every file takes minutes for a large corpus: worth keeping.
     seconds = store.cached_json(
-      f'durations-{corpus_lib.fingerprint(zip(files, sizes))}',
+      f'durations-{corpus_lib.fingerprint(zip(files, sizes, times))}',
       options.get('cache'),
       lambda: _header_durations(files, wheres),
     )
@@ -198,6 +203,7 @@ def from_files(
     options,
     spec,
     zip(chosen['path'], sizes),
+    corpus_lib.fingerprint(times),
   )
 
 

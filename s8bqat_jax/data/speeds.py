@@ -69,7 +69,7 @@ def at_speeds(
     try:
       for speed in others:
         copies[speed] = store.cached(
-          f'speed-{speed}-{_VERSION}-{corpus.fingerprint}',
+          f'speed-{speed}-{_VERSION}-{corpus_lib.cache_key(corpus)}',
           cache,
           functools.partial(_changed, corpus, speed),
         )

@@ -126,10 +126,10 @@ def beam_search(
 
   def unfinished(loop):
     _, active, finished = loop
-    # Extending multiplies by probabilities: what is below the worst finished
-    # hypothesis stays below it.
-    best_B = active.hyps.scores_BxK.max(axis=1)
-    return jnp.any((best_B > finished.scores_BxK[:, -1]) & (best_B > _EMPTY))
+    # Extending multiplies by probabilities, and merging adds them: nothing
+    # that comes of a row's hypotheses is more likely than all of them.
+    all_B = jax.nn.logsumexp(active.hyps.scores_BxK, axis=1)
+    return jnp.any((all_B > finished.scores_BxK[:, -1]) & (all_B > _EMPTY / 2))
 
   def extend(loop):
     step, active, finished = loop

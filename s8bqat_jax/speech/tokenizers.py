@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 _SPACE = ' '
 _MARK = '\u2581'  # how sentencepiece spells a space
+_SENTENCE_BYTES = 4192  # sentencepiece's own limit
 
 
 class Tokenizer(Protocol):
@@ -134,6 +135,8 @@ class SubwordTokenizer:
       raise ValueError('no texts to train subwords on: all are empty')
     model = io.BytesIO()
     spm = _sentencepiece()
+    # Longer lines than this would be left out without a word.
+    longest = max(len(text.encode()) for text in texts)
     try:
       spm.SentencePieceTrainer.train(
         sentence_iterator=iter(texts),
@@ -146,6 +149,7 @@ class SubwordTokenizer:
         eos_id=-1,
         pad_id=-1,
         unk_id=0,
+        max_sentence_length=max(_SENTENCE_BYTES, longest + 1),
         num_threads=1,  # the same pieces on every machine
         minloglevel=2,
       )

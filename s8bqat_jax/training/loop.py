@@ -2,9 +2,9 @@
 
 The loop owns no randomness and no position of its own: batch i is a function
 of i, a step's draws follow from its number, and the early-stopping record
-rides in the checkpoint's notes, as does an evaluation that a signal put off. A
-run that was killed and started again therefore ends with the same bits as one
-that was not.
+rides in the checkpoint's notes, as do an evaluation that a signal put off and
+the metrics that wait to be averaged. A run that was killed and started again
+therefore ends with the same bits, and the same metrics, as one that was not.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from s8bqat_jax.quantizers.step import TrainState
 from s8bqat_jax.training.checkpoints import Checkpoints
 from s8bqat_jax.training.metrics import MetricWriter
 from s8bqat_jax.training.signals import on_stop
+
+_WINDOW = 'window'  # of a checkpoint's notes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,22 +111,28 @@ def train(
   """
   # due: whether the evaluation of this step is still to be made.
   notes: dict[str, Any] = {'best': None, 'stale': 0, 'due': False}
+  window: dict[str, list[float]] = {}  # metrics since they were last logged
   if checkpoints and checkpoints.latest_step() is not None:
     state, stored = checkpoints.restore(state)
+    window = stored.pop(_WINDOW, {})
     notes |= stored
     notes['due'] &= evaluate is not None
   step = int(state.step)
   lead = jax.process_index() == 0
   writer = MetricWriter(metrics_dir, step) if metrics_dir and lead else None
-  if checkpoints and step == 0:
-    checkpoints.save(0, state, notes)
+  pending: list[dict[str, jax.Array]] = []
+
+  def save(which: str = 'latest') -> None:
+    if checkpoints:
+      _collect(window, pending)
+      checkpoints.save(step, state, notes | {_WINDOW: window}, which=which)
 
   def finish(reason: str) -> Outcome:
-    if checkpoints:
-      checkpoints.save(step, state, notes)
+    save()
     return Outcome(state, notes['best'], reason)
 
-  pending: list[dict[str, jax.Array]] = []
+  if step == 0:
+    save()
   with contextlib.ExitStack() as stack:
     if writer:
       stack.callback(writer.close)
@@ -155,12 +163,11 @@ def train(
         if writer:
           writer.write(step, {f'dev/{k}': v for k, v in scores.items()})
         notes = _judge(notes, step, scores, score)
-        if checkpoints and notes['stale'] == 0:
-          checkpoints.save(step, state, notes, which='best')
+        if notes['stale'] == 0:
+          save('best')
         if _exhausted(notes, config):
           return finish('early stop')
-        if checkpoints:
-          checkpoints.save(step, state, notes)
+        save()
         meeting = True
         continue
       state, metrics = update(state, _next(source, step, config))
@@ -177,14 +184,15 @@ def train(
       if config.log_every:
         pending.append(metrics)
       if logs:
-        values = _summary(pending)
-        pending = []
+        _collect(window, pending)
+        values = _summary(window)
+        window.clear()
         if 'loss' in values:
           bar.set_postfix(loss=f'{values["loss"]:.3f}')
         if writer:
           writer.write(step, values)
-      if checkpoints and saves and not notes['due']:
-        checkpoints.save(step, state, notes)
+      if saves and not notes['due']:
+        save()
       meeting = logs or saves or notes['due'] or jax.process_count() == 1
   return finish('finished')
 
@@ -222,15 +230,22 @@ def _exhausted(notes: dict[str, Any], config: LoopConfig) -> bool:
   return bool(config.patience) and notes['stale'] >= config.patience
 
 
-def _summary(pending: list[dict[str, jax.Array]]) -> dict[str, float]:
-  """Means over the finite values of each metric; counters as they stand."""
-  columns: dict[str, list[Any]] = {}
+def _collect(
+  window: dict[str, list[float]], pending: list[dict[str, jax.Array]]
+) -> None:
+  """Moves metrics from the device to where a checkpoint can take them."""
   for record in jax.device_get(pending):
     for name, value in record.items():
-      columns.setdefault(name, []).append(value)
-  columns.pop('skipped_in_a_row', None)  # for `_check_finite`
+      window.setdefault(name, []).append(float(value))
+  pending.clear()
+
+
+def _summary(window: Mapping[str, list[float]]) -> dict[str, float]:
+  """Means over the finite values of each metric; counters as they stand."""
   values = {}
-  for name, found in columns.items():
+  for name, found in window.items():
+    if name == 'skipped_in_a_row':  # for `_check_finite`
+      continue
     column = np.asarray(found, np.float64)
     if name in ('skipped', 'learning_rate'):
       values[name] = float(column[-1])

@@ -1,10 +1,12 @@
+import pathlib
+
 import numpy as np
 import pytest
 import scipy.signal
 import soundfile
 
-from s8bqat_jax import data
-from s8bqat_jax.data import manifest
+from s8bqat_jax import data, speech
+from s8bqat_jax.data import manifest, speeds
 
 
 def test_reads_columns_audio_and_durations(make_manifest):
@@ -49,6 +51,37 @@ def test_the_fingerprint_follows_text_and_audio(make_manifest):
   rows[0]['seconds'] = 0.5
   longer = data.load(f'manifest:{make_manifest(rows)}').fingerprint
   assert len({first, text, longer}) == 3
+
+
+@pytest.mark.parametrize('options', ['', '?compose=2-3'])
+def test_audio_replaced_by_audio_of_its_length_is_heard(make_manifest, options):
+  rows = [
+    {'path': f'{k}.wav', 'text': 'x', 'speaker': 's', 'seconds': 0.4}
+    for k in range(6)
+  ]
+  spec = f'manifest:{make_manifest(rows)}'
+
+  def heard():
+    corpus = data.load(spec + options)
+    return corpus.fingerprint, speeds.at_speeds(corpus, (0.9,))(0, 0.9)
+
+  before, loud_S = heard()
+  for k in range(6):
+    path = pathlib.Path(spec.removeprefix('manifest:')).with_name(f'{k}.wav')
+    samples_S, rate = soundfile.read(path)
+    soundfile.write(path, np.zeros_like(samples_S), rate)
+  after, quiet_S = heard()
+  assert after == before and loud_S.any() and not quiet_S.any()
+
+
+def test_a_promise_cut_short_by_rounding_is_what_is_read(make_manifest):
+  rows = [{'path': 'a.wav', 'text': 'x', 'duration_s': 0.5, 'seconds': 0.515}]
+  corpus = data.load(f'manifest:{make_manifest(rows)}')
+  loader = data.make_loader(
+    corpus, speech.CharTokenizer('x'), batch_size=1, train=False
+  )
+  (batch,) = loader.batches(0, 1)
+  assert 8000 <= batch['audio_lengths_B'][0] <= 8032
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ def _candidates(*pairs):
 
 
 def test_unigrams_favor_the_task_and_add_up():
-  found = nbest.unigrams(['a b', 'a'], ['c c d', 'c e'], most=2)
+  texts, sentences = ['a b', 'a'], ['c c d', 'c e', 'cx cx cx']
+  found = nbest.unigrams(texts, sentences, 2, ' abcde')
   assert found.keys() == {'a', 'b', 'c', 'd'}
   assert sum(map(math.exp, found.values())) == pytest.approx(1)
   assert found['a'] > found['b'] and found['c'] > found['d']

@@ -7,6 +7,8 @@ import jax
 import numpy as np
 import pytest
 
+from experiments import recognizer as recognizer_lib
+
 
 @pytest.fixture(scope='module')
 def by_share(recognizer, params, batch):
@@ -52,6 +54,21 @@ def test_what_ctc_trained_alone_is_decoded_by_ctc(recognizer, params, batch):
     wanted = [int(k) for k, _ in itertools.groupby(path) if k]
     assert labels[:count].tolist() == wanted
   assert not found.labels_BxN[2, found.lengths_B[2] :].any()
+
+
+def test_a_file_says_that_ctc_trained_it_alone(recognizer, params, batch):
+  own = dataclasses.replace(recognizer, ctc_weight=1.0)
+  tokenizer = own.tokenizer.to_config()
+  stored = recognizer_lib.from_config(own.to_config(), tokenizer)
+  assert stored.encoder_only
+  audio, lengths = batch['audio_BxS'], batch['audio_lengths_B']
+  with pytest.raises(ValueError, match='trained by CTC alone'):
+    stored.beam_search(params, audio, lengths, beam=2)
+  assert recognizer_lib.shipped(stored, params) == (stored, params)
+  mixed = recognizer_lib.from_config(recognizer.to_config(), tokenizer)
+  assert not mixed.encoder_only
+  _, tree = recognizer_lib.shipped(mixed, params)
+  assert set(params) - set(tree) == {'ctc_out'}
 
 
 def _any(tree):

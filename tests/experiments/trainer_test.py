@@ -7,11 +7,12 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import soundfile
 
 pytest.importorskip('espeakng_loader')
 
+from experiments import fitting, scoring, streaming, trainer
 from experiments import recognizer as recognizer_lib
-from experiments import scoring, streaming, trainer
 from s8bqat_jax import data, quantizers, training
 from s8bqat_jax.artifacts import packed_file
 from s8bqat_jax.quantizers import tree as trees
@@ -78,6 +79,60 @@ def test_pretraining_on_other_labels_is_an_error(trained, config, tmp_path):
   other.init_from = str(trained[0] / recognizer_lib.MODEL_FILE)
   with pytest.raises(ValueError, match='which has other labels than this'):
     trainer.run(other, tmp_path, progress=False)
+
+
+@pytest.mark.parametrize(
+  'field, value, message',
+  [
+    ('tokenizer', 'char', 'what config.pretrain trains, which has other lab'),
+    ('model.encoder_width', 12, 'another model than config.model .*encoder_0'),
+  ],
+)
+def test_a_stage_that_cannot_follow_is_refused_before_the_first(
+  config, tmp_path, monkeypatch, field, value, message
+):
+  monkeypatch.setattr(fitting, 'fit', lambda *args, **kwargs: 1 / 0)
+  both = config.copy_and_resolve_references()
+  both.pretrain = config
+  both.update_from_flattened_dict({field: value})
+  with pytest.raises(ValueError, match=message):
+    trainer.run(both, tmp_path, progress=False)
+
+
+def test_the_head_of_ctc_is_left_where_nothing_wants_it(trained, config):
+  other = config.copy_and_resolve_references()
+  other.train.ctc_weight = 0.0
+  recognizer = trainer.make_recognizer(other, data.load(other.data.train))
+  path = trained[0] / recognizer_lib.MODEL_FILE
+  params = trainer._params_of(path, recognizer)
+  fitting.check_fits(params, jax.eval_shape(recognizer.init, jax.random.key(0)))
+
+
+def test_a_bad_recording_is_left_out_and_remembered(config, tmp_path):
+  rng = np.random.default_rng(0)
+  rows = ['path,text,speaker,duration_s']
+  for k in range(20):
+    seconds = 0.1 if k == 3 else 1.0  # truncated
+    noise_S = rng.normal(size=round(16000 * seconds)) / 30
+    soundfile.write(tmp_path / f'{k}.wav', noise_S, 16000)
+    rows.append(f'{k}.wav,one two,s{k},1.0')
+  (tmp_path / 'm.csv').write_text('\n'.join(rows))
+  own = config.copy_and_resolve_references()
+  own.data.train = own.data.dev = f'manifest:{tmp_path}/m.csv'
+  own.data.batch_size = 8
+  own.train.update(eval_every=0, save_every=1, steps=2)
+
+  def run():
+    trainer.run(own, tmp_path / 'run', progress=False, scored=False)
+    return json.loads((tmp_path / 'run' / trainer.SKIPPED).read_text())
+
+  first = run()
+  assert list(first) == ['3'] and '3.wav holds 0.100 s' in first['3']
+  # Of an earlier process, which may have met others.
+  stored = {**first, '5': 'it hissed'}
+  (tmp_path / 'run' / trainer.SKIPPED).write_text(json.dumps(stored))
+  own.train.steps = 3
+  assert run() == stored
 
 
 def test_a_method_goes_on_after_an_interruption(trained, config, tmp_path):

@@ -195,3 +195,44 @@ def test_impossible_arguments(bad):
   enc = toy_transducer.encode(B=1)
   with pytest.raises(ValueError, match='beam'):
     beam.beam_search(toy_transducer.make(), enc, np.array([1]), **bad)
+
+
+def test_two_halves_of_the_best_are_waited_for():
+  """No hypothesis alone beats a finished one; merged, two of them do."""
+  T, U1, V = 3, 4, 4
+  table_TxU1xV = np.full((T, U1, V), 1e-6)
+  table_TxU1xV[0, 0, :2] = 0.3, 0.7
+  table_TxU1xV[0, 1, [0, 2]] = 0.357, 0.643
+  table_TxU1xV[0, 2, [0, 3]] = 0.5, 0.5
+  table_TxU1xV[0, 3, 0] = 1
+  table_TxU1xV[1, :, 0] = 1
+  table_TxU1xV[1, 2] = 1e-6, 1e-6, 1e-6, 1
+  table_TxU1xV[2] = 1 / V  # for another row
+  logits_TxU1xV = jnp.log(jnp.asarray(table_TxU1xV, jnp.float32))
+
+  def predict_step(state_B, label_B):
+    del label_B  # only how many there were counts
+    state_B = jnp.minimum(state_B + 1, U1 - 1)
+    return state_B, jax.nn.one_hot(state_B, U1)
+
+  transducer = decode.Transducer(
+    initial_state=lambda batch_size: jnp.full([batch_size], -1),
+    predict_step=predict_step,
+    joint=lambda enc, pred: jnp.einsum(
+      '...t,...u,tuv->...v', enc, pred, logits_TxU1xV
+    ),
+  )
+  frames = lambda rows: jax.nn.one_hot(jnp.array(rows), T)
+  alone = beam.beam_search(
+    transducer, frames([[0, 1]]), np.array([2]), beam=2, max_labels=6
+  )
+  padded = frames([[0, 1, 2, 2, 2, 2], [2] * 6])
+  beside = beam.beam_search(
+    transducer, padded, np.array([2, 6]), beam=2, max_labels=6
+  )
+  best, score = _nbest_lists(alone, 0)[0]
+  assert best == (1, 2, 3)
+  np.testing.assert_allclose(np.exp(score), 0.45, rtol=2e-3)
+  for found, same in zip(_nbest_lists(alone, 0), _nbest_lists(beside, 0)):
+    assert found[0] == same[0]
+    np.testing.assert_allclose(found[1], same[1], rtol=1e-5)

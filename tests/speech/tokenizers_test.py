@@ -113,3 +113,10 @@ def test_duplicates_and_unknown_kinds():
     tokenizers.CharTokenizer('aba')
   with pytest.raises(ValueError, match="'bpe'"):
     tokenizers.tokenizer_from_config({'kind': 'bpe'})
+
+
+def test_pieces_spell_a_line_as_long_as_a_document():
+  pytest.importorskip('sentencepiece')
+  texts = ['ab ' * 1500 + 'z', 'ab ab', 'ba b a']
+  tokenizer = tokenizers.SubwordTokenizer.from_texts(texts, 10)
+  assert tokenizer.decode(tokenizer.encode('z ab')) == 'z ab'

@@ -378,8 +378,7 @@ def _read_point(point: Point, choices: Sequence[int]) -> tuple[float, str]:
 
 def tensors(params: Any) -> dict[str, jax.Array]:
   """Returns the weights that get bits, by name."""
-  named = trees.named(params)
-  return {name: w for name, w in named.items() if trees.is_quantizable(w)}
+  return trees.weights(params)
 
 
 def _roughly(w: jax.Array, bits: int, rows: bool) -> qtensor.QTensor:

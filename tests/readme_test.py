@@ -19,14 +19,16 @@ def test_the_snippets_train_save_and_run_in_integers(tmp_path, monkeypatch):
   )
   x = jax.random.normal(jax.random.key(0), (32, 6))
 
-  def forward(params, batch):
-    return jnp.tanh(batch @ params['w'])
+  def forward(params, x):
+    return jnp.tanh(x @ params['w'])
 
   def loss(params, batch, key):
     del key
-    return jnp.mean((forward(params, batch) - batch) ** 2), {}
+    x, y = batch
+    return jnp.mean((forward(params, x) - y) ** 2), {}
 
-  names = {'loss': loss, 'params': {'w': 0.1 * x[:6]}, 'batches': [x] * 20}
+  batch = (x, x)
+  names = {'loss': loss, 'params': {'w': 0.1 * x[:6]}, 'batches': [batch] * 20}
   exec(compile(code, 'README.md', 'exec'), names)
   saved = artifacts.load('model.safetensors').tree['w']
   shipped = names['method'].encode(
@@ -34,9 +36,9 @@ def test_the_snippets_train_save_and_run_in_integers(tmp_path, monkeypatch):
   )['w']
   assert saved.bits == 4
   np.testing.assert_array_equal(saved.codes, shipped.codes)
-  before = loss(names['params'], x, None)[0]
+  before = loss(names['params'], batch, None)[0]
   decoded = artifacts.decode(artifacts.load('model.safetensors').tree)
-  assert loss(decoded, x, None)[0] < before
+  assert loss(decoded, batch, None)[0] < before
   statements = [x for x in code.splitlines() if x and 'import' not in x]
   assert len(statements) < 10
   names['forward'] = forward

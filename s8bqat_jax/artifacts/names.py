@@ -66,8 +66,9 @@ def _unbox(leaf: Any) -> Any:
   """Returns the one leaf of a box, such as an nnx Variable around a weight."""
   if isinstance(leaf, np.ndarray | jax.Array | list | tuple):
     return leaf
-  inside = jax.tree.leaves(leaf, is_leaf=qtensor.is_qtensor)
-  return inside[0] if len(inside) == 1 else leaf
+  inside = jax.tree_util.tree_leaves_with_path(leaf, is_leaf=qtensor.is_qtensor)
+  boxes = all(getattr(k, 'name', '') == 'value' for p, _ in inside for k in p)
+  return inside[0][1] if len(inside) == 1 and boxes else leaf
 
 
 def _name(path: tuple) -> str:

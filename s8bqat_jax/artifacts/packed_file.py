@@ -18,6 +18,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from s8bqat_jax import files
@@ -165,7 +166,7 @@ def serialize(
     if qtensor.is_qtensor(leaf):
       record = records.record(name, leaf, entropy_code)
       fingerprint = _fingerprint(record.kind, leaf.shape, *record.arrays)
-    elif hasattr(leaf, 'dtype') and hasattr(leaf, 'shape'):
+    elif _is_array(leaf):
       record, array = None, np.asarray(leaf)
       fingerprint = _fingerprint('', (), array)
     else:
@@ -256,6 +257,13 @@ def _sync_folder(folder: pathlib.Path) -> None:
       os.fsync(descriptor)
     finally:
       os.close(descriptor)
+
+
+def _is_array(leaf: Any) -> bool:
+  """Whether a leaf has numbers to store; keys of random streams have none."""
+  return hasattr(leaf, 'shape') and not jax.dtypes.issubdtype(
+    getattr(leaf, 'dtype', jax.dtypes.prng_key), jax.dtypes.prng_key
+  )
 
 
 def _fingerprint(

@@ -98,6 +98,25 @@ def is_qtensor(x: Any) -> bool:
   return isinstance(x, QTensor)
 
 
+def look_up(table: Any, index: Any) -> jax.Array:
+  """Returns table[index], laid out over devices as `index` is.
+
+  Args:
+    table: one axis.
+    index: integers within it, any shape.
+
+  Returns:
+    An array of the shape of `index`.
+  """
+  table, index = jnp.asarray(table), jnp.asarray(index).astype(jnp.int32)
+  layout = jax.typeof(index).sharding
+  return table.at[index].get(
+    mode='promise_in_bounds',
+    # Of automatic axes only the compiler knows.
+    out_sharding=layout if layout.mesh.explicit_axes else None,
+  )
+
+
 def grid_values(q: QTensor) -> jax.Array:
   """Returns the values before the scale: int8 unless the codebook is float.
 
@@ -109,7 +128,7 @@ def grid_values(q: QTensor) -> jax.Array:
   """
   if q.codebook is None:
     return q.codes
-  return jnp.take(q.codebook, q.codes.astype(jnp.int32), axis=0)
+  return look_up(q.codebook, q.codes)
 
 
 def dequantize(q: QTensor) -> jax.Array:

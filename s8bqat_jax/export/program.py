@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from s8bqat_jax.artifacts import qtensor
 from s8bqat_jax.integer import _jax_internals as internals
-from s8bqat_jax.integer import keys, primitives, spec
+from s8bqat_jax.integer import primitives
 
 # A longer scan is a loop, and no longer a step.
 MAX_UNROLLED = 64
@@ -146,7 +145,7 @@ def read(integer_fn: Any) -> Program:
       than MAX_UNROLLED steps.
   """
   closed = integer_fn.jaxpr
-  reader = _Reader(integer_fn.weights)
+  reader = _Reader()
   inputs = []
   for i, (v, s) in enumerate(zip(closed.jaxpr.invars, integer_fn.in_specs)):
     scale, zero = (None, 0) if s is None else (float(s.scale), s.zero)
@@ -165,8 +164,7 @@ def read(integer_fn: Any) -> Program:
 class _Reader:
   """Walks jaxprs and collects operations."""
 
-  def __init__(self, weights: dict[str, Any]):
-    self._weights = weights
+  def __init__(self) -> None:
     self._made = 0
     self.ops: list[Op] = []
 
@@ -260,9 +258,6 @@ class _Reader:
     self, name: str, params: Any, ins: Sequence[Value]
   ) -> tuple[float | None, int]:
     """Scale and zero point of what an operation makes."""
-    if name == 'q_embed':
-      weight = self._weights[keys.weight_of(params['site'])]
-      return _embedded_scale(weight, ins[1].dtype), 0
     if 'out' in params and not (name == 'q_pool' and params['kind'] == 'max'):
       return params['out'].scale, params['out'].zero
     # Movements keep the meaning; where several values meet, it is one.
@@ -270,18 +265,6 @@ class _Reader:
       if v.scale is not None:
         return v.scale, v.zero
     return None, 0
-
-
-def _embedded_scale(weight: Any, dtype: Any) -> float:
-  """What a look-up in a parameter makes, as `lower` chose it."""
-  if not qtensor.is_qtensor(weight):
-    return spec.symmetric(np.abs(np.asarray(weight, np.float64)).max()).scale
-  scale = np.asarray(weight.scale, np.float64)
-  if scale.size == 1:
-    return float(scale.reshape(()))
-  # Rows with a scale each: their codes, to be multiplied by their scales.
-  steps = spec.of_scales(scale)
-  return steps.scale if np.dtype(dtype).itemsize == 2 else 1.0
 
 
 def _live(ops: Sequence[Op], outs: Sequence[Value]) -> tuple[Op, ...]:

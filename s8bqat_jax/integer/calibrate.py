@@ -78,8 +78,9 @@ def _histogram(ranges: Ranges) -> measure.Meter:
     bins = jnp.clip(bins, 0, _BINS).astype(jnp.int32).reshape(-1)
     # The value at the very top belongs to the last bin, a mask to none.
     bins = jnp.where((bins == _BINS) & ok.reshape(-1), _BINS - 1, bins)
-    counts = jnp.zeros(_BINS + 1, jnp.float32).at[bins].add(1.0)
-    return counts[:_BINS]
+    # In float32 a count would stop at 2^24.
+    counts = jnp.zeros(_BINS + 1, jnp.int32).at[bins].add(1)
+    return counts[:_BINS].astype(jnp.float32)
 
   return measure.Meter(
     statistic, jnp.add, lambda: jnp.zeros(_BINS, jnp.float32)

@@ -121,17 +121,18 @@ q_lut: Callable[..., Any] = primitives.define(
 )
 
 
-# q_embed: rows of a table of codes. Indices outside it are clipped, as an
-# accelerator's address unit does (float models fill such rows with NaN).
+# q_embed: rows of a table of codes, which mean what `out` says. Indices outside
+# it are clipped, as an accelerator's address unit does (float models fill such
+# rows with NaN).
 
 
-def _embed(index, table, *, site):
-  del site
+def _embed(index, table, *, out, site):
+  del out, site
   return jnp.take(table, index, axis=0, mode='clip')
 
 
-def _embed_np(index, table, *, site):
-  del site
+def _embed_np(index, table, *, out, site):
+  del out, site
   table = np.asarray(table)
   return table[np.clip(np.asarray(index), 0, table.shape[0] - 1)]
 

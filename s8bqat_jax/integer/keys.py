@@ -19,6 +19,7 @@ name their weight in full.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -162,12 +163,13 @@ def of_params(paths: Sequence[str]) -> list[Key]:
 
 
 def path_name(path: Any) -> str:
-  """Returns 'a/b/0' for a jax key path."""
+  """Returns 'a/b/0' for a jax key path; what names are made with is escaped."""
   parts = []
   for k in path:
     for attribute in ('key', 'name', 'idx'):
       if hasattr(k, attribute):
-        parts.append(str(getattr(k, attribute)))
+        part = str(getattr(k, attribute))
+        parts.append(re.sub(r'[%:[(]', lambda m: f'%{ord(m[0]):02X}', part))
         break
   return '/'.join(parts)
 

@@ -39,8 +39,8 @@ class IntegerFunction:
     out_specs: per flat output, likewise.
     in_tree: structure of the inputs (a tuple).
     out_tree: structure of the outputs.
-    weights: {path: QTensor or bits-8 rounding of the float parameter}: what
-      an accelerator stores; the int8 values in `jaxpr` are decoded from it.
+    weights: {path: QTensor or float parameter}, as they came in; the int8
+      values in `jaxpr` are those of the QTensor, or 8-bit codes of the floats.
   """
 
   jaxpr: Any
@@ -282,7 +282,7 @@ def _constant(leaf: Any, path: str) -> Const:
       f'{path}: its codebook is {grid.dtype}, not int8; snap it to the int8 '
       'grid before lowering'
     )
-  value = np.asarray(qtensor.dequantize(leaf))
+  value = internals.as_real(np.asarray(qtensor.dequantize(leaf)))
   scale = np.asarray(leaf.scale, np.float64)
   if scale.size == 1:
     scale = scale.reshape(())

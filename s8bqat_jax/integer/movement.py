@@ -182,18 +182,18 @@ def _gather(ctx: Context, e: Any, x: Any, index: Any) -> Value:
   table = _stored(ctx, e, x)
   if not rows:
     return _gather(ctx, e, table, index)
-  site = ctx.key(e)
+  site, out = ctx.key(e), table.source.spec.out
 
   def picked(codes):
-    return _rows(codes, index, site).reshape(e.outs[0].shape)
+    return _rows(codes, index, site, out).reshape(e.outs[0].shape)
 
   return ctx.moved(e, table, table, index, move=picked)
 
 
-def _rows(codes: Any, index: Any, site: str) -> Any:
+def _rows(codes: Any, index: Any, site: str, out: requantize.Out) -> Any:
   """The rows of a table, each flat."""
   flat = codes.reshape(codes.shape[0], -1)
-  return elementwise.q_embed(index.array[..., 0], flat, site=site)
+  return elementwise.q_embed(index.array[..., 0], flat, out=out, site=site)
 
 
 def _scaled_rows(ctx: Context, e: Any, c: Const, index: Any) -> QValue:
@@ -208,11 +208,11 @@ def _scaled_rows(ctx: Context, e: Any, c: Const, index: Any) -> QValue:
   site = ctx.key(e)
 
   def emit(spec: Spec):
-    codes = _rows(jnp.asarray(values), index, site)
+    codes = _rows(jnp.asarray(values), index, site, Spec(1.0).out)
     (fixed,) = requantize.to_multiplier(steps.scale / spec.scale)
     product = elementwise.q_mul(
       ctx.rescale(codes, Spec(1.0), wide, site),
-      _rows(jnp.asarray(steps.quantize_np(scale)), index, site),
+      _rows(jnp.asarray(steps.quantize_np(scale)), index, site, steps.out),
       fixed.multiplier,
       zeros=(0, 0),
       shift=fixed.shift,

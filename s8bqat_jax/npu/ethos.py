@@ -195,11 +195,13 @@ def _work(
   if op.name in _PRODUCTS:
     kernel = op.ins[1] if op.ins[1].const is not None else op.ins[0]
     if op.name == 'q_dot':
-      (contract, _), _ = op.params['dimension_numbers']
-      depth = math.prod(op.ins[0].shape[i] for i in contract)
-      channels = (
-        size(kernel) // depth if kernel.const is not None else y.shape[-1]
+      (contract, _), (batch, _) = op.params['dimension_numbers']
+      depth, products = (
+        math.prod(op.ins[0].shape[i] for i in axes)
+        for axes in (contract, batch)
       )
+      right = kernel if kernel.const is not None else op.ins[1]
+      channels = size(right) // (products * depth)
     else:
       channels = y.shape[-1]
       depth = size(kernel) // channels

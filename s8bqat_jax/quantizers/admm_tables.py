@@ -109,7 +109,7 @@ def improve_scale(
     dot = norm = jnp.zeros((), jnp.float32)
     for w in weights:
       codes = books.nearest(w, books.Codebook(book.values, scale))
-      q = jnp.take(book.values, codes.astype(jnp.int32)).astype(jnp.float32)
+      q = qtensor.look_up(book.values, codes).astype(jnp.float32)
       dot += jnp.sum(w.astype(jnp.float32) * q)
       norm += jnp.sum(q * q)
     better = (dot > 0) & (norm > 0)
@@ -194,5 +194,5 @@ def _joined(weights: Sequence[jax.Array]) -> jax.Array:
 def _ship_uniform(w: jax.Array, book: books.Codebook) -> qtensor.QTensor:
   if len(book.values) == 2:
     return books.quantize(w, book)
-  codes = jnp.take(book.values, books.nearest(w, book).astype(jnp.int32))
+  codes = qtensor.look_up(book.values, books.nearest(w, book))
   return qtensor.QTensor(codes, book.scale, None, len(book.values))

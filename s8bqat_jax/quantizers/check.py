@@ -64,6 +64,7 @@ def check_quantizer(
   Raises:
     AssertionError: naming the promise that is broken, and where.
   """
+  params = jax.tree.map(jnp.asarray, params)
   state = quantizer.init(params)
   _require(isinstance(state, types.State), 'init must return a State')
   _check_forms(quantizer, params, state)

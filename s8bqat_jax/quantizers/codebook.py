@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from s8bqat_jax.artifacts import qtensor
+from s8bqat_jax.quantizers import tree as trees
 
 INT8_MIN, INT8_MAX = -128, 127
 _LOWEST = INT8_MIN - 1  # the grid's cell below all values
@@ -84,7 +85,7 @@ def entries(codes: jax.Array, codebook: Codebook) -> jax.Array:
   Returns:
     Centroids, the shape of `codes` and the dtype of the scale.
   """
-  return _scaled(lambda x: jnp.take(x, codes.astype(jnp.int32)), codebook)
+  return _scaled(lambda x: qtensor.look_up(x, codes), codebook)
 
 
 def ends(codebook: Codebook) -> tuple[jax.Array, jax.Array]:
@@ -143,7 +144,7 @@ def nearest(w: jax.Array, codebook: Codebook) -> jax.Array:
     exact = _exact(codebook)
     bounds = exact[:-1] / 2 + exact[1:] / 2
     x = jnp.nan_to_num(jnp.asarray(w).astype(jnp.float32), nan=-jnp.inf)
-    return first[jnp.searchsorted(bounds, x, method='scan_unrolled')]
+    return qtensor.look_up(first, _search(bounds, x))
   # x > b / 2 exactly when ceil(2 x) > b, for the whole number b = v_i + v_i+1.
   halves = jnp.ceil(2 * in_steps(w, codebook.scale))
   lowest = 2 * INT8_MIN
@@ -165,12 +166,8 @@ def above(w: jax.Array, codebook: Codebook) -> jax.Array:
   """
   values = jnp.asarray(codebook.values)
   if values.dtype != jnp.int8:
-    return jnp.searchsorted(
-      _exact(codebook),
-      jnp.asarray(w).astype(jnp.float32),
-      side='right',
-      method='scan_unrolled',
-    )
+    x = jnp.asarray(w).astype(jnp.float32)
+    return _search(_exact(codebook), x, side='right')
   return _look_up(_above_cells(values), _cell(w, codebook), _LOWEST)
 
 
@@ -293,8 +290,15 @@ def in_steps(w: jax.Array, scale: jax.Array) -> jax.Array:
   return w.astype(jnp.float32) * (1.0 / scale)
 
 
+def _search(sorted_M: jax.Array, x: jax.Array, side: str = 'left') -> jax.Array:
+  """searchsorted, laid out over devices as `x` is."""
+  found = jnp.searchsorted(
+    sorted_M, trees.whole(x), side=side, method='scan_unrolled'
+  )
+  return trees.shard_like(found, x)
+
+
 def _look_up(table: jax.Array, cell: jax.Array, lowest: int) -> jax.Array:
   """Returns table[cell - lowest], clipped at both ends; NaN reads the first."""
   cell = jnp.clip(cell - lowest, 0, len(table) - 1)
-  index = jnp.where(jnp.isnan(cell), 0, cell).astype(jnp.int32)
-  return table.at[index].get(mode='promise_in_bounds')
+  return qtensor.look_up(table, jnp.where(jnp.isnan(cell), 0, cell))

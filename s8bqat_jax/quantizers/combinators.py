@@ -119,8 +119,7 @@ def by_path(
   quantizers = [q for _, q in routes]
 
   def split(params: types.Params) -> list[types.Params]:
-    leaves = trees.named(params)
-    names = [n for n, x in leaves.items() if trees.is_quantizable(x)]
+    names = list(trees.weights(params))
     found = rule_lib.first_match([pattern for pattern, _ in routes], names)
     return [
       trees.keep(params, {n for n, (i, _) in found.items() if i == own})

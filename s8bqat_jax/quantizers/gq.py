@@ -148,7 +148,7 @@ def gq(
     a = _hardness(ctx.step) / _mean_distance(c)
     few = min(_NEIGHBORS, spec.levels)
     start = _first_neighbor(w, codebook(state, w.dtype), few)
-    near = [c.at[start + i].get(mode='promise_in_bounds') for i in range(few)]
+    near = [qtensor.look_up(c, start + i) for i in range(few)]
     return (expand(_mix(y, near, a), mu) * state.carried).astype(w.dtype)
 
   def _hardness(step):

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from s8bqat_jax.artifacts import qtensor
 from s8bqat_jax.quantizers import codebook as books
 from s8bqat_jax.quantizers import lloyd_max
 
@@ -73,7 +74,7 @@ def improve(w: jax.Array, book: books.Codebook) -> books.Codebook:
   # In units of each row's largest weight, whose squares exist in float32.
   top = jnp.max(jnp.abs(x), axes, keepdims=True)
   top = jnp.where(top > 0, top, 1.0)
-  q = jnp.take(book.values, books.nearest(w, book).astype(jnp.int32))
+  q = qtensor.look_up(book.values, books.nearest(w, book))
   q = q.astype(jnp.float32)
   dot = jnp.sum(x / top * q, axes, keepdims=True)
   norm = jnp.sum(q * q, axes, keepdims=True)

@@ -169,7 +169,8 @@ def first_match(
     raise ValueError(
       f'unused rules {unused}: each matches no weight, or only weights that a '
       'rule before it takes. A pattern must match the whole name. The weights '
-      f'(floating point, two axes or more) are:\n  {listing}'
+      '(floating point, two axes or more, neither bias nor gain) are:\n  '
+      f'{listing}'
     )
   return found
 
@@ -188,8 +189,7 @@ def resolve(rules: Rules, params: Any) -> dict[str, Spec]:
     ValueError: if a rule decides about no weight.
   """
   rules = as_rules(rules)
-  leaves = trees.named(params)
-  names = [name for name, x in leaves.items() if trees.is_quantizable(x)]
+  names = list(trees.weights(params))
   specs = {}
   for name, (i, match) in first_match([r[0] for r in rules], names).items():
     bits = rules[i].bits

@@ -284,7 +284,7 @@ def _begin(tree: Any, decay: float | None) -> tuple[Any, Any]:
 
 def _wide(x):
   """A copy in float32 or wider: in bfloat16 a slow average would not move."""
-  return jnp.array(x, jnp.promote_types(x.dtype, jnp.float32))
+  return jnp.array(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
 
 
 def _with_averages(state: TrainState, moved: Any, decay: float) -> TrainState:

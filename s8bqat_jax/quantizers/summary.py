@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from s8bqat_jax.quantizers import tree as trees
+
 SIZE = 1 << 16
 
 
@@ -38,7 +40,7 @@ def summarize(w: jax.Array) -> Points:
   Returns:
     Points of fixed length SIZE, so that what follows compiles once.
   """
-  x_N = jnp.ravel(w).astype(jnp.float32)
+  x_N = jnp.ravel(trees.whole(w)).astype(jnp.float32)
   n = x_N.size
   if n > SIZE:
     return _histogram(x_N)

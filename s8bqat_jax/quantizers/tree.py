@@ -15,6 +15,8 @@ import jax.numpy as jnp
 
 from s8bqat_jax.artifacts import qtensor
 
+_BIASES_AND_GAINS = ('bias', 'scale', 'gamma', 'beta')
+
 
 def name_of(path: tuple[Any, ...]) -> str:
   """Returns the name of the leaf at a jax key path.
@@ -108,21 +110,26 @@ def keep(tree: Any, names: Any) -> Any:
   )
 
 
-def is_quantizable(leaf: Any) -> bool:
-  """True for weights: floating point, two axes or more.
+def weights(tree: Any) -> dict[str, Any]:
+  """Returns what quantizers may take: floating point, two axes or more.
 
-  Biases and normalization gains have one axis; they are a thousandth of the
-  bytes and stay in floating point.
+  Biases and normalization gains are a thousandth of the bytes and stay in
+  floating point, those too that have an axis for attention's heads or for the
+  layers of a scan; they are known by their names.
 
   Args:
-    leaf: any leaf of a params tree.
+    tree: any params pytree.
 
   Returns:
-    Whether quantizers may take it for a weight.
+    {name: leaf} in the tree's own order.
   """
-  return jnp.ndim(leaf) >= 2 and jnp.issubdtype(
-    jnp.result_type(leaf), jnp.floating
-  )
+  return {
+    name: leaf
+    for name, leaf in named(tree).items()
+    if jnp.ndim(leaf) >= 2
+    and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+    and name.rpartition('/')[2] not in _BIASES_AND_GAINS
+  }
 
 
 def shard_like(x: jax.Array, w: jax.Array) -> jax.Array:
@@ -144,6 +151,21 @@ def shard_like(x: jax.Array, w: jax.Array) -> jax.Array:
   # On automatic axes a layout is known only to the compiler, which lays
   # elementwise operands out alike.
   return jnp.where(w != w, x, x)
+
+
+def whole(w: jax.Array) -> jax.Array:
+  """Returns `w` such that one may sort it and count in it.
+
+  Where a mesh has explicit axes these go over nothing that is split.
+
+  Args:
+    w: an array or tracer.
+  """
+  sharding = jax.typeof(w).sharding
+  if not sharding.mesh.explicit_axes:
+    return w
+  together = jax.NamedSharding(sharding.mesh, jax.P(*[None] * jnp.ndim(w)))
+  return jax.sharding.reshard(w, together)
 
 
 def inherit_sharding(state: Any, weights: Mapping[str, jax.Array]) -> Any:

@@ -17,6 +17,7 @@ from s8bqat_jax.artifacts import qtensor
 from s8bqat_jax.quantizers import codebook as books
 from s8bqat_jax.quantizers import lift, types
 from s8bqat_jax.quantizers import rules as rule_lib
+from s8bqat_jax.quantizers import tree as trees
 from s8bqat_jax.quantizers.straight_through import straight_through
 
 # (w, levels, channel_axis) -> scale
@@ -108,7 +109,7 @@ def percentile_scale(percentile: float) -> ScaleFit:
     raise ValueError(f'percentile must be in (0, 100], got {percentile}')
 
   def fit(w, levels, channel_axis=None):
-    magnitude = jnp.abs(w.astype(jnp.float32))
+    magnitude = jnp.abs(trees.whole(w).astype(jnp.float32))
     largest = jnp.percentile(
       magnitude, percentile, axis=_others(w, channel_axis), keepdims=True
     )
@@ -214,7 +215,7 @@ def entropy_scale(bits_per_weight: float) -> ScaleFit:
 
 @functools.partial(jax.jit, static_argnums=(1,))
 def _entropy_scale(w, levels, wanted):
-  x = w.astype(jnp.float32)
+  x = trees.whole(w).astype(jnp.float32)
   finest = max_scale(x, levels)
   low, high = qtensor.uniform_range(levels)
 
@@ -302,6 +303,12 @@ def _highest(levels: int) -> int:
 
 def _others(w: jax.Array, channel_axis: int | None) -> tuple[int, ...]:
   """The axes that share a step."""
+  if channel_axis is not None and not -w.ndim <= channel_axis < w.ndim:
+    raise ValueError(
+      f'channel_axis={channel_axis}: a weight of shape {w.shape} has no such '
+      'axis; -1 is the last of any, and `by_path` gives weights methods of '
+      'their own'
+    )
   kept = None if channel_axis is None else range(w.ndim)[channel_axis]
   return tuple(axis for axis in range(w.ndim) if axis != kept)
 

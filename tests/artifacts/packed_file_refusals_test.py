@@ -4,9 +4,12 @@ import hashlib
 import random
 import re
 
+import flax.struct
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from flax import nnx
 
 from s8bqat_jax.artifacts import container, packed_file, qtensor
 from tests.artifacts import qtensors
@@ -155,3 +158,19 @@ def test_codes_in_the_layout_of_old_files_are_refused():
   old = _reseal(len(text).to_bytes(8, 'little') + text + data[at:])
   with pytest.raises(packed_file.PackedFileError, match="coding 'rans'"):
     packed_file.deserialize(old)
+
+
+def test_leaves_without_numbers_or_names_are_refused():
+  with pytest.raises(ValueError, match="tensor 'rng/key': expected an array"):
+    packed_file.serialize({'rng': {'key': jax.random.key(0)}})
+
+  @flax.struct.dataclass
+  class Layer:
+    kernel: np.ndarray
+
+  # Only boxes vanish; the name of a field would be lost.
+  with pytest.raises(ValueError, match="tensor 'a': .* got Layer"):
+    packed_file.serialize({'a': Layer(np.ones(3, np.float32))})
+  boxed = {'a': nnx.Param(np.ones(3, np.float32))}
+  tree = packed_file.deserialize(packed_file.serialize(boxed)).tree
+  np.testing.assert_array_equal(tree['a'], np.ones(3))

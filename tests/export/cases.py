@@ -94,6 +94,33 @@ def conv_residual():
   return fn, normal(3, 5, 6, 6), (normal(0, 2, 17, 6),)
 
 
+def swish_residual():
+  """A table whose result has 16 bits, of 8-bit and of 16-bit codes."""
+  fn = lambda p, x: (
+    jax.nn.silu(x @ p['w']) + x,
+    jax.nn.silu(x @ p['w'] + x) + x,
+  )
+  return fn, {'w': normal(3, 16, 16) / 4}, (normal(0, 8, 16),)
+
+
+def reduced_residual():
+  """Sums of 8-bit codes that have 16 bits."""
+  fn = lambda p, x: (
+    (x @ p['w']).mean(0) + x,
+    (x @ p['w']).sum(-1, keepdims=True) + x,
+    (x @ p['w'] + x).mean(-1, keepdims=True) + x,
+  )
+  return fn, {'w': normal(3, 16, 16) / 4}, (normal(0, 8, 16),)
+
+
+def closed_over():
+  """Rows of a table that is no parameter; a name that names are made with."""
+  table = jnp.asarray(normal(4, 11, 6))
+  fn = lambda p, i: table[i] @ p['e(0):w'] + p['f[1]'][i]
+  params = {'e(0):w': normal(1, 6, 5), 'f[1]': normal(2, 11, 5)}
+  return fn, params, (np.array([[1, 2], [3, 10]], np.int32),)
+
+
 def pools():
   fn = lambda p, x: nn.avg_pool(
     nn.max_pool(x, (3, 3), (2, 2), 'SAME'), (2, 2), (2, 2)

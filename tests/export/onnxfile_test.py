@@ -62,6 +62,9 @@ FAST = {
 EXACT = {
   'attention': cases.attention(),
   'mean': cases.mean(),
+  'swish before a sum': cases.swish_residual(),
+  'mean before a sum': cases.reduced_residual(),
+  'embedding, closed over': cases.closed_over(),
   'sums and products': cases.sums(),
   'constants': cases.constants(),
   'movements': cases.movements(),

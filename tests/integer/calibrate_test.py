@@ -12,6 +12,7 @@ from s8bqat_jax.integer import (
   saturation,
   uncalibrated,
 )
+from s8bqat_jax.integer.calibrate import _histogram
 
 PARAMS = {'w': jnp.asarray([[2.0, -1.0], [0.5, 3.0]])}
 R = np.random.default_rng(0)
@@ -53,6 +54,13 @@ def test_percentile_and_mse_cut_an_outlier():
     return np.mean((grid - x) ** 2)
 
   assert error(*best) < 0.9 * error(*widest)
+
+
+def test_a_bin_counts_beyond_what_float32_can():
+  # One more at a time is lost there from 2^24 on.
+  bins = jnp.zeros(2**24 + 64, jnp.int8).at[0].set(1)
+  meter = _histogram({'x': (0.0, 1.0)})
+  assert meter.measure('x', bins)[0] == 2**24 + 63
 
 
 def test_scan_cond_while_and_custom_derivatives_are_entered():

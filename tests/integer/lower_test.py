@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from s8bqat_jax import quantizers
 from s8bqat_jax.artifacts.qtensor import QTensor, decode, is_qtensor
 from s8bqat_jax.integer import audit, calibrate, lower, twin
 from s8bqat_jax.models import rnnt, transformer_lm
@@ -285,6 +286,18 @@ def test_half_precision_is_a_saving_of_the_float_function(dtype):
   grads = jax.grad(lambda p: trained(p, x).sum())(half)
   assert all(g.dtype == dtype for g in jax.tree.leaves(grads))
   assert grads['params']['Dense_0']['kernel'].any()
+
+
+def test_weights_that_ship_in_half_precision_are_computed_with():
+  params = {'w': jax.random.normal(KEY, (16, 8)).astype(jnp.bfloat16)}
+  method = quantizers.uniform(8)
+  shipped = method.encode(params, method.init(params))
+  assert shipped['w'].scale.dtype == jnp.bfloat16
+  fn = lambda p, x: x @ (p['w'].astype(jnp.float32) * 2 + 0.5)
+  x = jax.random.normal(KEY, (4, 16))
+  ranges = calibrate(fn, shipped, [x])
+  integer = lower(fn, shipped, ranges, x)
+  assert snr(fn(decode(shipped), x), integer(x)) > 25
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,14 @@ def test_products_and_what_lies_outside_are_counted():
   assert (table.outside_in, table.outside_out) == (0, 8 * 32)
 
 
+def test_a_product_of_two_values_has_channels_of_its_own():
+  fn = lambda p, x, y: (jnp.vdot(x, y), jnp.einsum('bik,bjk->bij', x, y))
+  inputs = cases.normal(0, 2, 3, 8), cases.normal(1, 2, 3, 8)
+  found = ethos.works(cases.lowered(fn, {}, *inputs))
+  products = [(w.rows, w.depth, w.channels) for w in found if w.macs]
+  assert sorted(products) == [(1, 48, 1), (6, 8, 3)]
+
+
 def test_kinds_that_were_not_fitted_are_named():
   fn = cases.lowered(lambda p, x: jnp.sin(x), {}, cases.normal(0, 2, 3))
   with pytest.raises(ValueError, match='no constants for .lut any'):

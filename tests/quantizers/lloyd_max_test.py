@@ -5,7 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
+from s8bqat_jax import quantizers
 from s8bqat_jax.quantizers import codebook, lloyd_max, summary
 from tests.quantizers import exact_dp
 
@@ -241,3 +243,24 @@ def test_the_scale_of_the_weights_does_not_matter(size, scale, grid):
 def test_float16_centroids_never_overflow():
   w = np.array([65504, -65504, 1, 2, 3], np.float16)
   assert np.all(np.isfinite(codebook.snap(w, lloyd_max.fit(w, 2))))
+
+
+@pytest.mark.parametrize(
+  'method',
+  [
+    quantizers.centroids(3),
+    quantizers.s8bqat(3, total_steps=10, learning_rate=0.1),
+    quantizers.gq(3, total_steps=10),
+    quantizers.admm(3, rho=0.1),
+  ],
+  ids=['centroids', 's8bqat', 'gq', 'admm'],
+)
+def test_centroids_of_a_weight_that_explicit_axes_split(method):
+  mesh = jax.make_mesh((8,), ('x',), axis_types=(AxisType.Explicit,))
+  w = np.random.default_rng(0).normal(size=(16, 32)).astype(np.float32)
+  parts = jax.device_put(w, jax.NamedSharding(mesh, jax.P('x', None)))
+  ours, theirs = (
+    method.encode(p, method.init(p))['w'] for p in ({'w': w}, {'w': parts})
+  )
+  np.testing.assert_array_equal(ours.codebook, theirs.codebook)
+  np.testing.assert_array_equal(ours.codes, theirs.codes)

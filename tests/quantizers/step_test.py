@@ -246,3 +246,18 @@ def test_a_float16_gradient_whose_square_overflows_is_no_reason_to_skip():
   state, metrics = jax.jit(step.update)(step.init(params), grads)
   assert metrics['grad_norm'] == 1000.0 and not metrics['skipped']
   np.testing.assert_allclose(state.params['a'], [[-2.0, 2.0]], atol=0.01)
+
+
+def test_a_number_among_the_params_is_trained_and_averaged():
+  params = {'w': jnp.ones((4, 2)), 'temperature': 2.0}
+  loss = lambda p, batch, key: (jnp.sum(batch @ p['w'] * p['temperature']), {})
+  step = quantizers.make_step(
+    quantizers.on_main(loss),
+    optax.sgd(0.1),
+    quantizers.uniform(4),
+    learning_rate=0.1,
+    average_decay=0.9,
+  )
+  state, _ = jax.jit(step.update)(step.init(params), jnp.ones((3, 4)))
+  average, _ = quantizers.averaged(state)
+  assert average['temperature'] < 2 and average['w'].shape == (4, 2)

@@ -94,13 +94,35 @@ def test_keep_masks_the_others_and_keeps_full_names(kind):
   jax.tree.map(np.testing.assert_array_equal, back, params)
 
 
-def test_quantizable_are_floating_leaves_with_two_axes_or_more():
-  assert trees.is_quantizable(jnp.ones((1, 1)))
-  assert trees.is_quantizable(jnp.ones((2, 3, 4), jnp.bfloat16))
-  assert trees.is_quantizable(np.ones((2, 0)))
-  assert not trees.is_quantizable(jnp.ones(3))
-  assert not trees.is_quantizable(jnp.ones((2, 2), jnp.int32))
-  assert not trees.is_quantizable(jax.random.split(jax.random.key(0), (2, 2)))
+def test_weights_are_floating_leaves_with_two_axes_or_more():
+  assert list(
+    trees.weights(
+      {
+        'a': jnp.ones((1, 1)),
+        'b': jnp.ones((2, 3, 4), jnp.bfloat16),
+        'c': np.ones((2, 0)),
+        'd': jnp.ones(3),
+        'e': jnp.ones((2, 2), jnp.int32),
+        'f': jax.random.split(jax.random.key(0), (2, 2)),
+      }
+    )
+  ) == ['a', 'b', 'c']
+
+
+def test_biases_and_gains_are_no_weights_however_many_axes_they_have():
+  class Block(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+      x = nn.MultiHeadDotProductAttention(num_heads=2)(nn.LayerNorm()(x))
+      return nn.Dense(4)(x), None
+
+  layers = nn.scan(
+    Block, variable_axes={'params': 0}, split_rngs={'params': True}, length=3
+  )
+  params = layers().init(jax.random.key(0), jnp.ones((1, 5, 4)), None)
+  assert all(x.ndim > 1 for x in jax.tree.leaves(params))
+  found = trees.weights(params)
+  assert len(found) == 5 and all(n.endswith('/kernel') for n in found)
 
 
 @pytest.mark.parametrize('axis_type', [AxisType.Auto, AxisType.Explicit])

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from jax.sharding import AxisType
 
 from s8bqat_jax import quantizers
 from s8bqat_jax.artifacts import qtensor
@@ -183,3 +184,23 @@ def test_entropy_is_that_of_the_codes_when_one_code_has_many_weights():
   share = np.bincount(codes.view(np.uint8)) / codes.size
   share = share[share > 0]
   assert abs(-np.sum(share * np.log2(share)) - 0.3) < 0.005
+
+
+@pytest.mark.parametrize('axis_type', [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize(
+  'fit', [max_scale, mse_scale, percentile_scale(90.0), entropy_scale(2.0)]
+)
+def test_a_step_is_that_of_the_whole_weight_however_it_is_split(fit, axis_type):
+  mesh = jax.make_mesh((8,), ('x',), axis_types=(axis_type,))
+  split = jax.NamedSharding(mesh, jax.P('x', None))
+  method = quantizers.uniform(4, scale=fit)
+  whole, parts = {'w': jnp.asarray(GAUSS)}, {'w': jax.device_put(GAUSS, split)}
+  ours, theirs = (method.encode(p, method.init(p))['w'] for p in (whole, parts))
+  np.testing.assert_allclose(ours.scale, theirs.scale, rtol=1e-6)
+  np.testing.assert_array_equal(ours.codes, theirs.codes)
+
+
+def test_an_axis_that_a_weight_does_not_have():
+  params = {'conv': jnp.ones((3, 2, 4)), 'dense': jnp.ones((2, 4))}
+  with pytest.raises(ValueError, match=r'channel_axis=2.*\(2, 4\) has no such'):
+    quantizers.uniform(4, channel_axis=2).init(params)

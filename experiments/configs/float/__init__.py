@@ -6,6 +6,7 @@ SIZES = {
   '30k': {'encoder': 26, 'predictor': 16, 'embed': 8, 'joint': 24},
   '66k': {'encoder': 45, 'predictor': 24, 'embed': 12, 'joint': 40},
   '90k': {'encoder': 54, 'predictor': 28, 'embed': 16, 'joint': 48},
+  '130k': {'encoder': 72, 'predictor': 32, 'embed': 16, 'joint': 56},
   '200k': {'encoder': 90, 'predictor': 40, 'embed': 24, 'joint': 64},
   '450k': {'encoder': 144, 'predictor': 64, 'embed': 32, 'joint': 96},
   '1m': {'encoder': 228, 'predictor': 96, 'embed': 32, 'joint': 128},

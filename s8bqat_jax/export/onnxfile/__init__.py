@@ -8,8 +8,10 @@ of those ONNX Runtime has kernels that are quick and exact on any x86. Every
 other rescaling is a 64-bit product and a shift, as ours; tables are gathered,
 16-bit ones with all their 65,536 entries.
 
-Not expressible (yet no known need): log softmax, transposed convolutions,
-slices at a place that is computed, and windows over 16-bit values.
+Not expressible: log softmax, transposed convolutions, branches, slices at a
+place that is computed, look-ups at constant indices, negative padding, and
+convolutions or windows with 16 bits on either side, such as a convolution that
+its own input is added to. Each is an error that says so.
 """
 
 from __future__ import annotations

@@ -126,10 +126,12 @@ def _lut(w: Writer, op: Op) -> None:
       w.quantize(unit, index(y))
   elif name == 'silu':
     gate = w.make(y.shape, np.int16, _UNIT)
-    product = w.make(y.shape, np.int16, y.scale / 128)
+    wide = y.dtype == np.int16
+    product = index(y) if wide else w.make(y.shape, np.int16, y.scale / 128)
     w.graph.op('LOGISTIC', [w.widened(x)], [gate], 3)
     w.graph.op('MUL', [w.widened(x), gate], [product], 2, 'Mul')
-    w.quantize(product, index(y))
+    if not wide:
+      w.quantize(product, index(y))
   elif table.shape[0] != 256:
     raise UnsupportedExport(
       f'q_lut at {op.site}: a table of 16-bit codes that is neither a sigmoid, '

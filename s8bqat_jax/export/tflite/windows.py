@@ -186,12 +186,12 @@ def _sum(w: Writer, op: Op) -> None:
   x = op.ins[0]
   (y,) = op.outs
   axes = w.constant(np.asarray(op.params['over'], np.int32))
+  # LiteRT takes 8 bits in and 16 out, and computes something else.
+  source = w.widened(x) if y.dtype == np.int16 else w.index(x)
 
   def emit(target: int, activation: int) -> None:
     summed = target if not activation else w.like(y)
-    w.graph.op(
-      'SUM', [w.index(x), axes], [summed], 2, 'Reducer', keepDims=False
-    )
+    w.graph.op('SUM', [source, axes], [summed], 2, 'Reducer', keepDims=False)
     if activation:
       w.graph.op('RELU', [summed], [target], 2)
 

@@ -196,6 +196,10 @@ def train_config(
     }
   )
   made.activation_bits = config.activation_bits
+  if made.activation_bits == 8:
+    # Rounded activations are trained without it, and so are the floats that
+    # they are compared with.
+    made.model.dropout = 0.0
   made.float_steps = float_steps
   return made
 

@@ -13,7 +13,7 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -28,6 +28,8 @@ from s8bqat_jax.training import mesh as mesh_lib
 from s8bqat_jax.training import paths
 
 Params = Any
+# Of a config: what a run may be resumed with another value of.
+_FREE = ('train.steps', 'train.log_every', 'train.save_every')
 
 
 class Model(Protocol):
@@ -178,6 +180,7 @@ def fit(
   params: Params = None,
   learned_tx: optax.GradientTransformation | None = None,
   progress: bool | str = True,
+  free: Sequence[str] = (),
 ) -> training.Outcome:
   """Trains, or goes on training, in `workdir`.
 
@@ -198,6 +201,7 @@ def fit(
     params: where training starts; fresh ones if None.
     learned_tx: optimizer of what the method learns beside the params.
     progress: whether to show a progress bar; a text is its label.
+    free: as for `claim`.
 
   Returns:
     How training ended.
@@ -212,7 +216,7 @@ def fit(
   workdir = paths.local(workdir)
   lead = jax.process_index() == 0
   if lead:
-    claim(config, workdir)
+    claim(config, workdir, free)
   key = jax.random.key(config.seed)
   if params is None:
     params = jax.jit(model.init)(key)
@@ -299,13 +303,17 @@ def _best_so_far(path: pathlib.Path, score: str) -> float:
 
 
 def claim(
-  config: ml_collections.ConfigDict, workdir: os.PathLike | str
+  config: ml_collections.ConfigDict,
+  workdir: os.PathLike | str,
+  free: Sequence[str] = (),
 ) -> None:
   """Stores a run's config in its directory, which is made.
 
   Args:
-    config: of the run; it may train for more or fewer steps than it did.
+    config: of the run; it may train for more or fewer steps than it did, and
+      log and save at others.
     workdir: where the run goes.
+    free: further fields that may differ, such as 'data.eval'.
 
   Raises:
     ValueError: if the directory holds a run of another config.
@@ -317,7 +325,7 @@ def claim(
   if path.exists() and path.read_text() != text:
     stored, wanted = json.loads(path.read_text()), json.loads(text)
     differing = sorted(_differences(stored, wanted))
-    if set(differing) - {'train.steps'}:
+    if set(differing) - {*_FREE, *free}:
       raise ValueError(
         f'{workdir} holds a run of another config (differs in '
         f'{", ".join(differing[:6])}): choose another --workdir, or the config '

@@ -96,10 +96,11 @@ def run_cell(config, workdir: pathlib.Path) -> dict:
   mark = results.config_hash(config.to_dict())
   if summary.exists():
     found = json.loads(summary.read_text())
-    if found['config_hash'] != mark:
+    changed = trainer.changed_corpora(config, workdir)
+    if found['config_hash'] != mark or changed:
+      why = f'on other data ({changed[0]})' if changed else 'by another config'
       raise SystemExit(
-        f'{workdir} was trained by another config: remove it, or give another '
-        '--runs'
+        f'{workdir} was trained {why}: remove it, or give another --runs'
       )
     if found['fingerprint'] == corpus.fingerprint:
       return found

@@ -34,11 +34,15 @@ SHIPPED = 'shipped.safetensors'
 LINE_NATS = 'line_nats.npy'
 Bits = Mapping[str, int]
 _FLOAT = 32  # bits
-# What of a config changes no weight: how texts are scored, what is logged.
-_NO_WEIGHT = {
-  'data': ('dev', 'eval', 'score_length', 'score_context'),
-  'train': ('log_every', 'save_every'),
-}
+# What of a config changes no weight: how texts are scored and what is logged.
+# The training text counts by its fingerprint, wherever it is.
+_SCORING = ('dev', 'eval', 'score_length', 'score_context')
+_NO_WEIGHT = (
+  'data.train',
+  *(f'data.{name}' for name in _SCORING),
+  'train.log_every',
+  'train.save_every',
+)
 
 
 def make_tokenizer(
@@ -226,32 +230,33 @@ class Stages:
         for x in jax.tree.leaves(packed.tree, is_leaf=qtensor.is_qtensor)
         if not qtensor.is_qtensor(x)
       )
-      size = path.stat().st_size
       return {
         'perplexity': ppl,
         'dev_perplexity': self._perplexity(params),
         'words': self.corpora.eval.words,
         'unknown_words': self.corpora.eval.unknown,
         'parameters': count,
-        'bytes': size,
-        'encoded_bytes': packed_file.encoded_bytes(
-          packed.tree, config=packed.config, tokenizer=packed.tokenizer
-        ),
         'float_bytes': floats,
-        'ratio_fp32': 4 * count / size,
-        'ratio_fp16': 2 * count / size,
       }
 
     trained = json.loads((path.parent / RESULT).read_text())
     about = {
       'file': str(path.name),
-      'data': {k: self.config.data[k] for k in _NO_WEIGHT['data']},
+      'data': {k: self.config.data[k] for k in _SCORING},
       'fingerprints': self.corpora.fingerprints,
     }
     folder = path.parent / f'eval-{results.config_hash(about)}'
     found = cached(folder, about, work)
+    # Sizes take no time, so that they are always those of today's format.
+    packed, size = packed_file.load(path), path.stat().st_size
     return {
       **found,
+      'bytes': size,
+      'encoded_bytes': packed_file.encoded_bytes(
+        packed.tree, config=packed.config, tokenizer=packed.tokenizer
+      ),
+      'ratio_fp32': 4 * found['parameters'] / size,
+      'ratio_fp16': 2 * found['parameters'] / size,
       'revision': trained['revision'],
       'steps': trained['steps'],
       'wall_seconds': trained['seconds'] + found['seconds'],
@@ -302,9 +307,9 @@ class Stages:
   def folder(self, kind: str, name: str, config) -> pathlib.Path:
     plain = name.replace(' ', '_')
     content = json.loads(config.to_json())
-    for section, names in _NO_WEIGHT.items():
-      for field in names:
-        content[section].pop(field, None)
+    for name in _NO_WEIGHT:
+      section, field = name.split('.')
+      content[section].pop(field, None)
     return self.root / kind / f'{plain}-{results.config_hash(content)}'
 
   def _trained(self, folder, config, quantizer, params) -> pathlib.Path:
@@ -333,6 +338,7 @@ class Stages:
       quantizer=quantizer,
       params=params,
       progress=self.progress and folder.name,
+      free=_NO_WEIGHT,
       **options,
     )
     if outcome.reason == 'interrupted':

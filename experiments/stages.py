@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import pathlib
@@ -69,7 +68,9 @@ class Stages:
           continue
         # The data may be elsewhere, and must be the same.
         mark = json.loads(path.read_text()).get('fingerprint')
-        if mark in (None, _fingerprint(config.data.eval)):
+        if mark not in (None, trainer.fingerprint(config.data.eval)):
+          continue
+        if not trainer.changed_corpora(config, path.parent):
           return path.parent
     name = f'{job.cell.size}-{job.part}-{config.seed}'
     return self.folder('float', name, _about(config))
@@ -165,7 +166,9 @@ class Stages:
     recognizer, params, _ = recognizer_lib.load(self.float_model(job))
     params = jax.device_put(params)
     recognizer = dataclasses.replace(
-      recognizer, ctc_weight=config.train.ctc_weight
+      recognizer,
+      model=recognizer.model.clone(dropout=config.model.dropout),
+      ctc_weight=config.train.ctc_weight,
     )
     trained = dataclasses.replace(
       recognizer,
@@ -339,7 +342,7 @@ def _name(job: cells.Job) -> str:
 def _about(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """What training depends on: its config, and the data behind its specs."""
   found = {
-    split: _fingerprint(config.data[split]) for split in ('train', 'dev')
+    split: trainer.fingerprint(config.data[split]) for split in ('train', 'dev')
   }
   about = {**config.to_dict(), 'fingerprints': found}
   if config.get('pretrain'):
@@ -378,11 +381,6 @@ def _anywhere(config: dict[str, Any]) -> dict[str, Any]:
 
 def _digest(path: pathlib.Path) -> str:
   return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-@functools.cache
-def _fingerprint(spec: str) -> str:
-  return data.load(spec).fingerprint
 
 
 def _calibrate(config, recognizer, params) -> Any:

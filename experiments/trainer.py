@@ -25,6 +25,9 @@ from s8bqat_jax.training import paths
 # that training did without.
 PRETRAIN = 'pretrain'
 SKIPPED = 'skipped.json'
+# And what it heard, {split: fingerprint}: other audio may come to be there.
+CORPORA = 'corpora.json'
+_HEARD = ('train', 'dev')
 
 
 def make_tokenizer(name: str, texts: Sequence[str]) -> tokenizers.Tokenizer:
@@ -147,11 +150,12 @@ def run(
   corpus, dev = data.load(config.data.train), data.load(config.data.dev)
   if recognizer is None:
     recognizer = make_recognizer(config, corpus)
+  if lead:
+    fitting.claim(config, workdir)
+    _claim_corpora(config, workdir)
   if params is None and config.get('pretrain'):
     # All that can be wrong with this stage is found before the one that it
     # waits for, which may take hours.
-    if lead:
-      fitting.claim(config, workdir)
     earlier = make_recognizer(
       config.pretrain, data.load(config.pretrain.data.train)
     )
@@ -201,6 +205,48 @@ def run(
     if lead and loader.skipped:
       logging.warning('%d utterances were skipped', len(loader.skipped))
       files.write_text(skipped, json.dumps(loader.skipped.reasons, indent=1))
+
+
+@functools.cache
+def fingerprint(spec: str) -> str:
+  """Returns that of the data which a spec names."""
+  return data.load(spec).fingerprint
+
+
+def changed_corpora(
+  config: ml_collections.ConfigDict, workdir: os.PathLike | str
+) -> list[str]:
+  """Returns the specs behind which there is other data than a run's.
+
+  Args:
+    config: of the run.
+    workdir: of the run; one that does not say what it heard heard the same.
+  """
+  path = pathlib.Path(workdir) / CORPORA
+  stored = json.loads(path.read_text()) if path.exists() else {}
+  changed = [
+    config.data[split]
+    for split in _HEARD
+    if stored.get(split) not in (None, fingerprint(config.data[split]))
+  ]
+  if config.get('pretrain'):
+    first = pathlib.Path(workdir) / PRETRAIN
+    changed += changed_corpora(config.pretrain, first)
+  return changed
+
+
+def _claim_corpora(
+  config: ml_collections.ConfigDict, workdir: os.PathLike | str
+) -> None:
+  """Stores what a run hears; other data in the same directory is an error."""
+  changed = changed_corpora(config, workdir)
+  if changed:
+    raise ValueError(
+      f'{workdir} holds a run on other data: what {changed[0]} names has '
+      'changed since. Choose another --workdir, or give the data back'
+    )
+  heard = {split: fingerprint(config.data[split]) for split in _HEARD}
+  files.write_text(pathlib.Path(workdir) / CORPORA, json.dumps(heard, indent=1))
 
 
 def steps_in_all(config: ml_collections.ConfigDict) -> int:

@@ -85,6 +85,15 @@ def test_configs_differ_by_their_method_only():
   assert ours == control
 
 
+def test_dropout_is_off_for_all_where_eight_bits_cannot_have_it():
+  config = speechocean.get_config()
+  config.float.arguments = 'size={size},seed={seed}'
+  job = lambda text: cells.Job(cells.parse(text), 'all', 0)
+  assert cells.float_config(config, job('1m/float')).model.dropout > 0
+  for text in ('1m/float continued', '1m/uniform qat:8', '1m/s8bqat:3'):
+    assert cells.train_config(config, job(text)).model.dropout == 0
+
+
 def test_what_is_tuned_is_scored_on_development_data():
   config = asc_strings.get_config()
   jobs = cells.jobs(config, 'ablation')

@@ -275,25 +275,6 @@ def test_random_allocations_differ_and_cost_alike(found):
   assert max(spent) <= found.budget(3) and min(spent) > 0.8 * found.budget(3)
 
 
-def test_another_text_is_another_float_model(config, tmp_path):
-  """Also where its vocabulary is as large, and its path the same."""
-  path = tmp_path / 'train.txt'
-  path.write_text(toy_language.sentences(3, 2000))
-  other = config.copy_and_resolve_references()
-  other.data.train = f'text:{path}'
-  first = lm_stages.Stages(other, lm_stages.Corpora(other), tmp_path)
-  path.write_text(toy_language.sentences(4, 2000))
-  second = lm_stages.Stages(other, lm_stages.Corpora(other), tmp_path)
-  folders = {
-    s.folder('float', 'float', s.float_config) for s in (first, second)
-  }
-  assert len(folders) == 2
-  # What changes no weight changes no folder.
-  other.data.score_context = 4
-  third = lm_stages.Stages(other, lm_stages.Corpora(other), tmp_path)
-  assert third.folder('float', 'float', third.float_config) in folders
-
-
 def test_a_cell_that_diverges_costs_no_other():
   good, bad = lib.Cell('float'), lib.Cell('admm', 2)
 
@@ -307,20 +288,6 @@ def test_a_cell_that_diverges_costs_no_other():
   assert list(rows) == [(0, good), (1, good)]
   assert failed[1, bad] == 'admm, 2, seed 1: failed: the loss is NaN at step 7'
   assert lib.run(asked, score, max_hours=-1.0) == ({}, {})
-
-
-def test_positions_that_were_never_trained_are_not_scored(config, tmp_path):
-  config = config.copy_and_resolve_references()
-  config.data.score_length = config.data.length + 1
-  with pytest.raises(ValueError, match='score_length is 17, longer than'):
-    lm_stages.Stages(config, None, tmp_path)
-
-
-def test_the_development_text_decides_no_weight(config, tmp_path):
-  config = config.copy_and_resolve_references()
-  config.train.patience = 3
-  with pytest.raises(ValueError, match='eval_every or patience, expected 0'):
-    lm_stages.Stages(config, None, tmp_path)
 
 
 def test_what_is_done_is_not_charged(config, stages, found):

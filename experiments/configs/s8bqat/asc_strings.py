@@ -23,7 +23,7 @@ def get_config(text=None):
   # On development data of fold 0, out of 1e-3 and 4e-3, by the matrix `rates`.
   # What is not here has 1e-3, which was better or is not compared yet.
   config.finetune.rates['s8bqat:2'] = 4e-3
-  config.finetune.rates['straight-through:2'] = 4e-3
+  config.finetune.rates['straight-through:2'] = 4e-3  # not compared yet
   config.finetune.rates['s8bqat:3'] = 4e-3
   config.finetune.rates['s8bqat:4'] = 4e-3
   config.finetune.rates['straight-through:4'] = 4e-3
@@ -53,6 +53,7 @@ def get_config(text=None):
         'learned step:2?',
       )
     ),
+    *(f'66k/uniform qat:8?lr={rate}' for rate in (1e-3, 4e-3)),
     split='dev',
     parts=('0',),
   )

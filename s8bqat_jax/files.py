@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import secrets
 from collections.abc import Iterator
 
 
@@ -18,10 +19,11 @@ def replacing(path: os.PathLike | str) -> Iterator[pathlib.Path]:
     path: a file of this machine, there already or not; its folder is there.
   """
   target = pathlib.Path(path)
-  # Beside it, to be on the same disk; of this process, which may have copies;
-  # with its ending, by which writers of pictures choose a format.
+  # Beside it, to be on the same disk; of this writer, since others may write
+  # the same file, on other machines too; with its ending, by which writers of
+  # pictures choose a format.
   partial = target.with_name(
-    f'{target.stem}.{os.getpid()}.partial{target.suffix}'
+    f'{target.stem}.{secrets.token_hex(4)}.partial{target.suffix}'
   )
   try:
     yield partial

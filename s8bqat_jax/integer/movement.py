@@ -25,6 +25,7 @@ from s8bqat_jax.integer.spec import TRUTH, Spec
 from s8bqat_jax.integer.values import (
   Const,
   Exact,
+  Fixed,
   Moved,
   QValue,
   Value,
@@ -182,6 +183,7 @@ def _gather(ctx: Context, e: Any, x: Any, index: Any) -> Value:
   table = _stored(ctx, e, x)
   if not rows:
     return _gather(ctx, e, table, index)
+  assert isinstance(table.source, Fixed)
   site, out = ctx.key(e), table.source.spec.out
 
   def picked(codes):

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 
 from s8bqat_jax.artifacts import qtensor
 from s8bqat_jax.quantizers import rules as rule_lib
@@ -253,10 +254,19 @@ def _check(weights: Weights) -> None:
         f'{name} has shape {w.shape}: no elements to quantize. Leave it in '
         'floating point with a Rule of bits=None'
       )
-    if not isinstance(w, jax.core.Tracer) and not bool(jnp.isfinite(w).all()):
+    if isinstance(w, jax.core.Tracer):
+      continue
+    if not bool(jnp.isfinite(w).all()):
       raise ValueError(
         f'{name} holds values that are not finite: quantize a model that has '
         'trained without them'
+      )
+    if not bool(w.any()):
+      logging.warning(
+        '%s is all zero: codes fitted to that may never let it be anything '
+        'else. Quantize a trained model, or leave it in floating point with a '
+        'Rule of bits=None',
+        name,
       )
 
 

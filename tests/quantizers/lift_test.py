@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from s8bqat_jax import quantizers
 from s8bqat_jax.artifacts import qtensor
 from s8bqat_jax.quantizers import lift, types
 from s8bqat_jax.quantizers import tree as trees
@@ -145,3 +146,10 @@ def test_what_cannot_be_fitted_is_named(kernel, message):
   params = {'dense': {'kernel': jnp.ones((2, 2))}, 'head': {'kernel': kernel}}
   with pytest.raises(ValueError, match=message):
     quantizer.init(params)
+
+
+def test_a_weight_that_was_never_trained_is_named(caplog):
+  params = {'a': jnp.ones((2, 2)), 'b': {'kernel': jnp.zeros((2, 2))}}
+  quantizers.uniform(4).init(params)
+  (record,) = caplog.records
+  assert record.getMessage().startswith('b/kernel is all zero')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
@@ -68,7 +69,7 @@ class Stages:
           continue
         # The data may be elsewhere, and must be the same.
         mark = json.loads(path.read_text()).get('fingerprint')
-        if mark not in (None, trainer.fingerprint(config.data.eval)):
+        if mark not in (None, _fingerprint(config.data.eval)):
           continue
         if not trainer.changed_corpora(config, path.parent):
           return path.parent
@@ -342,7 +343,7 @@ def _name(job: cells.Job) -> str:
 def _about(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """What training depends on: its config, and the data behind its specs."""
   found = {
-    split: trainer.fingerprint(config.data[split]) for split in ('train', 'dev')
+    split: _fingerprint(config.data[split]) for split in ('train', 'dev')
   }
   about = {**config.to_dict(), 'fingerprints': found}
   if config.get('pretrain'):
@@ -381,6 +382,11 @@ def _anywhere(config: dict[str, Any]) -> dict[str, Any]:
 
 def _digest(path: pathlib.Path) -> str:
   return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@functools.cache
+def _fingerprint(spec: str) -> str:
+  return data.load(spec).fingerprint
 
 
 def _calibrate(config, recognizer, params) -> Any:

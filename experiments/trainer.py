@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,7 +27,6 @@ PRETRAIN = 'pretrain'
 SKIPPED = 'skipped.json'
 # And what it heard, {split: fingerprint}: other audio may come to be there.
 CORPORA = 'corpora.json'
-_HEARD = ('train', 'dev')
 
 
 def make_tokenizer(name: str, texts: Sequence[str]) -> tokenizers.Tokenizer:
@@ -150,16 +149,19 @@ def run(
   corpus, dev = data.load(config.data.train), data.load(config.data.dev)
   if recognizer is None:
     recognizer = make_recognizer(config, corpus)
-  if lead:
-    fitting.claim(config, workdir)
-    _claim_corpora(config, workdir)
+  # All that can be wrong is found before anything is written, and before the
+  # stage that this one may wait for, which may take hours.
+  loader = make_loader(config, corpus, recognizer)
+  earlier = None
   if params is None and config.get('pretrain'):
-    # All that can be wrong with this stage is found before the one that it
-    # waits for, which may take hours.
     earlier = make_recognizer(
       config.pretrain, data.load(config.pretrain.data.train)
     )
     _check_follows(recognizer, earlier)
+  if lead:
+    fitting.claim(config, workdir)
+    _claim_corpora(workdir, {'train': corpus, 'dev': dev})
+  if earlier is not None:
     first = paths.local(workdir) / PRETRAIN
     named = isinstance(progress, str)
     outcome = run(
@@ -173,7 +175,6 @@ def run(
     params = _params_of(first / recognizer_lib.MODEL_FILE, recognizer)
   elif params is None and config.get('init_from'):
     params = _params_of(config.init_from, recognizer)
-  loader = make_loader(config, corpus, recognizer)
   skipped = pathlib.Path(workdir) / SKIPPED
   if skipped.exists():  # before this process took over
     loader.skipped.go_on(json.loads(skipped.read_text()))
@@ -207,12 +208,6 @@ def run(
       files.write_text(skipped, json.dumps(loader.skipped.reasons, indent=1))
 
 
-@functools.cache
-def fingerprint(spec: str) -> str:
-  """Returns that of the data which a spec names."""
-  return data.load(spec).fingerprint
-
-
 def changed_corpora(
   config: ml_collections.ConfigDict, workdir: os.PathLike | str
 ) -> list[str]:
@@ -226,8 +221,8 @@ def changed_corpora(
   stored = json.loads(path.read_text()) if path.exists() else {}
   changed = [
     config.data[split]
-    for split in _HEARD
-    if stored.get(split) not in (None, fingerprint(config.data[split]))
+    for split, heard in stored.items()
+    if data.load(config.data[split]).fingerprint != heard
   ]
   if config.get('pretrain'):
     first = pathlib.Path(workdir) / PRETRAIN
@@ -236,17 +231,19 @@ def changed_corpora(
 
 
 def _claim_corpora(
-  config: ml_collections.ConfigDict, workdir: os.PathLike | str
+  workdir: os.PathLike | str, corpora: Mapping[str, data.Corpus]
 ) -> None:
   """Stores what a run hears; other data in the same directory is an error."""
-  changed = changed_corpora(config, workdir)
-  if changed:
-    raise ValueError(
-      f'{workdir} holds a run on other data: what {changed[0]} names has '
-      'changed since. Choose another --workdir, or give the data back'
-    )
-  heard = {split: fingerprint(config.data[split]) for split in _HEARD}
-  files.write_text(pathlib.Path(workdir) / CORPORA, json.dumps(heard, indent=1))
+  path = pathlib.Path(workdir) / CORPORA
+  stored = json.loads(path.read_text()) if path.exists() else {}
+  for split, corpus in corpora.items():
+    if stored.get(split, corpus.fingerprint) != corpus.fingerprint:
+      raise ValueError(
+        f'{workdir} holds a run on other data: what {corpus.spec} names has '
+        'changed since. Choose another --workdir, or give the data back'
+      )
+  heard = {split: corpus.fingerprint for split, corpus in corpora.items()}
+  files.write_text(path, json.dumps(heard, indent=1))
 
 
 def steps_in_all(config: ml_collections.ConfigDict) -> int:

@@ -18,7 +18,6 @@ from typing import Any, Protocol
 
 _SPACE = ' '
 _MARK = '\u2581'  # how sentencepiece spells a space
-_SENTENCE_BYTES = 4192  # sentencepiece's own limit
 
 
 class Tokenizer(Protocol):
@@ -135,8 +134,10 @@ class SubwordTokenizer:
       raise ValueError('no texts to train subwords on: all are empty')
     model = io.BytesIO()
     spm = _sentencepiece()
-    # Longer lines than this would be left out without a word.
+    # Longer lines would be left out without a word. The limit is named only
+    # where it is in the way, since a model keeps what it was trained with.
     longest = max(len(text.encode()) for text in texts)
+    limit = {} if longest < 4192 else {'max_sentence_length': longest + 1}
     try:
       spm.SentencePieceTrainer.train(
         sentence_iterator=iter(texts),
@@ -149,9 +150,9 @@ class SubwordTokenizer:
         eos_id=-1,
         pad_id=-1,
         unk_id=0,
-        max_sentence_length=max(_SENTENCE_BYTES, longest + 1),
         num_threads=1,  # the same pieces on every machine
         minloglevel=2,
+        **limit,
       )
     except RuntimeError as error:
       raise ValueError(

@@ -1,8 +1,10 @@
 """No figure in the documents is typed by hand."""
 
+import json
+
 import pytest
 
-from experiments import tables
+from experiments import results, tables
 
 _ROWS = {
   'rows': [
@@ -16,6 +18,13 @@ _ROWS = {
 def test_documents_are_what_the_command_writes(path):
   text = path.read_text()
   assert text == tables.render(text, name=path.name)
+
+
+@pytest.mark.parametrize(
+  'path', sorted(results.FOLDER.glob('*.json')), ids=lambda p: p.stem
+)
+def test_a_results_file_has_the_name_of_its_content(path):
+  assert json.loads(path.read_text())['name'] == path.stem
 
 
 def test_render():

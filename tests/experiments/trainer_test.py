@@ -111,7 +111,8 @@ def test_a_stage_that_cannot_follow_is_refused_before_the_first(
   both.pretrain = config
   both.update_from_flattened_dict({field: value})
   with pytest.raises(ValueError, match=message):
-    trainer.run(both, tmp_path, progress=False)
+    trainer.run(both, tmp_path / 'run', progress=False)
+  assert not (tmp_path / 'run').exists()  # so that it can be mended
 
 
 def test_the_head_of_ctc_is_left_where_nothing_wants_it(trained, config):

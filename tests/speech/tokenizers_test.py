@@ -1,6 +1,7 @@
 """Tokenizers: round trips, blank, clear refusals."""
 
 import functools
+import io
 import json
 
 import hypothesis
@@ -113,6 +114,29 @@ def test_duplicates_and_unknown_kinds():
     tokenizers.CharTokenizer('aba')
   with pytest.raises(ValueError, match="'bpe'"):
     tokenizers.tokenizer_from_config({'kind': 'bpe'})
+
+
+def test_an_option_that_changes_nothing_changes_no_vocabulary():
+  """A model keeps the options it was trained with, and models are compared."""
+  spm = pytest.importorskip('sentencepiece')
+  texts = ['one two', 'two three three', 'one one']
+  model = io.BytesIO()
+  spm.SentencePieceTrainer.train(
+    sentence_iterator=iter(texts),
+    model_writer=model,
+    vocab_size=12,
+    hard_vocab_limit=False,
+    character_coverage=1.0,
+    normalization_rule_name='identity',
+    bos_id=-1,
+    eos_id=-1,
+    pad_id=-1,
+    unk_id=0,
+    num_threads=1,
+    minloglevel=2,
+  )
+  ours = tokenizers.SubwordTokenizer.from_texts(texts, 12)
+  assert ours == tokenizers.SubwordTokenizer(model.getvalue())
 
 
 def test_pieces_spell_a_line_as_long_as_a_document():

@@ -201,9 +201,13 @@ def log_scale(axes: Any, name: str) -> None:
   axes.set(**{f'{name}scale': 'log'})
   axis = getattr(axes, f'{name}axis')
   low, high = axis.get_view_interval()
-  steps = (1, 2, 5) if high > 5 * low else range(1, 10)
+  steps = (1, 2, 5) if high > 5 * low else (1, 1.5, 2, 3, 4, 5, 7)
   axis.set_major_locator(ticker.LogLocator(subs=steps))
-  axis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f'{x:g}'))
+  axis.set_major_formatter(
+    ticker.FuncFormatter(
+      lambda x, _: f'{x / 1000:g}k' if x >= 10_000 else f'{x:g}'
+    )
+  )
   axis.set_minor_locator(ticker.NullLocator())
 
 

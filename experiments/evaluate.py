@@ -9,14 +9,13 @@ always come from the file, as decode(encode(...)) of what was trained.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pathlib
 
 import jax
 from absl import app, flags
 
-from experiments import integer_recognizer, scoring, trainer
+from experiments import integer_recognizer, results, scoring, trainer
 from experiments import recognizer as recognizer_lib
 from s8bqat_jax import data
 
@@ -35,7 +34,7 @@ _OUT = flags.DEFINE_string(
 
 def _name(path: pathlib.Path, corpus: data.Corpus) -> str:
   """Returns a name that no other model, data or search has."""
-  digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+  digest = results.file_hash(path)[:8]
   search = f'-beam{_BEAM.value}' if _BEAM.value > 1 else ''
   folder = path.resolve().parent.name
   return f'{folder}-{path.stem}-{digest}-{corpus.fingerprint}{search}.jsonl'

@@ -96,9 +96,11 @@ def run_cell(config, workdir: pathlib.Path) -> dict:
   mark = results.config_hash(config.to_dict())
   if summary.exists():
     found = json.loads(summary.read_text())
-    why = 'by another config' if found['config_hash'] != mark else ''
-    for spec in () if why else trainer.changed_corpora(config, workdir):
-      why = f'on other data ({spec} has changed since)'
+    why = ''
+    if found['config_hash'] != mark:
+      why = 'by another config'
+    elif changed := trainer.changed_corpora(config, workdir):
+      why = f'on other data ({changed[0]} has changed since)'
     if why:
       raise SystemExit(
         f'{workdir} was trained {why}: remove it, or give another --runs'

@@ -20,6 +20,7 @@ from experiments import (
 from experiments.stage_cache import cached
 from s8bqat_jax import sensitivity
 from s8bqat_jax.data import text as text_lib
+from s8bqat_jax.quantizers import tree as trees
 
 MARGIN = 0.01  # relative, of perplexity; a loss surely below it is none
 DEV_WINDOWS = 4  # what is measured takes so many times a score's windows
@@ -93,7 +94,7 @@ def mean_bits(bits: int | Mapping[str, int], params: Any) -> float:
   """Returns bits of the mean quantized weight."""
   if isinstance(bits, int):
     return float(bits)
-  sizes = {n: np.size(x) for n, x in lm_sensitivity.tensors(params).items()}
+  sizes = {n: np.size(x) for n, x in trees.weights(params).items()}
   return sum(bits[n] * sizes[n] for n in bits) / sum(sizes.values())
 
 

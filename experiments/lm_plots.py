@@ -99,7 +99,7 @@ def traces(found: lm_sensitivity.Sensitivity, axes: Any) -> None:
   """Draws the mean curvature of every tensor that gets bits."""
   mean, error, _ = found.traces()
   mean, error = trees.named(mean), trees.named(error)
-  weights = lm_sensitivity.tensors(found.stages.float_params())
+  weights = trees.weights(found.stages.float_params())
   x = np.arange(len(weights))
   y = np.array([float(mean[n]) / w.size for n, w in weights.items()])
   width = np.array([float(error[n]) / w.size for n, w in weights.items()])

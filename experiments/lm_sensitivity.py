@@ -51,7 +51,7 @@ class Sensitivity:
     """Returns packed bytes of every quantizable tensor at every width."""
     return {
       name: {b: _bytes(w, b, self._rows(name)) for b in self.config.choices}
-      for name, w in tensors(self._params).items()
+      for name, w in trees.weights(self._params).items()
     }
 
   @functools.cache  # noqa: B019
@@ -88,7 +88,7 @@ class Sensitivity:
         jax.random.key(self.config.seed),
         rtol=section.rtol,
         max_probes=section.max_probes,
-        names=tuple(tensors(self._params)),
+        names=tuple(trees.weights(self._params)),
       )
       packed_file.save(folder / _DIAGONAL, jax.device_get(found.diagonal))
       named = lambda tree: {k: float(x) for k, x in trees.named(tree).items()}
@@ -126,7 +126,7 @@ class Sensitivity:
     Without sizes a large tensor would get next to nothing, which no metric
     needs any knowledge to do better.
     """
-    widths, params = self._widths(), tensors(self._params)
+    widths, params = self._widths(), trees.weights(self._params)
     weights = np.exp(rng.normal(0, 1, len(widths)))
     return {
       n: {b: float(weight) * params[n].size * 4.0**-b for b in of}
@@ -180,7 +180,7 @@ class Sensitivity:
     """Bytes of a file with these widths."""
     named = {
       n: _roughly(w, bits[n], self._rows(n))
-      for n, w in tensors(self._params).items()
+      for n, w in trees.weights(self._params).items()
     }
     return self.stages.file_bytes(trees.replace(self._params, named))
 
@@ -234,7 +234,7 @@ class Sensitivity:
     """Returns the float model's weights, each rounded to its bits."""
     views = {
       name: self._quantize(name, w, bits[name])
-      for name, w in tensors(self._params).items()
+      for name, w in trees.weights(self._params).items()
     }
     return trees.replace(self._params, views)
 
@@ -374,11 +374,6 @@ def _read_point(point: Point, choices: Sequence[int]) -> tuple[float, str]:
       "file such as '300000B'"
     )
   return float(form[1]), form[2]
-
-
-def tensors(params: Any) -> dict[str, jax.Array]:
-  """Returns the weights that get bits, by name."""
-  return trees.weights(params)
 
 
 def _roughly(w: jax.Array, bits: int, rows: bool) -> qtensor.QTensor:

@@ -218,8 +218,9 @@ class Stages:
   def evaluate(self, path: pathlib.Path) -> dict[str, Any]:
     """Returns perplexities and sizes of a packed file."""
 
+    packed, size = packed_file.load(path), path.stat().st_size
+
     def work(folder):
-      packed = packed_file.load(path)
       params = jax.device_put(qtensor.decode(packed.tree))
       nats_N = self._nats(params, self.corpora.eval)
       np.save(folder / LINE_NATS, self.corpora.by_line(nats_N))
@@ -248,7 +249,6 @@ class Stages:
     folder = path.parent / f'eval-{results.config_hash(about)}'
     found = cached(folder, about, work)
     # Sizes take no time, so that they are always those of today's format.
-    packed, size = packed_file.load(path), path.stat().st_size
     return {
       **found,
       'bytes': size,

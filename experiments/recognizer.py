@@ -271,9 +271,14 @@ def shipped(
   """Drops the CTC head, where only training needs it, from what ships."""
   if recognizer.encoder_only:
     return recognizer, dict(tree)
-  tree = {name: leaf for name, leaf in tree.items() if name != 'ctc_out'}
   model = recognizer.model.clone(ctc=False)
-  return dataclasses.replace(recognizer, model=model, ctc_weight=0.0), tree
+  recognizer = dataclasses.replace(recognizer, model=model, ctc_weight=0.0)
+  return recognizer, without_ctc_head(tree)
+
+
+def without_ctc_head(tree: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns weights, or their shapes, without those of the CTC head."""
+  return {name: leaf for name, leaf in tree.items() if name != 'ctc_out'}
 
 
 def make_model(config: Mapping[str, Any], **overrides: Any) -> rnnt.RNNT:

@@ -87,6 +87,11 @@ def config_hash(config: Mapping[str, Any]) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def file_hash(path: pathlib.Path) -> str:
+  """Returns the hash of a file's content."""
+  return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def write(
   name: str,
   rows: Sequence[Mapping[str, Any]],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import json
 import pathlib
 import re
@@ -232,7 +231,7 @@ class Stages:
     config = cells.train_config(self.config, job)
     corpus = data.load(config.data[job.split])
     about = {
-      'file': _digest(path),
+      'file': results.file_hash(path),
       'spec': corpus.spec,
       'fingerprint': corpus.fingerprint,
       'machines': costs.fingerprint(),
@@ -303,7 +302,7 @@ class Stages:
     path = self.float_folder(job) / recognizer_lib.MODEL_FILE
     return {
       **about,
-      'float': _digest(path) if self.float_done(job) else None,
+      'float': results.file_hash(path) if self.float_done(job) else None,
       'calibration_batches': _CALIBRATION_BATCHES,
     }
 
@@ -378,10 +377,6 @@ def _anywhere(config: dict[str, Any]) -> dict[str, Any]:
   if config.get('pretrain'):
     found['pretrain'] = _anywhere(config['pretrain'])
   return found
-
-
-def _digest(path: pathlib.Path) -> str:
-  return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @functools.cache

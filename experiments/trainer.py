@@ -217,11 +217,9 @@ def changed_corpora(
     config: of the run.
     workdir: of the run; one that does not say what it heard heard the same.
   """
-  path = pathlib.Path(workdir) / CORPORA
-  stored = json.loads(path.read_text()) if path.exists() else {}
   changed = [
     config.data[split]
-    for split, heard in stored.items()
+    for split, heard in _heard(workdir).items()
     if data.load(config.data[split]).fingerprint != heard
   ]
   if config.get('pretrain'):
@@ -230,12 +228,17 @@ def changed_corpora(
   return changed
 
 
+def _heard(workdir: os.PathLike | str) -> dict[str, str]:
+  """The fingerprints that a run stored; none where it stored none."""
+  path = pathlib.Path(workdir) / CORPORA
+  return json.loads(path.read_text()) if path.exists() else {}
+
+
 def _claim_corpora(
   workdir: os.PathLike | str, corpora: Mapping[str, data.Corpus]
 ) -> None:
   """Stores what a run hears; other data in the same directory is an error."""
-  path = pathlib.Path(workdir) / CORPORA
-  stored = json.loads(path.read_text()) if path.exists() else {}
+  stored = _heard(workdir)
   for split, corpus in corpora.items():
     if stored.get(split, corpus.fingerprint) != corpus.fingerprint:
       raise ValueError(
@@ -243,7 +246,7 @@ def _claim_corpora(
         'changed since. Choose another --workdir, or give the data back'
       )
   heard = {split: corpus.fingerprint for split, corpus in corpora.items()}
-  files.write_text(path, json.dumps(heard, indent=1))
+  files.write_text(pathlib.Path(workdir) / CORPORA, json.dumps(heard, indent=1))
 
 
 def steps_in_all(config: ml_collections.ConfigDict) -> int:
@@ -273,7 +276,7 @@ def _without_head(params: Any, recognizer: recognizer_lib.Recognizer) -> Any:
   """Drops the CTC head where the recognizer has none."""
   if recognizer.model.ctc:
     return params
-  return {name: leaf for name, leaf in params.items() if name != 'ctc_out'}
+  return recognizer_lib.without_ctc_head(params)
 
 
 def _check_labels(

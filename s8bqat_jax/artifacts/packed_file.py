@@ -261,9 +261,9 @@ def _sync_folder(folder: pathlib.Path) -> None:
 
 def _is_array(leaf: Any) -> bool:
   """Whether a leaf has numbers to store; keys of random streams have none."""
-  return hasattr(leaf, 'shape') and not jax.dtypes.issubdtype(
-    getattr(leaf, 'dtype', jax.dtypes.prng_key), jax.dtypes.prng_key
-  )
+  if not (hasattr(leaf, 'dtype') and hasattr(leaf, 'shape')):
+    return False
+  return not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _fingerprint(

@@ -216,13 +216,12 @@ def apply(
   # under that of a split column, hears eval's.
   known = split if split in select.SPLITS else 'eval'
   side = 0 if passes > 1 else select.SPLITS.index(known)
-  about = [side, table.fingerprint, snr, *strings]
-  fingerprint = corpus_lib.fingerprint([_VERSION, *about])
-  kept_under = corpus_lib.fingerprint(
-    [_VERSION, corpus_lib.cache_key(table), *about]
+  fingerprint = corpus_lib.fingerprint(
+    [_VERSION, side, table.fingerprint, snr, *strings]
   )
+  key = corpus_lib.fingerprint([fingerprint, corpus_lib.cache_key(table)])
   made = store.cached(
-    f'composed-{kept_under}',
+    f'composed-{key}',
     options.get('cache'),
     lambda: _composed(kept, strings, snr, seed, side),
   )

@@ -138,12 +138,15 @@ def cache_key(corpus: Corpus) -> str:
   Args:
     corpus: Whose audio.
   """
-  edition = getattr(corpus, 'edition', '')
-  return (
-    fingerprint([corpus.fingerprint, edition])
-    if edition
-    else (corpus.fingerprint)
-  )
+  edition = _edition(corpus)
+  if not edition:
+    return corpus.fingerprint
+  return fingerprint([corpus.fingerprint, edition])
+
+
+def _edition(corpus: Corpus) -> str:
+  """That of a Table; a corpus of another kind has none."""
+  return getattr(corpus, 'edition', '')
 
 
 def _rows(
@@ -194,7 +197,7 @@ def subset(
     durations_N=np.asarray(corpus.durations_N, np.float32)[rows],
     read=lambda i: corpus.pcm(rows[i]),
     fingerprint=fingerprint([corpus.fingerprint, tuple(rows)]),
-    edition=getattr(corpus, 'edition', ''),
+    edition=_edition(corpus),
   )
 
 
@@ -223,5 +226,5 @@ def concat(corpora: Sequence[Corpus]) -> Table:
     durations_N=np.concatenate([c.durations_N for c in corpora]),
     read=read,
     fingerprint=fingerprint([c.fingerprint for c in corpora]),
-    edition=''.join(getattr(c, 'edition', '') for c in corpora),
+    edition=''.join(map(_edition, corpora)),
   )

@@ -193,15 +193,14 @@ def _work(
   results = sum(size(v) for v in op.outs)
   rows, depth, channels, entropy, weights = results, 0, 0, 0.0, 0
   if op.name in _PRODUCTS:
-    kernel = op.ins[1] if op.ins[1].const is not None else op.ins[0]
+    kernel = op.ins[0] if op.ins[0].const is not None else op.ins[1]
     if op.name == 'q_dot':
       (contract, _), (batch, _) = op.params['dimension_numbers']
       depth, products = (
         math.prod(op.ins[0].shape[i] for i in axes)
         for axes in (contract, batch)
       )
-      right = kernel if kernel.const is not None else op.ins[1]
-      channels = size(right) // (products * depth)
+      channels = size(kernel) // (products * depth)
     else:
       channels = y.shape[-1]
       depth = size(kernel) // channels

@@ -44,9 +44,7 @@ def test_a_text_is_the_same_wherever_it_is(config, tmp_path):
   assert len(names) == 1
 
 
-def test_a_run_goes_on_under_other_logging_and_scoring(
-  config, tmp_path, monkeypatch
-):
+def test_a_run_goes_on_under_other_logging_and_scoring(config, tmp_path):
   corpora = lm_stages.Corpora(config)
   stages = lm_stages.Stages(config, corpora, tmp_path, progress=False)
   folder = stages.float_folder()

@@ -26,6 +26,8 @@ def get_config():
   # then lost all that size had gained: see the rates.
   config.headline = ('130k/s8bqat:3', '90k/uniform qat:8')
   config.matrices.rates = s8bqat.matrix(
+    '90k/float',
+    '130k/float',
     *(f'{c}?lr={rate}' for c in config.headline for rate in (1e-3, 4e-3)),
     # Three bits cost more here than on task B: what do four?
     '130k/s8bqat:4?lr=0.001',

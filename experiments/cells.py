@@ -4,10 +4,11 @@
 
   90k/float            200k/s8bqat:4?pull=8&every=0        90k/ptq uniform:2
 
-Options are those of the method (methods.py), and `lr`, the highest learning
-rate, for the grid that all methods are tuned on. A cell runs on every part
-(fold) and seed of its matrix, and is scored on the matrix's split: what is
-tuned, on development data.
+Options are those of the method (methods.py), and two that every method knows:
+`lr`, the highest learning rate, for the grid that all methods are tuned on, and
+`decoder`, the bits of prediction network and joint, where they need more than
+the encoder. A cell runs on every part (fold) and seed of its matrix, and is
+scored on the matrix's split: what is tuned, on development data.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import ml_collections
 
 from experiments import methods, results
 
-_RATE = 'lr'
+_RATE, _DECODER = 'lr', 'decoder'
 
 
 class Cell(NamedTuple):
@@ -30,14 +31,24 @@ class Cell(NamedTuple):
   Attributes:
     size: of the model, as the float config names it.
     method: in `methods.METHODS`.
-    bits: of every weight; 32 for floats.
-    options: of the method.
+    bits: of every weight, or of the encoder's; 32 for floats.
+    options: of the method, and of every method.
   """
 
   size: str
   method: str
   bits: int = 32
   options: tuple[tuple[str, Any], ...] = ()
+
+  @property
+  def method_options(self) -> dict[str, Any]:
+    """The options that are the method's own."""
+    return {k: v for k, v in self.options if k not in (_RATE, _DECODER)}
+
+  @property
+  def decoder_bits(self) -> int | None:
+    """Bits of prediction network and joint, if they are not `bits`."""
+    return dict(self.options).get(_DECODER)
 
   @property
   def label(self) -> str:
@@ -108,13 +119,14 @@ def parse(text: str) -> Cell:
       raise ValueError(
         f'cell {text!r}: {_RATE} is {value!r}, expected a number'
       )
-  methods.check(method, {k: v for k, v in options if k != _RATE})
-  in_float = method.startswith('float')
-  if in_float and bits or not in_float and not 1 <= int(bits or 0) <= 8:
-    raise ValueError(
-      f'cell {text!r}: {method} takes {"no bits" if in_float else "1..8 bits"}'
-    )
-  return Cell(size, method, int(bits) if bits else 32, tuple(options))
+  cell = Cell(size, method, int(bits) if bits else 32, tuple(options))
+  methods.check(method, cell.method_options)
+  given = [w for w in (int(bits or 0), cell.decoder_bits) if w is not None]
+  if method.startswith('float') and any(given):
+    raise ValueError(f'cell {text!r}: {method} takes no bits')
+  if not method.startswith('float') and not set(given) <= set(range(1, 9)):
+    raise ValueError(f'cell {text!r}: {method} takes 1..8 bits')
+  return cell
 
 
 def jobs(config: ml_collections.ConfigDict, matrix: str) -> list[Job]:
@@ -179,8 +191,7 @@ def train_config(
   made.data.update(config.finetune.data)
   made.train.steps = round(config.finetune.share * float_steps)
   made.train.eval_every = 0  # What is scored is how training ends.
-  options = dict(job.cell.options)
-  made.train.learning_rate = options.pop(
+  made.train.learning_rate = dict(job.cell.options).get(
     _RATE,
     config.finetune.rates.get(
       f'{job.cell.method}:{job.cell.bits}', made.train.learning_rate
@@ -191,10 +202,14 @@ def train_config(
       'name': job.cell.method,
       'bits': job.cell.bits,
       # Defaults too: a changed one is another training.
-      'options': methods.resolved(job.cell.method, job.cell.bits, options),
+      'options': methods.resolved(
+        job.cell.method, job.cell.bits, job.cell.method_options
+      ),
       'final_phase': methods.FINAL_PHASE,
     }
   )
+  if job.cell.decoder_bits is not None:
+    made.method.decoder_bits = job.cell.decoder_bits
   made.activation_bits = config.activation_bits
   if made.activation_bits == 8:
     # Rounded activations are trained without it, and so are the floats that
@@ -215,11 +230,10 @@ def by_cell(found: Mapping[Job, Any]) -> Iterator[tuple[Cell, int, dict]]:
 
 def _check_made(cell: Cell) -> None:
   """Raises ValueError for a method that cannot be made as the cell says."""
-  options = {k: v for k, v in cell.options if k != _RATE}
-  rules = methods.rules_for(cell.bits, ctc=False)
+  rules = methods.rules_for(cell.bits, ctc=False, decoder=cell.decoder_bits)
   run = methods.Run(steps=100, learning_rate=lambda _: 1e-3)
   try:
-    methods.make(cell.method, cell.bits, rules, run, options)
+    methods.make(cell.method, cell.bits, rules, run, cell.method_options)
   except ValueError as e:
     raise ValueError(f'cell {str(cell)!r}: {e}') from e
 

@@ -143,7 +143,9 @@ def _acosr(rules, run, bits, pull=4.0, coupling='loss'):
 
 def _coarse(rules, run, bits, rate=CODE_ENTROPY, refit_every=_REFIT_EVERY):
   """Codes of an entropy of `rate` bits."""
-  del run, bits
+  del run
+  if {rule.bits for rule in rules} - {None, bits}:
+    raise ValueError('coarse int8 has one rate for all weights')
   coarse = [rule._replace(bits=rule.bits and 8) for rule in rules]
   return quantizers.uniform(
     coarse, scale=quantizers.entropy_scale(rate), refit_every=refit_every
@@ -201,14 +203,19 @@ METHODS: dict[str, Method] = {
 }
 
 
-def rules_for(bits: int, ctc: bool) -> tuple[rule_lib.Rule, ...]:
+def rules_for(
+  bits: int, ctc: bool, decoder: int | None = None
+) -> tuple[rule_lib.Rule, ...]:
   """Returns the rules of all cells: every kernel alike, but not the CTC head.
 
   Args:
     bits: of every weight.
     ctc: whether the model has the head, which trains and never ships.
+    decoder: bits of the prediction network and the joint, if they differ.
   """
-  head = (rule_lib.Rule('ctc_out/.*', None),) if ctc else ()
+  head = [rule_lib.Rule('ctc_out/.*', None)] if ctc else []
+  if decoder is not None:
+    head.append(rule_lib.Rule('(embed|predictor_|joint_).*', decoder))
   return (*head, rule_lib.Rule('.*', bits))
 
 

@@ -53,8 +53,9 @@ def rnnt_loss(
   """Negative log-likelihood of each transcript; memory of a few label states.
 
   `joint` may close over parameters: they receive gradients. It is traced
-  once and run ceil(U1 / C) times, where C is chosen so that a chunk of
-  logits is about 4 MB. Logits may be bfloat16; everything after them, and
+  once and run once for every C label states that the batch's longest
+  transcript reaches, where C is chosen so that a chunk of logits is about
+  4 MB: labels padded to a bucket's length cost next to nothing. Logits may be bfloat16; everything after them, and
   the encoder's gradient over the chunks, is accumulated in float32.
 
   Args:
@@ -112,14 +113,24 @@ def rnnt_loss(
   # logits, but neither their maximum nor their sum.
   keep = jax.checkpoint_policies.save_only_these_names('peak', 'total')
 
-  @functools.partial(jax.checkpoint, policy=keep)
-  def chunk(xs):
-    pred_BxCxE, targets_BxC = xs
+  def arcs(pred_BxCxE, targets_BxC):
     enc = wide_enc_BxTxD.astype(enc_BxTxD.dtype)
     logits_BxTxCxV = joint(enc[:, :, None], pred_BxCxE[:, None])
     return _arc_log_probs(logits_BxTxCxV, targets_BxC, blank)
 
-  arcs_xs = jax.lax.map(chunk, (pred_xs, targets_xs))  # 2 x [chunks, B, T, C]
+  def no_arcs(pred_BxCxE, targets_BxC):
+    shapes = jax.eval_shape(arcs, pred_BxCxE, targets_BxC)
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+  @functools.partial(jax.checkpoint, policy=keep)
+  def chunk(xs):
+    first, *of_states = xs
+    # States after the longest transcript are on nobody's path.
+    reached = first <= label_lengths_B.max(initial=0)
+    return jax.lax.cond(reached, arcs, no_arcs, *of_states)
+
+  # 2 x [chunks, B, T, C]
+  arcs_xs = jax.lax.map(chunk, (jnp.arange(chunks) * C, pred_xs, targets_xs))
   blank_BxTxU1, label_BxTxU1 = (
     jnp.moveaxis(x, 0, 2).reshape(B, T, chunks * C)[:, :, :U1] for x in arcs_xs
   )

@@ -282,6 +282,25 @@ def test_a_length_outside_its_axis_makes_the_loss_nan(loss, length):
   assert np.isnan(nll)
 
 
+def test_states_that_no_transcript_reaches_are_not_computed(monkeypatch):
+  """A joint that would say NaN there is not asked."""
+  monkeypatch.setattr(rnnt, '_CHUNK_ELEMENTS', 1)
+  params, enc, pred, labels, enc_lengths, label_lengths = _problem(U=6)
+  label_lengths = np.minimum(label_lengths, 3)
+  reached = pred.copy()
+  pred[:, 4:] = np.nan
+  args = labels, enc_lengths, label_lengths
+  nll_B, grads = _nll_and_grads(
+    lambda *args: _chunked(*args), params, enc, pred, *args
+  )
+  expected = _nll_and_grads(_dense, params, enc, reached, *args)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6),
+    (nll_B, grads),
+    expected,
+  )
+
+
 def test_permuting_the_batch_permutes_the_loss():
   params, *rows = _problem(B=4)
   order = np.array([2, 0, 3, 1])

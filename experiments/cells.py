@@ -4,11 +4,12 @@
 
   90k/float            200k/s8bqat:4?pull=8&every=0        90k/ptq uniform:2
 
-Options are those of the method (methods.py), and two that every method knows:
+Options are those of the method (methods.py), and three that every method knows:
 `lr`, the highest learning rate, for the grid that all methods are tuned on, and
-`decoder`, the bits of prediction network and joint, where they need more than
-the encoder. A cell runs on every part (fold) and seed of its matrix, and is
-scored on the matrix's split: what is tuned, on development data.
+`predictor` and `joint`, bits of the prediction network and of the output layer,
+where they need more than the encoder. A cell runs on every part (fold) and seed
+of its matrix, and is scored on the matrix's split: what is tuned, on
+development data.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import ml_collections
 
 from experiments import methods, results
 
-_RATE, _DECODER = 'lr', 'decoder'
+_RATE = 'lr'
 
 
 class Cell(NamedTuple):
@@ -43,12 +44,13 @@ class Cell(NamedTuple):
   @property
   def method_options(self) -> dict[str, Any]:
     """The options that are the method's own."""
-    return {k: v for k, v in self.options if k not in (_RATE, _DECODER)}
+    every = (_RATE, *methods.PARTS)
+    return {k: v for k, v in self.options if k not in every}
 
   @property
-  def decoder_bits(self) -> int | None:
-    """Bits of prediction network and joint, if they are not `bits`."""
-    return dict(self.options).get(_DECODER)
+  def part_bits(self) -> dict[str, int]:
+    """Bits of the parts of the model that have some of their own."""
+    return {k: v for k, v in self.options if k in methods.PARTS}
 
   @property
   def label(self) -> str:
@@ -121,7 +123,7 @@ def parse(text: str) -> Cell:
       )
   cell = Cell(size, method, int(bits) if bits else 32, tuple(options))
   methods.check(method, cell.method_options)
-  given = [w for w in (int(bits or 0), cell.decoder_bits) if w is not None]
+  given = [int(bits or 0), *cell.part_bits.values()]
   if method.startswith('float') and any(given):
     raise ValueError(f'cell {text!r}: {method} takes no bits')
   if not method.startswith('float') and not set(given) <= set(range(1, 9)):
@@ -208,8 +210,8 @@ def train_config(
       'final_phase': methods.FINAL_PHASE,
     }
   )
-  if job.cell.decoder_bits is not None:
-    made.method.decoder_bits = job.cell.decoder_bits
+  if job.cell.part_bits:
+    made.method.part_bits = job.cell.part_bits
   made.activation_bits = config.activation_bits
   if made.activation_bits == 8:
     # Rounded activations are trained without it, and so are the floats that
@@ -230,7 +232,7 @@ def by_cell(found: Mapping[Job, Any]) -> Iterator[tuple[Cell, int, dict]]:
 
 def _check_made(cell: Cell) -> None:
   """Raises ValueError for a method that cannot be made as the cell says."""
-  rules = methods.rules_for(cell.bits, ctc=False, decoder=cell.decoder_bits)
+  rules = methods.rules_for(cell.bits, False, cell.part_bits)
   run = methods.Run(steps=100, learning_rate=lambda _: 1e-3)
   try:
     methods.make(cell.method, cell.bits, rules, run, cell.method_options)

@@ -35,6 +35,8 @@ from s8bqat_jax.quantizers import rules as rule_lib
 from s8bqat_jax.quantizers.uniform import book as uniform_book
 
 FINAL_PHASE = 0.85  # of the steps; then codes are frozen
+# Of a transducer, by the names of their weights.
+PARTS = {'predictor': '(embed|predictor_).*', 'joint': 'joint_.*'}
 # Entropy of the codes that S8BQAT's weights end with, less than that of the
 # centroids they begin with (1.91, 2.82, 3.76): what a coarse uniform step must
 # match to be of the same encoded size. Measured on task B, four folds, less
@@ -204,19 +206,21 @@ METHODS: dict[str, Method] = {
 
 
 def rules_for(
-  bits: int, ctc: bool, decoder: int | None = None
+  bits: int, ctc: bool, part_bits: Mapping[str, int] | None = None
 ) -> tuple[rule_lib.Rule, ...]:
   """Returns the rules of all cells: every kernel alike, but not the CTC head.
 
   Args:
     bits: of every weight.
     ctc: whether the model has the head, which trains and never ships.
-    decoder: bits of the prediction network and the joint, if they differ.
+    part_bits: of those of `PARTS` that differ.
   """
   head = [rule_lib.Rule('ctc_out/.*', None)] if ctc else []
-  if decoder is not None:
-    head.append(rule_lib.Rule('(embed|predictor_|joint_).*', decoder))
-  return (*head, rule_lib.Rule('.*', bits))
+  parts = [
+    rule_lib.Rule(PARTS[part], width)
+    for part, width in (part_bits or {}).items()
+  ]
+  return (*head, *parts, rule_lib.Rule('.*', bits))
 
 
 def make(

@@ -328,8 +328,8 @@ def make_quantizer(
   _, schedule = fitting.make_optimizer(config.train)
   run = methods.Run(config.train.steps, schedule)
   name, bits = config.method.name, config.method.bits
-  ctc, decoder = config.train.ctc_weight > 0, config.method.get('decoder_bits')
-  rules = methods.rules_for(bits, ctc, decoder) if bits <= 8 else ()
+  ctc, parts = config.train.ctc_weight > 0, config.method.get('part_bits')
+  rules = methods.rules_for(bits, ctc, parts) if bits <= 8 else ()
   return methods.make(name, bits, rules, run, config.method.options.to_dict())
 
 

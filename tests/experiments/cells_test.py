@@ -21,7 +21,7 @@ from tests.experiments import tiny
     '200k/s8bqat:4?pull=8&every=0',
     '90k/ptq lloyd-max:2',
     '90k/s8bqat:3?centroids=uniform&power=0',
-    '90k/s8bqat:3?decoder=5&lr=0.004',
+    '90k/s8bqat:3?predictor=8&joint=5&lr=0.004',
   ],
 )
 def test_a_cell_is_its_name(text):
@@ -40,10 +40,10 @@ def test_a_cell_is_its_name(text):
     ('90k/s8bqat', 's8bqat takes 1..8 bits'),
     ('90k/uniform qat:12', 'uniform qat takes 1..8 bits'),
     ('90k/float:8', 'float takes no bits'),
-    ('90k/float?decoder=5', 'float takes no bits'),
-    ('90k/s8bqat:3?decoder=9', 's8bqat takes 1..8 bits'),
-    ('90k/s8bqat:3?decoder=0', 's8bqat takes 1..8 bits'),
-    ('90k/s8bqat:3?decoder=wide', 's8bqat takes 1..8 bits'),
+    ('90k/float?joint=5', 'float takes no bits'),
+    ('90k/s8bqat:3?joint=9', 's8bqat takes 1..8 bits'),
+    ('90k/s8bqat:3?predictor=0', 's8bqat takes 1..8 bits'),
+    ('90k/s8bqat:3?predictor=wide', 's8bqat takes 1..8 bits'),
   ],
 )
 def test_names_that_mean_nothing(text, message):
@@ -71,7 +71,7 @@ def test_every_matrix_can_be_read_and_made(module):
   'text, message',
   [
     ('tiny/coarse int8:8', 'knows its rate at 2, 3, 4 bits, not at 8'),
-    ('tiny/coarse int8:3?decoder=5', 'one rate for all weights'),
+    ('tiny/coarse int8:3?joint=5', 'one rate for all weights'),
     ('tiny/s8bqat:2?reading=x', "reading must be 'loss' or 'overwrite'"),
     ('tiny/s8bqat:2?centroids=x', "not one of .'lloyd-max', 'uniform'"),
   ],
@@ -93,14 +93,14 @@ def test_configs_differ_by_their_method_only():
   assert ours == control
 
 
-def test_prediction_network_and_joint_can_have_bits_of_their_own():
+def test_prediction_network_and_output_layer_can_have_bits_of_their_own():
   config = tiny.experiment()
   plain, mixed = (
     cells.train_config(config, cells.Job(cells.parse(text), 'all', 0))
-    for text in ('tiny/s8bqat:3', 'tiny/s8bqat:3?decoder=5')
+    for text in ('tiny/s8bqat:3', 'tiny/s8bqat:3?predictor=8&joint=5')
   )
   # Trainings of before keep their names.
-  assert 'decoder_bits' not in plain.method
+  assert 'part_bits' not in plain.method
   rng = np.random.default_rng(0)
   weights = {
     name: {'kernel': jnp.asarray(rng.normal(size=(24, 16)), jnp.float32)}
@@ -117,7 +117,8 @@ def test_prediction_network_and_joint_can_have_bits_of_their_own():
   }
   assert bits == {
     **dict.fromkeys(('encoder_0', 'encoder_out'), 3),
-    **dict.fromkeys(('embed', 'predictor_0', 'predictor_out', 'joint_out'), 5),
+    **dict.fromkeys(('embed', 'predictor_0', 'predictor_out'), 8),
+    'joint_out': 5,
     'ctc_out': None,
   }
 

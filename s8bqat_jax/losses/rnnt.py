@@ -53,10 +53,11 @@ def rnnt_loss(
   """Negative log-likelihood of each transcript; memory of a few label states.
 
   `joint` may close over parameters: they receive gradients. It is traced
-  once and run once for every C label states that the batch's longest
+  once, and run once for every C label states that the batch's longest
   transcript reaches, where C is chosen so that a chunk of logits is about
-  4 MB: labels padded to a bucket's length cost next to nothing. Logits may be bfloat16; everything after them, and
-  the encoder's gradient over the chunks, is accumulated in float32.
+  4 MB: labels padded to a bucket's length cost next to nothing. Logits may
+  be bfloat16; everything after them, and the encoder's gradient over the
+  chunks, is accumulated in float32.
 
   Args:
     joint: (enc [..., D], pred [..., E]) -> logits [..., V], where the leading

@@ -38,8 +38,8 @@ def get_config():
     '130k/s8bqat:4?predictor=6&joint=6&lr=0.004',
     '130k/s8bqat:3?predictor=8&joint=8&lr=0.004',
     '130k/s8bqat:3?predictor=5&joint=5&lr=0.004',
-    '130k/s8bqat:3?predictor=8&joint=5&lr=0.002',
-    '130k/s8bqat:3?predictor=8&joint=4&lr=0.004',
+    *(f'130k/s8bqat:3?predictor=8&joint=5&lr={r}' for r in (2e-3, 1e-3)),
+    '130k/s8bqat:3?predictor=8&joint=4&lr=0.002',
     split='dev',
   )
   config.matrices.headline = s8bqat.matrix(

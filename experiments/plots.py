@@ -258,7 +258,7 @@ def histograms(stages: Stages, job: cells.Job, before: Any, after: Any) -> None:
   encoded = trees.quantized(packed.tree)
   name = max(encoded, key=lambda n: encoded[n].size)
   q, w = encoded[name], np.asarray(trees.named(params)[name])
-  fitted = quantizers.centroids(job.cell.bits).init({name: w})
+  fitted = quantizers.centroids(q.bits).init({name: w})
   book = jax.device_get(fitted.carried[name])
   low, high = np.quantile(w, [0.0005, 0.9995])
   before.hist(w.ravel(), np.linspace(low, high, 101), color='tab:gray')

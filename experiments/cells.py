@@ -126,7 +126,8 @@ def parse(text: str) -> Cell:
   given = [int(bits or 0), *cell.part_bits.values()]
   if method.startswith('float') and any(given):
     raise ValueError(f'cell {text!r}: {method} takes no bits')
-  if not method.startswith('float') and not set(given) <= set(range(1, 9)):
+  fine = all(type(width) is int and 1 <= width <= 8 for width in given)
+  if not method.startswith('float') and not fine:
     raise ValueError(f'cell {text!r}: {method} takes 1..8 bits')
   return cell
 

@@ -43,6 +43,7 @@ def test_a_cell_is_its_name(text):
     ('90k/float?joint=5', 'float takes no bits'),
     ('90k/s8bqat:3?joint=9', 's8bqat takes 1..8 bits'),
     ('90k/s8bqat:3?predictor=0', 's8bqat takes 1..8 bits'),
+    ('90k/s8bqat:3?joint=5.0', 's8bqat takes 1..8 bits'),
     ('90k/s8bqat:3?predictor=wide', 's8bqat takes 1..8 bits'),
   ],
 )

@@ -180,9 +180,9 @@ def train_config(
 ) -> ml_collections.ConfigDict:
   """Returns the config of a job's fine-tuning.
 
-  It is the float model's with `config.finetune` in its `train` and `data`
-  sections, and the method in a section of its own: equal for all methods but
-  for that one.
+  It is the float model's with `config.finetune` in its `train`, `data` and
+  `augment` sections, and the method in a section of its own: equal for all
+  methods but for that one.
   """
   made = float_config(config, job)
   float_steps = made.train.steps
@@ -192,6 +192,7 @@ def train_config(
   made.seed = job.seed
   made.train.update(config.finetune.train)
   made.data.update(config.finetune.data)
+  made.augment.update(config.finetune.augment)
   made.train.steps = round(config.finetune.share * float_steps)
   made.train.eval_every = 0  # What is scored is how training ends.
   made.train.learning_rate = dict(job.cell.options).get(

@@ -238,6 +238,7 @@ _COLUMNS = {
 def main(argv):
   del argv
   trainer.set_up()
+  trainer.keep_compiled(pathlib.Path(_ROOT.value) / 'compiled')
   unknown = sorted(set(_TASKS.value) - set(TASKS))
   if unknown:
     raise app.UsageError(f'--tasks: {unknown[0]!r} is not one of {list(TASKS)}')

@@ -107,8 +107,11 @@ def set_up() -> None:
 def keep_compiled(folder: os.PathLike | str) -> None:
   """Lets compiled programs outlive the process, in `folder`.
 
-  Evaluating many models of one shape, or resuming, then compiles nothing.
+  Evaluating many models of one shape, or resuming, then compiles nothing. A
+  folder that the user has given jax (JAX_COMPILATION_CACHE_DIR) is kept.
   """
+  if jax.config.values['jax_compilation_cache_dir']:
+    return
   jax.config.update('jax_compilation_cache_dir', str(folder))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import cells, stages
+from experiments import cells, stages, trainer
 from experiments.configs.s8bqat import (
   asc_strings,
   digits,
@@ -52,12 +52,6 @@ def test_names_that_mean_nothing(text, message):
     cells.parse(text)
 
 
-def _all_steps(config):
-  """Those of the stages before it as well."""
-  before = config.get('pretrain')
-  return config.train.steps + (_all_steps(before) if before else 0)
-
-
 @pytest.mark.parametrize(
   'module',
   [asc_strings, digits, espeak_grammar, speechocean],
@@ -68,11 +62,8 @@ def test_every_matrix_can_be_read_and_made(module):
   for name in config.matrices:
     for job in cells.jobs(config, name):
       made = cells.train_config(config, job)
-      assert (
-        0
-        < made.train.steps
-        <= 0.3 * _all_steps(cells.float_config(config, job))
-      )
+      before = trainer.steps_in_all(cells.float_config(config, job))
+      assert 0 < made.train.steps <= 0.3 * before
   assert all(map(cells.parse, config.headline))
   with pytest.raises(ValueError, match='no matrix .curv.; matrices'):
     cells.jobs(config, 'curv')
@@ -94,6 +85,19 @@ def test_cells_that_no_method_can_be_made_of(text, message):
     cells.jobs(config, 'quick')
 
 
+def test_augmentation_of_fine_tuning_may_be_another():
+  config = tiny.experiment()
+  config.finetune.augment.freq_warp = 0.25
+  job = cells.Job(cells.parse('tiny/float continued'), 'all', 0)
+  made, before = (
+    cells.train_config(config, job),
+    cells.float_config(config, job),
+  )
+  assert made.augment.freq_warp == 0.25
+  assert made.augment.freq_masks == before.augment.freq_masks
+  assert 'freq_warp' not in before.augment
+
+
 def test_configs_differ_by_their_method_only():
   config = tiny.experiment()
   ours, control = (
@@ -108,7 +112,7 @@ def test_prediction_network_and_output_layer_can_have_bits_of_their_own():
   config = tiny.experiment()
   plain, mixed = (
     cells.train_config(config, cells.Job(cells.parse(text), 'all', 0))
-    for text in ('tiny/s8bqat:3', 'tiny/s8bqat:3?predictor=8&joint=5')
+    for text in ('tiny/s8bqat:3', 'tiny/uniform qat:3?predictor=8&joint=5')
   )
   # Trainings of before keep their names.
   assert 'part_bits' not in plain.method

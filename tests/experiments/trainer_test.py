@@ -252,3 +252,17 @@ def test_a_misspelled_model_field(config, tmp_path):
   other.model.encoder_with = 3
   with pytest.raises(ValueError, match="no field 'encoder_with'"):
     trainer.run(other, tmp_path / 'run', progress=False)
+
+
+@pytest.mark.parametrize('given', ['', 'given'])
+def test_compiled_programs_are_kept_where_the_user_says(given, tmp_path):
+  before = jax.config.values['jax_compilation_cache_dir']
+  seconds = jax.config.values['jax_persistent_cache_min_compile_time_secs']
+  try:
+    jax.config.update('jax_compilation_cache_dir', given or None)
+    trainer.keep_compiled(tmp_path)
+    kept = jax.config.values['jax_compilation_cache_dir']
+    assert kept == (given or str(tmp_path))
+  finally:
+    jax.config.update('jax_compilation_cache_dir', before)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', seconds)

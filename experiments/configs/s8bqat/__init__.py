@@ -24,6 +24,7 @@ def default() -> ml_collections.ConfigDict:
     {'learning_rate': 1e-3, 'warmup_steps': 50, 'weight_decay': 0.0}
   )
   finetune.data = ml_collections.ConfigDict()  # what differs of the data
+  finetune.augment = ml_collections.ConfigDict()  # and of its augmentation
   # {'METHOD:BITS': another highest learning rate}, chosen on development data.
   finetune.rates = ml_collections.ConfigDict()
   config.matrices = ml_collections.ConfigDict()

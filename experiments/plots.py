@@ -46,6 +46,8 @@ Found = Mapping[cells.Job, Any]
 def write(stages: Stages, rows: Rows, found: Found, path: pathlib.Path) -> None:
   """Writes `<path>.png`, `<path>_distance.png` and `<path>_weights.png`.
 
+  The latter two are of what was trained here, if anything was.
+
   Args:
     stages: where files and metrics are.
     rows: of `matrix.rows`.
@@ -65,13 +67,15 @@ def write(stages: Stages, rows: Rows, found: Found, path: pathlib.Path) -> None:
     file.get_legend().remove()
     coded.set(xlabel='file, codes entropy-coded, kB', ylabel='', title='')
     _save(figure, path)
-  _picture(
-    path.with_name(f'{path.name}_distance'),
-    (8, 5),
-    lambda axes: distances(stages, found, axes),
-  )
+  here = {job: metrics for job, metrics in found.items() if stages.trained(job)}
+  if here:
+    _picture(
+      path.with_name(f'{path.name}_distance'),
+      (8, 5),
+      lambda axes: distances(stages, here, axes),
+    )
   shown: dict[int, cells.Job] = {}
-  for job in found:
+  for job in here:
     if job.cell.method == 's8bqat':
       shown.setdefault(job.cell.bits, job)
   if shown:

@@ -37,7 +37,7 @@ MODELS = pathlib.Path(__file__).parent / 'models'  # published ones
 _FOLDERS = re.compile(r'(?<![\w./~-])/(?:[^\s/?*]+/)+')  # of this machine
 # Flags that share a matrix's jobs among copies of a command: the results file
 # is of all that are done, whoever did them.
-SHARING = 'max_hours', 'only', 'parts', 'seeds', 'runs', 'float_runs'
+SHARING = 'max_hours', 'only', 'parts', 'seeds', 'runs', 'float_runs', 'publish'
 # Wider registers, and products of int8 into int32 as one instruction.
 _VECTORS = 'avx2', 'avx512f', 'avx_vnni', 'avx512_vnni', 'amx_int8'
 _ROOT = pathlib.Path(__file__).parents[1]
@@ -72,12 +72,13 @@ def command(without: Collection[str] = ()) -> str:
   kept, skip = [], False
   for word in sys.argv[1:]:
     name, equals, _ = word.partition('=')
-    if not skip and name.lstrip('-') in without:
-      skip = not equals  # its value is the next word
-      continue
-    if not skip:
+    if skip and not word.startswith('-'):
+      skip = False
+    elif name.startswith('-') and name.lstrip('-') in without:
+      skip = not equals  # its value is the next word, if it has one
+    else:
       kept.append(_FOLDERS.sub('.../', word))
-    skip = False
+      skip = False
   return shlex.join([*start, *kept])
 
 

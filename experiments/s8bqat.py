@@ -40,6 +40,12 @@ _SEEDS = flags.DEFINE_list('seeds', [], 'Only these seeds.')
 _HOURS = flags.DEFINE_float(
   'max_hours', float('inf'), 'Start nothing after that; it is listed.'
 )
+_PUBLISH = flags.DEFINE_bool(
+  'publish',
+  False,
+  'Keep evaluations in experiments/results/evaluations: whoever has them need '
+  'not train to work out the matrix, or to finish it.',
+)
 _ESTIMATE = flags.DEFINE_bool('estimate_only', False, 'Print hours and stop.')
 
 
@@ -54,6 +60,7 @@ def main(argv):
     config,
     root / config.name,
     tuple(map(pathlib.Path, _FLOAT_RUNS.value)),
+    results.FOLDER / 'evaluations' / config.name,
   )
   planned = cells.jobs(config, _MATRIX.value)
   only = chosen((job.cell for job in planned), _ONLY.value)
@@ -84,6 +91,8 @@ def main(argv):
     return
   found |= more
   found = {job: found[job] for job in planned if job in found}
+  for job in found if _PUBLISH.value else ():
+    stages.publish(job)
   rest = [str(j) for j in planned if j not in asked and j not in others]
   not_run = [*missing, *failed, *rest]
   if not found:

@@ -16,6 +16,7 @@ import ml_collections
 from experiments import (
   cells,
   costs,
+  evaluations,
   fitting,
   integer_recognizer,
   methods,
@@ -42,18 +43,20 @@ class Stages:
     root: folder of the experiment's stages.
     float_runs: folders that hold runs of `experiments.float_baselines`, to
       take float models from.
+    published: folder of evaluations that need no training any more; in `root`
+      by default.
     progress: whether to show progress bars.
   """
 
   config: ml_collections.ConfigDict
   root: pathlib.Path
   float_runs: tuple[pathlib.Path, ...] = ()
+  published: pathlib.Path | None = None
   progress: bool = True
 
   def folder(self, kind: str, name: str, about: Mapping[str, Any]):
     """Returns the folder of a stage that depends on `about`."""
-    plain = re.sub(r'[^\w.=-]+', '_', name).strip('_')
-    return self.root / kind / f'{plain}-{results.config_hash(about)}'
+    return self.root / kind / f'{_plain(name)}-{results.config_hash(about)}'
 
   def float_folder(self, job: cells.Job) -> pathlib.Path:
     """Returns where the float model of a job is, or will be."""
@@ -218,6 +221,8 @@ class Stages:
   def evaluate(self, job: cells.Job) -> dict[str, Any]:
     """Scores the packed file of a job, training it first if need be.
 
+    What was trained elsewhere and is published is not trained again.
+
     Returns:
       The metrics of the part, with "folder" (of the hypotheses), "spec" and
       "fingerprint" of the data.
@@ -226,6 +231,8 @@ class Stages:
       RuntimeError: if the file is recognized otherwise than the weights in
         memory were when training ended.
     """
+    if not self.trained(job) and (kept := self._published(job)).exists():
+      return self._read_published(job, kept)
     trained = self.train(job)
     path = pathlib.Path(trained['file'])
     config = cells.train_config(self.config, job)
@@ -283,14 +290,56 @@ class Stages:
       'revision': trained['revision'],
     }
 
+  def publish(self, job: cells.Job) -> None:
+    """Keeps the evaluation of a job for those who have not trained it."""
+    path = self._published(job)
+    if path.exists():
+      return
+    metrics = self.evaluate(job)
+    folder = pathlib.Path(metrics.pop('folder'))
+    hypotheses = scoring.read_hypotheses(folder / HYPOTHESES)
+    about = self._about_evaluation(job)
+    evaluations.write(path, about, metrics, hypotheses)
+
   def done(self, job: cells.Job) -> bool:
-    """Whether a job's training is done; what is left takes seconds."""
+    """Whether no training is left; what is takes seconds."""
+    return self.trained(job) or self._published(job).exists()
+
+  def trained(self, job: cells.Job) -> bool:
+    """Whether a job's training was done here."""
     return (self.train_folder(job) / RESULT).exists()
 
   def float_done(self, job: cells.Job) -> bool:
     """Whether the float model that a job starts from is there."""
     folder = self.float_folder(job)
     return any((folder / name).exists() for name in ('eval.json', RESULT))
+
+  def _published(self, job: cells.Job) -> pathlib.Path:
+    """Returns where the evaluation of a job is kept, or would be."""
+    mark = results.config_hash(self._about_evaluation(job))
+    folder = self.published or self.root / 'published'
+    return folder / f'{_plain(_name(job))}-{mark}.json.gz'
+
+  def _read_published(self, job: cells.Job, path: pathlib.Path):
+    metrics, hypotheses = evaluations.read(path)
+    folder = self.folder('published', _name(job), self._about_evaluation(job))
+    if not (folder / HYPOTHESES).exists():
+      scoring.write_hypotheses(folder / HYPOTHESES, hypotheses)
+    return {**metrics, 'folder': str(folder)}
+
+  def _about_evaluation(self, job: cells.Job) -> dict[str, Any]:
+    """What figures depend on, wherever the data and the float model are."""
+    config = cells.train_config(self.config, job)
+    of_float = _anywhere(_about(cells.float_config(self.config, job)))
+    # By its own config instead of by a hash of that with folders in it.
+    tuned = {k: v for k, v in _about(config).items() if k != 'starts_from'}
+    return {
+      **_anywhere(tuned),
+      'float': of_float,
+      'calibration_batches': _CALIBRATION_BATCHES,
+      'evaluated': _fingerprint(config.data[job.split]),
+      'machines': costs.fingerprint(),
+    }
 
   def _about_training(self, job: cells.Job) -> dict[str, Any]:
     """What a fine-tuning depends on."""
@@ -331,6 +380,11 @@ def make_quantizer(
   ctc, parts = config.train.ctc_weight > 0, config.method.get('part_bits')
   rules = methods.rules_for(bits, ctc, parts) if bits <= 8 else ()
   return methods.make(name, bits, rules, run, config.method.options.to_dict())
+
+
+def _plain(name: str) -> str:
+  """Returns a name that a file can have."""
+  return re.sub(r'[^\w.=-]+', '_', name).strip('_')
 
 
 def _name(job: cells.Job) -> str:

@@ -24,7 +24,9 @@ def test_a_nan_leaves_the_old_file(tmp_path):
   assert results.read('probe', tmp_path)['rows'] == [{'a': 1.0}]
 
 
-@pytest.mark.parametrize('shared', [['--only=x', '--seeds=0'], ['--only', 'x']])
+@pytest.mark.parametrize(
+  'shared', [['--only=x', '--seeds=0'], ['--only', 'x'], ['--publish']]
+)
 def test_what_shares_the_work_is_not_what_was_done(monkeypatch, shared):
   words = ['run.py', '--config=a.py', *shared, '--matrix', 'curve']
   monkeypatch.setattr('sys.argv', words)

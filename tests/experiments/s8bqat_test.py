@@ -94,6 +94,33 @@ def test_an_option_at_its_default_is_the_same_training(done):
   assert folders[0] == folders[1] != folders[2]
 
 
+def test_what_is_published_needs_no_training(done, monkeypatch, tmp_path):
+  config, kept, jobs, found = done
+  here = dataclasses.replace(kept, published=tmp_path / 'published')
+  for job in jobs:
+    here.publish(job)
+  assert len(list(here.published.iterdir())) == len(jobs)
+  elsewhere = dataclasses.replace(here, root=tmp_path / 'empty')
+  monkeypatch.setattr('experiments.trainer.run', None)
+  assert matrix.estimated_hours(elsewhere, jobs) == 0
+  again, not_run = matrix.run(elsewhere, jobs)
+  assert not not_run
+  plan = cells.plan(config, 'quick')
+  assert matrix.rows(config, again, plan) == matrix.rows(config, found, plan)
+  folder = tmp_path / 'results'
+  matrix.report(config, elsewhere, 'tiny', again, [], folder, plan)
+  # Weights and their way are not published.
+  assert {p.name for p in folder.glob('*.png')} == {'tiny.png'}
+  # Another split, other options, other floats: nothing is published of these.
+  config = tiny.experiment()
+  config.activation_bits = 8
+  config.float.arguments = 'seed=1'
+  other = dataclasses.replace(elsewhere, config=config)
+  assert not other.done(jobs[1])
+  assert not elsewhere.done(jobs[1]._replace(split='dev'))
+  assert not elsewhere.done(jobs[1]._replace(seed=1))
+
+
 def test_fine_tuning_is_not_chosen_by_development_data(done):
   _, kept, jobs, _ = done
   float_folder, tuned = kept.float_folder(jobs[1]), kept.train_folder(jobs[1])

@@ -1,0 +1,61 @@
+"""Evaluations that go with the repository: metrics, and what was recognized.
+
+From them statistics can be worked out again without training, and a matrix
+that one machine cannot finish is finished on another. A file is named by the
+hash of all that its figures depend on, so that a changed config, corpus or cost
+model never meets an old one.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments import scoring
+from s8bqat_jax import files
+
+
+def write(
+  path: pathlib.Path,
+  about: Mapping[str, Any],
+  metrics: Mapping[str, Any],
+  hypotheses: Sequence[scoring.Hypothesis],
+) -> None:
+  """Writes an evaluation; the same one gives the same bytes.
+
+  Args:
+    path: of the file, which ends in `.json.gz`.
+    about: what the evaluation depends on, for readers.
+    metrics: JSON-able.
+    hypotheses: what was recognized.
+  """
+  path.parent.mkdir(parents=True, exist_ok=True)
+  whole = {'about': about, 'metrics': metrics, 'hypotheses': sorted(hypotheses)}
+  text = json.dumps(whole, default=str)
+  with files.replacing(path) as partial:
+    partial.write_bytes(gzip.compress(text.encode(), mtime=0))
+
+
+def read(
+  path: pathlib.Path,
+) -> tuple[dict[str, Any], list[scoring.Hypothesis]]:
+  """Returns the metrics and the hypotheses of an evaluation.
+
+  Args:
+    path: of a file that `write` wrote.
+
+  Raises:
+    ValueError: if it is not whole.
+  """
+  try:
+    whole = json.loads(gzip.decompress(path.read_bytes()))
+    hypotheses = [scoring.Hypothesis(*fields) for fields in whole['hypotheses']]
+    return whole['metrics'], hypotheses
+  except (EOFError, OSError, KeyError, TypeError, ValueError) as e:
+    raise ValueError(
+      f'{path} is no evaluation ({e}): take it from the repository again, or '
+      'remove it to train anew'
+    ) from e

@@ -1,0 +1,32 @@
+"""Evaluations that go with the repository."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiments import evaluations, scoring
+
+_TEXTS = st.text(max_size=8)
+
+
+@given(rows=st.lists(st.tuples(_TEXTS, _TEXTS, _TEXTS, _TEXTS), max_size=5))
+def test_what_was_recognized_comes_back(rows, tmp_path_factory):
+  path = tmp_path_factory.mktemp('kept') / 'x' / 'a.json.gz'
+  hypotheses = [scoring.Hypothesis(*row) for row in rows]
+  for order in (hypotheses, hypotheses[::-1]):
+    evaluations.write(path, {'seed': 1}, {'wer': 0.1}, order)
+    assert evaluations.read(path) == ({'wer': 0.1}, sorted(hypotheses))
+  before = path.read_bytes()
+  evaluations.write(path, {'seed': 1}, {'wer': 0.1}, hypotheses)
+  assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+  'spoil', [lambda b: b[: len(b) // 2], lambda b: b'', lambda b: b'{}']
+)
+def test_a_file_that_is_not_whole(spoil, tmp_path):
+  path = tmp_path / 'a.json.gz'
+  evaluations.write(path, {}, {}, [scoring.Hypothesis('a', 'b', 'c', 'd')])
+  path.write_bytes(spoil(path.read_bytes()))
+  with pytest.raises(ValueError, match=r'a.json.gz is no evaluation .*again'):
+    evaluations.read(path)

@@ -14,8 +14,21 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments import scoring
+from experiments import results, scoring
 from s8bqat_jax import files
+
+
+def path_of(
+  folder: pathlib.Path, name: str, about: Mapping[str, Any]
+) -> pathlib.Path:
+  """Returns where an evaluation is kept, or would be.
+
+  Args:
+    folder: of evaluations.
+    name: for readers.
+    about: what the evaluation depends on.
+  """
+  return folder / f'{name}-{results.config_hash(about)}.json.gz'
 
 
 def write(

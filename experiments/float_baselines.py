@@ -5,7 +5,7 @@
 Trains what is not yet trained (each cell in its own working directory, so that
 a rerun continues), evaluates every cell once and writes
 experiments/results/float_<task>.json and .png. Cells of the plan that have not
-been run are listed as not run.
+been run are listed as not run. What was published (--publish) counts as run.
 
   a       task A, synthesized sentences of a closed grammar
   b       task B, strings of all forty Arabic command words, four folds
@@ -30,7 +30,14 @@ import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 from absl import app, flags  # noqa: E402
 
-from experiments import plots, results, scoring, trainer  # noqa: E402
+from experiments import (  # noqa: E402
+  evaluations,
+  keys,
+  plots,
+  results,
+  scoring,
+  trainer,
+)
 from experiments import recognizer as recognizer_lib  # noqa: E402
 from experiments.configs import float as float_configs  # noqa: E402
 from experiments.configs.float import (  # noqa: E402
@@ -46,8 +53,15 @@ _TASKS = flags.DEFINE_list('tasks', ['digits'], 'Of a, b, digits, fsdd and c.')
 _SIZES = flags.DEFINE_list('sizes', list(float_configs.SIZES), 'Model sizes.')
 _PARTS = flags.DEFINE_list('parts', [], 'Only these folds, speakers or seeds.')
 _ROOT = flags.DEFINE_string('runs', 'runs/float', 'Where the runs go.')
+_PUBLISH = flags.DEFINE_bool(
+  'publish',
+  False,
+  'Keep evaluations in experiments/results/evaluations: whoever has them need '
+  'not train to complete the curve.',
+)
 _DATA = flags.DEFINE_string('data', '../shared/data', 'Real corpora.')
 
+_HYPOTHESES = 'hypotheses.jsonl'
 _SPEAKERS = ('george', 'jackson', 'lucas', 'nicolas', 'theo', 'yweweler')
 
 
@@ -89,7 +103,9 @@ def get_config(task: Task, size: str, part: str):
   return task.module.get_config(text)
 
 
-def run_cell(config, workdir: pathlib.Path) -> dict:
+def run_cell(
+  config, workdir: pathlib.Path
+) -> tuple[dict, list[scoring.Hypothesis]]:
   """Trains and evaluates one cell unless it is done; returns its summary."""
   summary = workdir / 'eval.json'
   corpus = data.load(config.data.eval)
@@ -106,16 +122,16 @@ def run_cell(config, workdir: pathlib.Path) -> dict:
         f'{workdir} was trained {why}: remove it, or give another --runs'
       )
     if found['fingerprint'] == corpus.fingerprint:
-      return found
+      return found, scoring.read_hypotheses(workdir / _HYPOTHESES)
   start = time.perf_counter()
-  outcome = trainer.run(config, workdir)
-  if outcome.reason == 'interrupted':
+  trained = trainer.run(config, workdir)
+  if trained.reason == 'interrupted':
     raise SystemExit('interrupted: run the same command again to go on')
   recognizer, params, _ = recognizer_lib.load(
     workdir / recognizer_lib.MODEL_FILE
   )
-  hypotheses = list(scoring.Scorer(recognizer, corpus).hypotheses(params))
-  scoring.write_hypotheses(workdir / 'hypotheses.jsonl', hypotheses)
+  hypotheses = sorted(scoring.Scorer(recognizer, corpus).hypotheses(params))
+  scoring.write_hypotheses(workdir / _HYPOTHESES, hypotheses)
   found = {
     **scoring.summarize(hypotheses),
     'parameters': sum(np.size(x) for x in _leaves(params)),
@@ -126,7 +142,7 @@ def run_cell(config, workdir: pathlib.Path) -> dict:
     'fingerprint': corpus.fingerprint,
   }
   files.write_text(summary, json.dumps(found))
-  return found
+  return found, hypotheses
 
 
 def _is_done(workdir: pathlib.Path, config) -> bool:
@@ -135,14 +151,43 @@ def _is_done(workdir: pathlib.Path, config) -> bool:
   return path.exists() and json.loads(path.read_text())['config_hash'] == mark
 
 
+def outcome(
+  name: str, size: str, part: str, asked: bool
+) -> tuple[dict, list[scoring.Hypothesis]] | None:
+  """Returns a cell's summary and hypotheses, trained only if asked for.
+
+  Args:
+    name: of the task.
+    size: of the model.
+    part: fold, speaker or seed.
+    asked: whether to train what is neither done here nor published.
+  """
+  task = TASKS[name]
+  config = get_config(task, size, part)
+  workdir = pathlib.Path(_ROOT.value) / name / f'{size}-{part}'
+  evaluated = keys.fingerprint(config.data.eval)
+  about = {**keys.anywhere(keys.about(config)), 'evaluated': evaluated}
+  folder = results.FOLDER / 'evaluations' / f'float_{name}'
+  kept = evaluations.path_of(folder, f'{size}-{part}', about)
+  done = _is_done(workdir, config)
+  if kept.exists() and not done:
+    return evaluations.read(kept)
+  if not (asked or done):
+    return None
+  print(f'== task {name}, {size}, {task.part[0]} {part}')
+  found, hypotheses = run_cell(config, workdir)
+  if _PUBLISH.value:
+    evaluations.write(kept, about, found, hypotheses)
+  return found, hypotheses
+
+
 def _leaves(tree):
   for value in tree.values():
     yield from _leaves(value) if isinstance(value, dict) else (value,)
 
 
-def pool(task: Task, workdirs: Sequence[pathlib.Path]) -> dict:
+def pool(task: Task, parts: Sequence[Sequence[scoring.Hypothesis]]) -> dict:
   """Error rate over the parts of one size, with its clustered interval."""
-  parts = [scoring.read_hypotheses(w / 'hypotheses.jsonl') for w in workdirs]
   counts = [scoring.count(p) for p in parts]
   if task.pooled:
     errors = np.concatenate([c.word_errors_N for c in counts])
@@ -192,16 +237,14 @@ def run_task(name: str) -> None:
   for size in float_configs.SIZES:
     done = []
     for part in task.part[1]:
-      workdir = pathlib.Path(_ROOT.value) / name / f'{size}-{part}'
       asked = size in _SIZES.value and part in (_PARTS.value or task.part[1])
-      config = get_config(task, size, part)
-      if not asked and not _is_done(workdir, config):
+      cell = outcome(name, size, part, asked)
+      if cell is None:
         not_run.append(f'{size}, {task.part[0]} {part}')
         continue
-      print(f'== task {name}, {size}, {task.part[0]} {part}')
-      found = run_cell(config, workdir)
+      found, hypotheses = cell
       corpora[found.pop('spec')] = found.pop('fingerprint')
-      done.append(workdir)
+      done.append(hypotheses)
       row = {'system': 'RNN-T', 'method': 'float', 'bits': 32, 'size': size}
       row |= {'part': part, 'split': 'eval', 'metrics': found}
       rows.append(row)

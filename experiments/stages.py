@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import pathlib
 import re
@@ -19,6 +18,7 @@ from experiments import (
   evaluations,
   fitting,
   integer_recognizer,
+  keys,
   methods,
   results,
   scoring,
@@ -61,22 +61,22 @@ class Stages:
   def float_folder(self, job: cells.Job) -> pathlib.Path:
     """Returns where the float model of a job is, or will be."""
     config = cells.float_config(self.config, job)
-    wanted = _anywhere(json.loads(config.to_json()))
+    wanted = keys.anywhere(json.loads(config.to_json()))
     for root in self.float_runs:
       for path in sorted(
         [*root.glob('*/eval.json'), *root.glob('*/*/eval.json')]
       ):
         stored = json.loads(path.with_name('config.json').read_text())
-        if _anywhere(stored) != wanted:
+        if keys.anywhere(stored) != wanted:
           continue
         # The data may be elsewhere, and must be the same.
         mark = json.loads(path.read_text()).get('fingerprint')
-        if mark not in (None, _fingerprint(config.data.eval)):
+        if mark not in (None, keys.fingerprint(config.data.eval)):
           continue
         if not trainer.changed_corpora(config, path.parent):
           return path.parent
     name = f'{job.cell.size}-{job.part}-{config.seed}'
-    return self.folder('float', name, _about(config))
+    return self.folder('float', name, keys.about(config))
 
   def float_model(self, job: cells.Job) -> pathlib.Path:
     """Returns the file of the float model, trained if it is not there."""
@@ -93,7 +93,7 @@ class Stages:
         raise Interrupted
       return {'steps': config.train.steps, 'best': outcome.best}
 
-    cached(folder, _about(config), work)
+    cached(folder, keys.about(config), work)
     return path
 
   def ranges(self, job: cells.Job) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class Stages:
       return {'ranges': _calibrate(config, recognizer, params)}
 
     self.float_model(job)  # Its seconds are not this stage's.
-    about = self._after_float(job, _about(config))
+    about = self._after_float(job, keys.about(config))
     name = f'{job.cell.size}-{job.part}-{config.seed}'
     folder = self.folder('ranges', name, about)
     return cached(folder, about, work)['ranges']
@@ -316,9 +316,9 @@ class Stages:
 
   def _published(self, job: cells.Job) -> pathlib.Path:
     """Returns where the evaluation of a job is kept, or would be."""
-    mark = results.config_hash(self._about_evaluation(job))
     folder = self.published or self.root / 'published'
-    return folder / f'{_plain(_name(job))}-{mark}.json.gz'
+    about = self._about_evaluation(job)
+    return evaluations.path_of(folder, _plain(_name(job)), about)
 
   def _read_published(self, job: cells.Job, path: pathlib.Path):
     metrics, hypotheses = evaluations.read(path)
@@ -330,21 +330,21 @@ class Stages:
   def _about_evaluation(self, job: cells.Job) -> dict[str, Any]:
     """What figures depend on, wherever the data and the float model are."""
     config = cells.train_config(self.config, job)
-    of_float = _anywhere(_about(cells.float_config(self.config, job)))
+    of_float = keys.anywhere(keys.about(cells.float_config(self.config, job)))
     # By its own config instead of by a hash of that with folders in it.
-    tuned = {k: v for k, v in _about(config).items() if k != 'starts_from'}
+    tuned = {k: v for k, v in keys.about(config).items() if k != 'starts_from'}
     return {
-      **_anywhere(tuned),
+      **keys.anywhere(tuned),
       'float': of_float,
       'calibration_batches': _CALIBRATION_BATCHES,
-      'evaluated': _fingerprint(config.data[job.split]),
+      'evaluated': keys.fingerprint(config.data[job.split]),
       'machines': costs.fingerprint(),
     }
 
   def _about_training(self, job: cells.Job) -> dict[str, Any]:
     """What a fine-tuning depends on."""
     config = cells.train_config(self.config, job)
-    return self._after_float(job, _about(config))
+    return self._after_float(job, keys.about(config))
 
   def _after_float(self, job: cells.Job, about: Mapping[str, Any]):
     """Adds what a float model that is there gives to the stages after it."""
@@ -392,17 +392,6 @@ def _name(job: cells.Job) -> str:
   return f'{job.cell._replace(options=())}-{job.part}-{job.seed}'
 
 
-def _about(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """What training depends on: its config, and the data behind its specs."""
-  found = {
-    split: _fingerprint(config.data[split]) for split in ('train', 'dev')
-  }
-  about = {**config.to_dict(), 'fingerprints': found}
-  if config.get('pretrain'):
-    about['pretrain'] = _about(config.pretrain)
-  return about
-
-
 def _sizes(path: pathlib.Path) -> dict[str, int]:
   """The sizes of a packed file: as it is, entropy-coded, and of tensors alone.
 
@@ -416,25 +405,6 @@ def _sizes(path: pathlib.Path) -> dict[str, int]:
     ),
     'packed_bytes': packed_file.packed_bytes(packed.tree),
   }
-
-
-def _anywhere(config: dict[str, Any]) -> dict[str, Any]:
-  """A config without the folders that its manifests and texts are in."""
-  specs = {
-    key: re.sub(r'(manifest:|file=)[^?&+]*/(?=[^/?&+]+/[^/?&+]+)', r'\1', value)
-    if isinstance(value, str)
-    else value
-    for key, value in config['data'].items()
-  }
-  found = {**config, 'data': specs}
-  if config.get('pretrain'):
-    found['pretrain'] = _anywhere(config['pretrain'])
-  return found
-
-
-@functools.cache
-def _fingerprint(spec: str) -> str:
-  return data.load(spec).fingerprint
 
 
 def _calibrate(config, recognizer, params) -> Any:

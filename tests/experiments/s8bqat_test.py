@@ -12,10 +12,10 @@ pytest.importorskip('espeakng_loader')
 from experiments import (
   cells,
   integer_recognizer,
+  keys,
   matrix,
   recognizer,
   scoring,
-  stages,
 )
 from experiments.configs.s8bqat import asc_strings, speechocean
 from experiments.stage_cache import RESULT
@@ -200,10 +200,10 @@ def test_published_floats_are_found_wherever_the_data_is(module):
     config.data = data_folder
     made.append(json.loads(cells.float_config(config, job).to_json()))
   assert made[0] != made[1]
-  assert stages._anywhere(made[0]) == stages._anywhere(made[1])
+  assert keys.anywhere(made[0]) == keys.anywhere(made[1])
   sections = [c['data'] for c in (made[1], made[1].get('pretrain')) if c]
   sections[-1]['train'] += '&snr=1-2'
-  assert stages._anywhere(made[0]) != stages._anywhere(made[1])
+  assert keys.anywhere(made[0]) != keys.anywhere(made[1])
 
 
 def test_rows_and_comparisons(done, tmp_path):

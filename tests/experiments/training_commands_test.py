@@ -33,14 +33,15 @@ def test_train_goes_on_where_it_stopped_and_evaluate_scores(tmp_path):
 
 
 def test_float_baselines_trains_a_cell_once_and_lists_the_others(tmp_path):
-  def run():
+  def run(runs, *more):
     return commands.results(
       tmp_path / 'results',
       'experiments.float_baselines',
       '--tasks=a',
       '--sizes=66k',
       '--parts=1',
-      f'--runs={tmp_path}/runs',
+      f'--runs={tmp_path}/{runs}',
+      *more,
       before=(
         'from experiments.configs.float import espeak_grammar as task\n'
         'from tests.experiments import tiny\n'
@@ -49,14 +50,18 @@ def test_float_baselines_trains_a_cell_once_and_lists_the_others(tmp_path):
       ),
     )
 
-  found = run()
+  found = run('runs', '--publish')
   (row,) = found['rows']
   assert (row['size'], row['part'], row['split']) == ('66k', '1', 'eval')
   assert row['metrics']['words'] > 16 and row['metrics']['steps'] == 6
   assert '66k, seed 0' in found['not_run'] and '1m, seed 2' in found['not_run']
   model = tmp_path / 'runs' / 'a' / '66k-1' / 'model.safetensors'
   written = model.stat().st_mtime_ns
-  assert run()['rows'] == found['rows'] and model.stat().st_mtime_ns == written
+  assert run('runs')['rows'] == found['rows']
+  assert model.stat().st_mtime_ns == written
+  # What is published needs no model.
+  assert run('none')['rows'] == found['rows']
+  assert not (tmp_path / 'none' / 'a').exists()
 
 
 def test_s8bqat_writes_a_table_of_its_matrix(tmp_path):

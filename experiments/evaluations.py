@@ -1,9 +1,9 @@
 """Evaluations that go with the repository: metrics, and what was recognized.
 
-From them statistics can be worked out again without training, and a matrix
-that one machine cannot finish is finished on another. A file is named by the
-hash of all that its figures depend on, so that a changed config, corpus or cost
-model never meets an old one.
+From them statistics can be worked out again without training (though not
+without the data), and a matrix that one machine cannot finish is finished on
+another. A file is named by the hash of config, corpora and costed machines, so
+that what has changed since never meets it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import json
 import pathlib
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,12 +42,17 @@ def write(
 
   Args:
     path: of the file, which ends in `.json.gz`.
-    about: what the evaluation depends on, for readers.
+    about: what the evaluation depends on, for readers; the machine is added.
     metrics: JSON-able.
     hypotheses: what was recognized.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
-  whole = {'about': about, 'metrics': metrics, 'hypotheses': sorted(hypotheses)}
+  whole = {
+    'about': about,
+    'machine': results.machine(),
+    'metrics': metrics,
+    'hypotheses': sorted(hypotheses),
+  }
   text = json.dumps(whole, default=str)
   with files.replacing(path) as partial:
     partial.write_bytes(gzip.compress(text.encode(), mtime=0))
@@ -67,7 +73,7 @@ def read(
     whole = json.loads(gzip.decompress(path.read_bytes()))
     hypotheses = [scoring.Hypothesis(*fields) for fields in whole['hypotheses']]
     return whole['metrics'], hypotheses
-  except (EOFError, OSError, KeyError, TypeError, ValueError) as e:
+  except (OSError, EOFError, zlib.error, KeyError, TypeError, ValueError) as e:
     raise ValueError(
       f'{path} is no evaluation ({e}): take it from the repository again, or '
       'remove it to train anew'

@@ -26,6 +26,7 @@ from typing import Any
 import matplotlib
 
 matplotlib.use('Agg')
+import jax  # noqa: E402
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 from absl import app, flags  # noqa: E402
@@ -46,6 +47,7 @@ from experiments.configs.float import (  # noqa: E402
   fsdd_strings,
   speechocean,
 )
+from experiments.stages import HYPOTHESES  # noqa: E402
 from s8bqat_jax import data, files  # noqa: E402
 from s8bqat_jax.speech import significance  # noqa: E402
 
@@ -56,12 +58,11 @@ _ROOT = flags.DEFINE_string('runs', 'runs/float', 'Where the runs go.')
 _PUBLISH = flags.DEFINE_bool(
   'publish',
   False,
-  'Keep evaluations in experiments/results/evaluations: whoever has them need '
-  'not train to complete the curve.',
+  'Keep evaluations in experiments/results/evaluations: whoever has them, and '
+  'the data, need not train to complete the curve.',
 )
 _DATA = flags.DEFINE_string('data', '../shared/data', 'Real corpora.')
 
-_HYPOTHESES = 'hypotheses.jsonl'
 _SPEAKERS = ('george', 'jackson', 'lucas', 'nicolas', 'theo', 'yweweler')
 
 
@@ -106,7 +107,7 @@ def get_config(task: Task, size: str, part: str):
 def run_cell(
   config, workdir: pathlib.Path
 ) -> tuple[dict, list[scoring.Hypothesis]]:
-  """Trains and evaluates one cell unless it is done; returns its summary."""
+  """Returns a cell's summary and hypotheses; trains it if it is not done."""
   summary = workdir / 'eval.json'
   corpus = data.load(config.data.eval)
   mark = results.config_hash(config.to_dict())
@@ -122,7 +123,7 @@ def run_cell(
         f'{workdir} was trained {why}: remove it, or give another --runs'
       )
     if found['fingerprint'] == corpus.fingerprint:
-      return found, scoring.read_hypotheses(workdir / _HYPOTHESES)
+      return found, scoring.read_hypotheses(workdir / HYPOTHESES)
   start = time.perf_counter()
   trained = trainer.run(config, workdir)
   if trained.reason == 'interrupted':
@@ -131,10 +132,10 @@ def run_cell(
     workdir / recognizer_lib.MODEL_FILE
   )
   hypotheses = sorted(scoring.Scorer(recognizer, corpus).hypotheses(params))
-  scoring.write_hypotheses(workdir / _HYPOTHESES, hypotheses)
+  scoring.write_hypotheses(workdir / HYPOTHESES, hypotheses)
   found = {
     **scoring.summarize(hypotheses),
-    'parameters': sum(np.size(x) for x in _leaves(params)),
+    'parameters': sum(np.size(x) for x in jax.tree.leaves(params)),
     'steps': trainer.steps_in_all(config),
     'wall_seconds': time.perf_counter() - start,
     'config_hash': mark,
@@ -165,11 +166,13 @@ def outcome(
   task = TASKS[name]
   config = get_config(task, size, part)
   workdir = pathlib.Path(_ROOT.value) / name / f'{size}-{part}'
+  folder = results.FOLDER / 'evaluations' / f'float_{name}'
+  done = _is_done(workdir, config)
+  if not (asked or done or any(folder.glob(f'{size}-{part}-*'))):
+    return None  # without a look at its data
   evaluated = keys.fingerprint(config.data.eval)
   about = {**keys.anywhere(keys.about(config)), 'evaluated': evaluated}
-  folder = results.FOLDER / 'evaluations' / f'float_{name}'
   kept = evaluations.path_of(folder, f'{size}-{part}', about)
-  done = _is_done(workdir, config)
   if kept.exists() and not done:
     return evaluations.read(kept)
   if not (asked or done):
@@ -179,11 +182,6 @@ def outcome(
   if _PUBLISH.value:
     evaluations.write(kept, about, found, hypotheses)
   return found, hypotheses
-
-
-def _leaves(tree):
-  for value in tree.values():
-    yield from _leaves(value) if isinstance(value, dict) else (value,)
 
 
 def pool(task: Task, parts: Sequence[Sequence[scoring.Hypothesis]]) -> dict:

@@ -194,6 +194,9 @@ def agreement(
     'metrics': list(metrics),
     'windows': DEV_WINDOWS,
   }
+  search = found.stage_folder('search')
+  if 'search' in metrics and search:
+    about['search'] = search.name  # It depends on how fine-tuning is done.
   name = f'agreement-{results.config_hash(about)}'
   work = lambda _: {'rows': _agreement(stages, found, metrics)}
   return cached(stages.root / 'agreement' / name, about, work)['rows']

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import json
+import pathlib
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -137,15 +138,22 @@ class Sensitivity:
     """Whether scores need no work beyond reading and rounding."""
     if not self.stages.float_done():
       return False
+    folder = self.stage_folder(metric)
+    return folder is None or (folder / RESULT).exists()
+
+  def stage_folder(self, metric: str) -> pathlib.Path | None:
+    """Returns where a metric's scores are kept; None for those that are not.
+
+    Args:
+      metric: in `METRICS`.
+    """
     stage = {
       'trace': self._trace_stage,
       'diagonal': self._trace_stage,
       'kl': self._kl_stage,
       'search': self._search_stage,
     }.get(metric)
-    if stage is None:
-      return True
-    return (self.stages.folder('sensitivity', *stage()) / RESULT).exists()
+    return self.stages.folder('sensitivity', *stage()) if stage else None
 
   def budget(self, point: Point) -> float:
     """Returns the bytes that all tensors may take together.

@@ -153,6 +153,8 @@ class Stages:
   def float_folder(self) -> pathlib.Path:
     """Returns where the float model is, or will be."""
     folder = self.folder('float', 'float', self.float_config)
+    if (folder / RESULT).exists():
+      return folder  # What else is here was made of it.
     for root in self.float_runs:
       for found in root.glob(f'**/{folder.name}/{RESULT}'):
         return found.parent

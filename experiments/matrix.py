@@ -290,7 +290,18 @@ def _compare(a, b, groups, headline, plan) -> dict[str, Any] | None:
   if not both:
     return None
   seeds, complete = _same_parts(both, plan)
-  claims = complete and plan.carries_claims
+  # Methods start from the same checkpoint; two of the same config, trained on
+  # two machines, need not be the same.
+  floats = [
+    {
+      (s, part): m.get('float')
+      for s in seeds
+      for part, m in groups[x][s].items()
+    }
+    for x in (a, b)
+  ]
+  paired = a.size != b.size or floats[0] == floats[1]
+  claims = complete and paired and plan.carries_claims
   of_a, of_b = ([_counts(groups[x][s]) for s in seeds] for x in (a, b))
   if of_a[0].errors_N.sum() == 0:
     return None  # nothing to be relative to
@@ -320,6 +331,7 @@ def _compare(a, b, groups, headline, plan) -> dict[str, Any] | None:
     'b': str(b),
     'headline': headline and claims,
     'complete': complete,
+    'same_checkpoint': paired if a.size == b.size else None,
     'metric': 'wer',
     'seeds': seeds,
     'a_per_seed': rates[0],

@@ -46,7 +46,7 @@ Found = Mapping[cells.Job, Any]
 def write(stages: Stages, rows: Rows, found: Found, path: pathlib.Path) -> None:
   """Writes `<path>.png`, `<path>_distance.png` and `<path>_weights.png`.
 
-  The latter two are of what was trained here, if anything was.
+  The latter two need what was trained here, a job of every cell.
 
   Args:
     stages: where files and metrics are.
@@ -68,12 +68,13 @@ def write(stages: Stages, rows: Rows, found: Found, path: pathlib.Path) -> None:
     coded.set(xlabel='file, codes entropy-coded, kB', ylabel='', title='')
     _save(figure, path)
   here = {job: metrics for job, metrics in found.items() if stages.trained(job)}
-  if here:
-    _picture(
-      path.with_name(f'{path.name}_distance'),
-      (8, 5),
-      lambda axes: distances(stages, here, axes),
-    )
+  if {job.cell for job in here} != {job.cell for job in found}:
+    return
+  _picture(
+    path.with_name(f'{path.name}_distance'),
+    (8, 5),
+    lambda axes: distances(stages, here, axes),
+  )
   shown: dict[int, cells.Job] = {}
   for job in here:
     if job.cell.method == 's8bqat':

@@ -43,8 +43,8 @@ _HOURS = flags.DEFINE_float(
 _PUBLISH = flags.DEFINE_bool(
   'publish',
   False,
-  'Keep evaluations in experiments/results/evaluations: whoever has them need '
-  'not train to work out the matrix, or to finish it.',
+  'Keep evaluations in experiments/results/evaluations: whoever has them, and '
+  'the data, need not train to work out the matrix, or to finish it.',
 )
 _ESTIMATE = flags.DEFINE_bool('estimate_only', False, 'Print hours and stop.')
 
@@ -91,8 +91,8 @@ def main(argv):
     return
   found |= more
   found = {job: found[job] for job in planned if job in found}
-  for job in found if _PUBLISH.value else ():
-    stages.publish(job)
+  for job, metrics in found.items() if _PUBLISH.value else ():
+    stages.publish(job, metrics)
   rest = [str(j) for j in planned if j not in asked and j not in others]
   not_run = [*missing, *failed, *rest]
   if not found:

@@ -43,8 +43,7 @@ class Stages:
     root: folder of the experiment's stages.
     float_runs: folders that hold runs of `experiments.float_baselines`, to
       take float models from.
-    published: folder of evaluations that need no training any more; in `root`
-      by default.
+    published: folder of evaluations that need no training any more.
     progress: whether to show progress bars.
   """
 
@@ -231,7 +230,7 @@ class Stages:
       RuntimeError: if the file is recognized otherwise than the weights in
         memory were when training ended.
     """
-    if not self.trained(job) and (kept := self._published(job)).exists():
+    if not self.trained(job) and (kept := self._published(job)):
       return self._read_published(job, kept)
     trained = self.train(job)
     path = pathlib.Path(trained['file'])
@@ -288,22 +287,32 @@ class Stages:
       'wall_seconds': trained['seconds'] + result['seconds'],
       'config_hash': results.config_hash(config.to_dict()),
       'revision': trained['revision'],
+      'float': results.file_hash(self.float_model(job))[:12],
     }
 
-  def publish(self, job: cells.Job) -> None:
-    """Keeps the evaluation of a job for those who have not trained it."""
-    path = self._published(job)
-    if path.exists():
+  def publish(self, job: cells.Job, metrics: Mapping[str, Any]) -> None:
+    """Keeps the evaluation of a job for those who have not trained it.
+
+    Args:
+      job: whose; if it was not trained here, nothing is to be done.
+      metrics: what `evaluate` returned.
+    """
+    if not self.trained(job) or self.published is None:
       return
-    metrics = self.evaluate(job)
-    folder = pathlib.Path(metrics.pop('folder'))
-    hypotheses = scoring.read_hypotheses(folder / HYPOTHESES)
+    hypotheses = scoring.read_hypotheses(
+      pathlib.Path(metrics['folder']) / HYPOTHESES
+    )
     about = self._about_evaluation(job)
-    evaluations.write(path, about, metrics, hypotheses)
+    evaluations.write(
+      evaluations.path_of(self.published, _plain(_name(job)), about),
+      about,
+      {k: v for k, v in metrics.items() if k != 'folder'},
+      hypotheses,
+    )
 
   def done(self, job: cells.Job) -> bool:
     """Whether no training is left; what is takes seconds."""
-    return self.trained(job) or self._published(job).exists()
+    return self.trained(job) or self._published(job) is not None
 
   def trained(self, job: cells.Job) -> bool:
     """Whether a job's training was done here."""
@@ -311,20 +320,22 @@ class Stages:
 
   def float_done(self, job: cells.Job) -> bool:
     """Whether the float model that a job starts from is there."""
-    folder = self.float_folder(job)
-    return any((folder / name).exists() for name in ('eval.json', RESULT))
+    return _is_finished(self.float_folder(job))
 
-  def _published(self, job: cells.Job) -> pathlib.Path:
-    """Returns where the evaluation of a job is kept, or would be."""
-    folder = self.published or self.root / 'published'
+  def _published(self, job: cells.Job) -> pathlib.Path | None:
+    """Returns the published evaluation of a job, if there is one."""
+    name = _plain(_name(job))
+    # Keys take data; that of jobs that nobody published may not be here.
+    if self.published is None or not any(self.published.glob(f'{name}-*')):
+      return None
     about = self._about_evaluation(job)
-    return evaluations.path_of(folder, _plain(_name(job)), about)
+    path = evaluations.path_of(self.published, name, about)
+    return path if path.exists() else None
 
   def _read_published(self, job: cells.Job, path: pathlib.Path):
     metrics, hypotheses = evaluations.read(path)
     folder = self.folder('published', _name(job), self._about_evaluation(job))
-    if not (folder / HYPOTHESES).exists():
-      scoring.write_hypotheses(folder / HYPOTHESES, hypotheses)
+    scoring.write_hypotheses(folder / HYPOTHESES, hypotheses)
     return {**metrics, 'folder': str(folder)}
 
   def _about_evaluation(self, job: cells.Job) -> dict[str, Any]:
@@ -348,10 +359,11 @@ class Stages:
 
   def _after_float(self, job: cells.Job, about: Mapping[str, Any]):
     """Adds what a float model that is there gives to the stages after it."""
-    path = self.float_folder(job) / recognizer_lib.MODEL_FILE
+    folder = self.float_folder(job)
+    path = folder / recognizer_lib.MODEL_FILE
     return {
       **about,
-      'float': results.file_hash(path) if self.float_done(job) else None,
+      'float': results.file_hash(path) if _is_finished(folder) else None,
       'calibration_batches': _CALIBRATION_BATCHES,
     }
 
@@ -380,6 +392,11 @@ def make_quantizer(
   ctc, parts = config.train.ctc_weight > 0, config.method.get('part_bits')
   rules = methods.rules_for(bits, ctc, parts) if bits <= 8 else ()
   return methods.make(name, bits, rules, run, config.method.options.to_dict())
+
+
+def _is_finished(folder: pathlib.Path) -> bool:
+  """Whether the training of a float model has ended."""
+  return any((folder / name).exists() for name in ('eval.json', RESULT))
 
 
 def _plain(name: str) -> str:

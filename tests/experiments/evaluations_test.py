@@ -22,7 +22,13 @@ def test_what_was_recognized_comes_back(rows, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-  'spoil', [lambda b: b[: len(b) // 2], lambda b: b'', lambda b: b'{}']
+  'spoil',
+  [
+    lambda b: b[: len(b) // 2],
+    lambda b: b'',
+    lambda b: b'{}',
+    lambda b: b[:30] + bytes([b[30] ^ 255]) + b[31:],
+  ],
 )
 def test_a_file_that_is_not_whole(spoil, tmp_path):
   path = tmp_path / 'a.json.gz'

@@ -98,7 +98,7 @@ def test_what_is_published_needs_no_training(done, monkeypatch, tmp_path):
   config, kept, jobs, found = done
   here = dataclasses.replace(kept, published=tmp_path / 'published')
   for job in jobs:
-    here.publish(job)
+    here.publish(job, found[job])
   assert len(list(here.published.iterdir())) == len(jobs)
   elsewhere = dataclasses.replace(here, root=tmp_path / 'empty')
   monkeypatch.setattr('experiments.trainer.run', None)
@@ -119,6 +119,20 @@ def test_what_is_published_needs_no_training(done, monkeypatch, tmp_path):
   assert not other.done(jobs[1])
   assert not elsewhere.done(jobs[1]._replace(split='dev'))
   assert not elsewhere.done(jobs[1]._replace(seed=1))
+  kept.publish(jobs[0], found[jobs[0]])  # nowhere
+
+
+def test_two_checkpoints_of_one_config_carry_no_claim(done):
+  config, _, jobs, found = done
+  three = cells.Plan(('all',), (0, 1, 2))
+  of_seeds = {
+    job._replace(seed=seed): found[job] for job in jobs for seed in three.seeds
+  }
+  (compared,) = matrix.comparisons(config, of_seeds, three)
+  assert compared['same_checkpoint'] and compared['no_loss'] is not None
+  of_seeds[jobs[1]._replace(seed=1)] = {**found[jobs[1]], 'float': 'another'}
+  (compared,) = matrix.comparisons(config, of_seeds, three)
+  assert not compared['same_checkpoint'] and compared['no_loss'] is None
 
 
 def test_fine_tuning_is_not_chosen_by_development_data(done):

@@ -4,13 +4,17 @@
     --config=experiments/configs/s8bqat/espeak_grammar.py --matrix=headline
 """
 
-from experiments.configs import s8bqat
+from experiments.configs import common, s8bqat
 
 
-def get_config():
-  """Returns the config."""
+def get_config(text=None):
+  """Returns the config; `warp` stretches frequencies in fine-tuning."""
+  warp = common.arguments(text, warp=('0', '0.1'))['warp']
   config = s8bqat.default()
   config.name = 's8bqat_a'
+  if warp != '0':
+    config.name = f's8bqat_a_warp{warp}'
+    config.finetune.augment.freq_warp = float(warp)
   config.float.module = 'experiments.configs.float.espeak_grammar'
   config.float.arguments = 'size={size},seed={seed}'
   config.activation_bits = 8

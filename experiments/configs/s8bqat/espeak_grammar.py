@@ -13,7 +13,7 @@ def get_config(text=None):
   config = s8bqat.default()
   config.name = 's8bqat_a'
   if warp != '0':
-    config.name = f's8bqat_a_warp{warp}'
+    config.name = 's8bqat_a_warped'
     config.finetune.augment.freq_warp = float(warp)
   config.float.module = 'experiments.configs.float.espeak_grammar'
   config.float.arguments = 'size={size},seed={seed}'

@@ -211,6 +211,11 @@ def _arc_log_probs(logits_BxTxCxV, targets_BxC, blank):
 def _lattice_nll(blank_BxTxU1, label_BxTxU1, enc_lengths_B, label_lengths_B):
   """-log of the sum over paths, diagonal by diagonal; NaN off the lattice."""
   B, T, U1 = blank_BxTxU1.shape
+  if not T:  # Something to look up, though no path takes it.
+    frame = [(0, 0), (0, 1), (0, 0)]
+    blank_BxTxU1, label_BxTxU1 = (
+      jnp.pad(x, frame) for x in (blank_BxTxU1, label_BxTxU1)
+    )
   # The arcs that arrive in diagonal n leave from diagonal n - 1.
   blank_NxBxU1 = _skew(jnp.maximum(blank_BxTxU1, _FLOOR))
   label_NxBxU1 = _skew(jnp.maximum(label_BxTxU1, _FLOOR))

@@ -69,9 +69,10 @@ def admm(
   Args:
     rules: bits for every weight, or a sequence of `Rule`. The weights of one
       group share a table: `Rule('.*', 4, 'model')` makes one for the model.
-    rho: penalty, number or schedule; `mracos.pressure_schedule` makes one from
-      a single hyperparameter, for which 100 is a good start: the residuals
-      vanish only if rho outgrows the curvature of the loss.
+    rho: penalty, number or schedule, which is read at projections;
+      `mracos.pressure_schedule` makes one from a single hyperparameter, for
+      which 100 is a good start: the residuals vanish only if rho outgrows the
+      curvature of the loss.
     table: 'uniform' (binary at one bit, ternary at three levels),
       'powers_of_two' (up to 4 bits) or 'lloyd_max'.
     every: steps from one projection and dual update to the next.

@@ -150,7 +150,8 @@ def improve_centroids(
   total = jnp.sum(totals.reshape(k, _LANES), axis=1)
   old = books.centroids(book).astype(jnp.float32)
   means = jnp.where(count > 0, total / jnp.maximum(count, 1), old)
-  needed = jnp.max(jnp.abs(means)) / books.INT8_MAX
+  ends = means.max() / books.INT8_MAX, means.min() / books.INT8_MIN
+  needed = jnp.maximum(*ends)
   scale = jnp.maximum(book.scale, needed.astype(book.scale.dtype))
   return books.on_grid(means, scale)
 

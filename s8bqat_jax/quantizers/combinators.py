@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ import jax.numpy as jnp
 from s8bqat_jax.quantizers import rules as rule_lib
 from s8bqat_jax.quantizers import tree as trees
 from s8bqat_jax.quantizers import types
+
+_MEMBERS = zlib.crc32(b'members of a combinator') & 0x7FFFFFFF
 
 
 def chain(*quantizers: types.Quantizer) -> types.Quantizer:
@@ -193,15 +196,16 @@ def _join(states: Sequence[types.State]) -> types.State:
 
 
 def _for_member(ctx: types.Ctx, index: int) -> types.Ctx:
-  """A random stream for each member; the first keeps the one it has alone."""
-  if index == 0:
-    return ctx
-  return ctx._replace(key=jax.random.fold_in(ctx.key, index))
+  """Each member's random stream: not the loss's, nor an outer member's."""
+  key = jax.random.fold_in(ctx.key, _MEMBERS)
+  return ctx._replace(key=jax.random.fold_in(key, index))
 
 
 def _merge(metrics: Sequence[dict[str, jax.Array]]) -> dict[str, jax.Array]:
   merged: dict[str, jax.Array] = {}
   for i, own in enumerate(metrics):
     for name, value in own.items():
-      merged[f'{i}/{name}' if name in merged else name] = value
+      while name in merged:  # That of a nested combinator may be taken too.
+        name = f'{i}/{name}'
+      merged[name] = value
   return merged

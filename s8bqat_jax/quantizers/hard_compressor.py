@@ -34,8 +34,9 @@ def hard_compressor(
 ) -> types.Quantizer:
   """Overwrites the weights with their quantized values every `every` steps.
 
-  After a snap the first moments of the snapped tensors are cleared, the second
-  ones kept, and averaging starts again.
+  After a snap the first moments of the snapped tensors are cleared, where the
+  optimizer calls them `mu`, `trace` or `ema` as most of optax's do; the second
+  ones are kept, and averaging starts again.
 
   Args:
     quantizer: any Quantizer; it says what the quantized values are.

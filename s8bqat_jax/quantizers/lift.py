@@ -218,9 +218,10 @@ def lift_tensor(
     count: dict[str, int] = {}
     for n, w in weights.items():
       for key, value in metrics(w, of(state, n), specs[n]).items():
-        total[key] = total.get(key, 0) + value * w.size
+        # Not as whole numbers: there may be more than an int32 holds.
+        total[key] = total.get(key, 0.0) + value * float(w.size)
         count[key] = count.get(key, 0) + w.size
-    return {key: total[key] / max(count[key], 1) for key in total}
+    return {key: total[key] / float(max(count[key], 1)) for key in total}
 
   return lift(
     rules,

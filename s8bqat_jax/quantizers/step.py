@@ -144,7 +144,8 @@ def make_step(
     learning_rate: what `tx` was built with, number or schedule; quantizers see
       it as `ctx.learning_rate`.
     learned_tx: optimizer of `State.learned`; Adam at 1e-3 if None.
-    clip_norm: global norm that the task gradient is clipped to.
+    clip_norm: global norm that the task gradient of the params is clipped to;
+      that of `State.learned` is not.
     average_decay: decay of the moving averages of the params and of
       `State.learned`, warmed up over the first steps, and anew where weights
       jumped; None keeps no averages.

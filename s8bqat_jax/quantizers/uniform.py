@@ -110,9 +110,11 @@ def percentile_scale(percentile: float) -> ScaleFit:
 
   def fit(w, levels, channel_axis=None):
     magnitude = jnp.abs(trees.whole(w).astype(jnp.float32))
-    largest = jnp.percentile(
-      magnitude, percentile, axis=_others(w, channel_axis), keepdims=True
-    )
+    axes = _others(w, channel_axis)
+    largest = jnp.percentile(magnitude, percentile, axis=axes, keepdims=True)
+    # Where so many weights are zero, the others are not cut off.
+    maximum = jnp.max(magnitude, axis=axes, keepdims=True, initial=0.0)
+    largest = jnp.where(largest > 0, largest, maximum)
     return _finish(largest / _highest(levels), w, channel_axis)
 
   return fit
@@ -124,9 +126,10 @@ def mse_scale(
 ) -> jax.Array:
   """Returns the step with the least squared error, by search.
 
-  The error has many shallow minima, so steps all along the range are tried,
-  then steps around the best; that one improves by turns of rounding and least
-  squares. At one bit the optimum is known: the mean magnitude.
+  The error has many shallow minima, so steps down to a fiftieth of the one that
+  spans the range are tried, then steps around the best; that one improves by
+  turns of rounding and least squares. At one bit the optimum is known: the mean
+  magnitude.
 
   Args:
     w: float weights.
@@ -142,8 +145,12 @@ def mse_scale(
   """
   axes = _others(w, channel_axis)
   x = w.astype(jnp.float32)
+  # Scaled by a power of two, which is exact, so that squares exist.
+  _, exponent = jnp.frexp(jnp.max(jnp.abs(x), axes, keepdims=True))
+  x = jnp.ldexp(x, -exponent)
   if levels == 2:
-    return _finish(jnp.mean(jnp.abs(x), axes, keepdims=True), w, channel_axis)
+    mean = jnp.mean(jnp.abs(x), axes, keepdims=True)
+    return _finish(jnp.ldexp(mean, exponent), w, channel_axis)
   widest = max_scale(x, levels, channel_axis)
   widest = jnp.reshape(widest, _reduced_shape(w, channel_axis))
 
@@ -178,7 +185,7 @@ def mse_scale(
     return consider(best, jnp.where(dot > 0, dot / norm, best[0]))
 
   best = jax.lax.fori_loop(0, _POLISH, polish, best)
-  return _finish(best[0], w, channel_axis)
+  return _finish(jnp.ldexp(best[0], exponent), w, channel_axis)
 
 
 def entropy_scale(bits_per_weight: float) -> ScaleFit:
@@ -256,7 +263,8 @@ def uniform(
   Args:
     rules: bits for every weight, or a sequence of `Rule`.
     scale: how the step is fitted: `max_scale`, `percentile_scale(p)`,
-      `mse_scale` or `entropy_scale(bits)`.
+      `mse_scale` or `entropy_scale(bits)`. Below 4 bits the step that spans
+      the largest weight is far too long for the others: take `mse_scale`.
     channel_axis: the axis that keeps a step of its own (-1: one per output
       channel of a Flax kernel); None for one step per tensor.
     refit_every: the step follows the weights every so many updates; 0 keeps
@@ -265,10 +273,16 @@ def uniform(
   Returns:
     The Quantizer.
 
+  Raises:
+    ValueError: if `refit_every` is less than 0.
+
   References:
     Jacob et al., Quantization and Training of Neural Networks for Efficient
     Integer-Arithmetic-Only Inference, CVPR 2018, arXiv:1712.05877.
   """
+
+  if refit_every < 0:
+    raise ValueError(f'refit_every must be 0 or more, got {refit_every}')
 
   def fit(w: jax.Array, spec: rule_lib.Spec) -> jax.Array:
     return scale(w, spec.levels, channel_axis)

@@ -75,7 +75,8 @@ def search(
     }
     learned = {
       'logits': {g: jnp.zeros(len(widths)) for g, widths in groups.items()},
-      'factors': {n: jnp.ones_like(scale) for n, scale in scales.items()},
+      # In float32: a step of bfloat16 would be too long to learn from.
+      'factors': {n: jnp.ones(s.shape, jnp.float32) for n, s in scales.items()},
     }
     return types.State(learned, scales)
 
@@ -123,6 +124,8 @@ def search(
     entropies = [
       -jnp.sum(jax.scipy.special.xlogy(s, s)) for s in shares.values()
     ]
+    if not entropies:
+      return {}
     return {
       'expected_bits': _expected_bits(weights, shares, specs, choices),
       'choice_entropy': jnp.mean(jnp.stack(entropies)),
@@ -218,21 +221,23 @@ def _widths(spec, choices):
 
 
 def _steps(state, name):
-  factor_C = jnp.abs(state.learned['factors'][name])
-  tiny = jnp.finfo(state.carried[name].dtype).tiny
-  return jnp.maximum(state.carried[name] * factor_C, tiny)
+  scale_C = state.carried[name]
+  step_C = scale_C * jnp.abs(state.learned['factors'][name])
+  tiny = jnp.finfo(scale_C.dtype).tiny
+  return jnp.maximum(step_C.astype(scale_C.dtype), tiny)
 
 
 def _expected_bits(weights, shares, specs, choices):
   """Mean over all weights' elements."""
+  # Not as whole numbers: there may be more than an int32 holds.
   total = sum(
-    w.size
+    float(w.size)
     * jnp.dot(
       shares[specs[name].group], jnp.array(_widths(specs[name], choices), float)
     )
     for name, w in weights.items()
   )
-  return total / max(sum(w.size for w in weights.values()), 1)
+  return total / float(max(sum(w.size for w in weights.values()), 1))
 
 
 def _container(codes, step, levels):

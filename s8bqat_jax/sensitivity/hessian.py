@@ -181,7 +181,7 @@ def top_eigenvalue(
     batches: batches of equal shapes; the Hessian is that of their mean loss.
     key: a PRNG key, for the starting vector.
     rtol: stop when the residual is below `rtol * |value|`.
-    max_iterations: products with the Hessian, at most.
+    max_iterations: products with the Hessian, at most; at least 1.
 
   Returns:
     A `TopEigenvalue`.
@@ -189,6 +189,8 @@ def top_eigenvalue(
   References:
     Lanczos 1950; Paige 1972, on the recurrence in finite precision.
   """
+  if max_iterations < 1:
+    raise ValueError(f'max_iterations must be at least 1, got {max_iterations}')
   trees.check_float_params(params)
   batches = trees.check_batches(batches)
   _check_scalar(loss_fn, params, batches[0])

@@ -27,7 +27,7 @@ def check_float_params(params: PyTree) -> None:
       'params has no tensors with elements; pass a pytree of float arrays'
     )
   for name, leaf in named.items():
-    dtype = getattr(leaf, 'dtype', np.asarray(leaf).dtype)
+    dtype = jnp.result_type(leaf)
     if not jnp.issubdtype(dtype, jnp.floating):
       raise TypeError(
         f'params tensor {name!r} has dtype {dtype}; expected a float dtype. '

@@ -39,7 +39,8 @@ class LoopConfig:
     save_every: a checkpoint is written; 0 means only at the end and at every
       evaluation, where one is written anyway.
     patience: evaluations without a new best before training stops; 0 never.
-    max_skipped: consecutive non-finite steps that end the run; 0 never.
+    max_skipped: consecutive non-finite steps that end the run, looked for
+      when something is logged, saved or evaluated; 0 never.
   """
 
   steps: int

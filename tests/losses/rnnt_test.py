@@ -334,6 +334,18 @@ def test_rows_without_frames(loss):
   assert np.abs(grads[1][2, :2]).max() > 0
 
 
+@pytest.mark.parametrize('loss', [_dense, _chunked])
+@pytest.mark.parametrize('U', [0, 2])
+def test_a_batch_without_frames(loss, U):
+  params, enc, pred, labels, _, _ = _problem(B=2, U=U)
+  lengths = np.zeros(2, np.int32), np.array([0, U])
+  nll_B, grads = _nll_and_grads(
+    loss, params, enc[:, :0], pred, labels, *lengths
+  )
+  np.testing.assert_array_equal(nll_B, [0.0, np.inf if U else 0.0])
+  assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+
+
 @pytest.mark.parametrize('scale', [100.0, 1e4])
 def test_very_unlikely_labels(scale):
   rng = np.random.default_rng(0)

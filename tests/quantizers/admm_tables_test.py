@@ -74,6 +74,14 @@ def test_improving_lowers_the_error_and_is_done_at_its_own_table(kind):
   )
 
 
+def test_a_tensor_on_a_table_with_the_lowest_value_stays_there():
+  book = books.Codebook(jnp.array([-128, 0, 127], jnp.int8), jnp.float32(0.01))
+  w = jnp.asarray(books.centroids(book))
+  again = tables.improve_centroids([w], book)
+  np.testing.assert_array_equal(again.values, book.values)
+  assert again.scale == book.scale
+
+
 @pytest.mark.parametrize('kind', ['uniform', 'powers_of_two', 'lloyd_max'])
 def test_zeros_and_equal_weights_give_valid_tables(kind):
   table = tables.table(kind)

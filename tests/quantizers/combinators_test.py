@@ -112,6 +112,53 @@ def test_members_of_a_chain_draw_from_different_streams():
   assert not np.allclose(two, 2 * one)
 
 
+def test_nested_members_share_no_stream_with_each_other_or_the_loss():
+  seen = []
+
+  def listener(name):
+    plain = _affine([Rule(name, 4)], 1.0, 0.0)
+
+    def penalty(params, state, ctx):
+      seen.append(tuple(jax.random.key_data(ctx.key).tolist()))
+      return plain.penalty(params, state, ctx)
+
+    return dataclasses.replace(plain, penalty=penalty)
+
+  params = {n: jnp.ones((2, 2)) for n in 'abcd'}
+  nested = quantizers.by_path(
+    [
+      ('d', listener('d')),
+      (
+        '.*',
+        quantizers.chain(
+          quantizers.chain(listener('a'), listener('b')), listener('c')
+        ),
+      ),
+    ]
+  )
+  nested.penalty(params, nested.init(params), CTX)
+  of_loss = jax.random.fold_in(CTX.key, 1)  # as in make_step
+  for key in (CTX.key, of_loss):
+    seen.append(tuple(jax.random.key_data(key).tolist()))
+  assert len(seen) == len(set(seen)) == 6
+
+
+def test_metrics_of_nested_members_are_all_there():
+  def reporter(value):
+    return dataclasses.replace(
+      _affine(8, 1.0, 0.0),
+      metrics=lambda params, state: {'distance': value},
+    )
+
+  nested = quantizers.chain(
+    quantizers.chain(reporter(1), reporter(2)), reporter(3)
+  )
+  params = {'w': jnp.ones((2, 2))}
+  found = nested.metrics(params, nested.init(params))
+  assert sorted(found.values()) == [1, 2, 3]
+  assert found['distance'] == 1 and found['1/distance'] == 2
+
+
 @pytest.mark.parametrize('kind', kinds.KINDS)
 def test_by_path_gives_each_weight_to_its_first_match(kind):
   params = kinds.make(kind)

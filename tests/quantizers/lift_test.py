@@ -100,6 +100,19 @@ def test_distance_is_relative_and_zero_for_a_tree_of_zeros():
   assert quantizer.metrics(zeros, quantizer.init(zeros))['distance'] == 0
 
 
+def test_more_weights_than_an_int32_counts():
+  half = jax.ShapeDtypeStruct((2**15, 2**15), jnp.bfloat16)
+  params = {'a': half, 'b': half}
+  quantizer = lift.lift_tensor(
+    4,
+    init=lambda w, spec: types.State(carried=max_scale(w, 16)),
+    quantize=lambda w, state, spec: quantize(w, state.carried, 16),
+    metrics=lambda w, state, spec: {'mean': jnp.mean(w)},
+  )
+  state = jax.eval_shape(quantizer.init, params)
+  jax.eval_shape(quantizer.metrics, params, state)
+
+
 def test_functions_over_all_weights_see_groups():
   params = {f'layer_{i}': {'k': jnp.full((2, 2), i + 1.0)} for i in range(3)}
 

@@ -104,6 +104,23 @@ def test_degenerate_weights_get_a_valid_scale(w, fit, levels):
   assert np.all(np.isfinite(qtensor.dequantize(q)))
 
 
+@pytest.mark.parametrize('levels', LEVELS)
+@pytest.mark.parametrize('power', [-70, 60])
+@pytest.mark.parametrize('axis', [None, -1])
+def test_mse_scale_is_of_any_range(levels, power, axis):
+  w = jnp.asarray(GAUSS, jnp.float32)
+  wanted = jnp.ldexp(mse_scale(w, levels, axis), power)
+  np.testing.assert_array_equal(
+    mse_scale(jnp.ldexp(w, power), levels, axis), wanted
+  )
+
+
+def test_mostly_zero_weights_do_not_become_zeros():
+  w = jnp.zeros((100, 100)).at[3].set(1.0)
+  q = quantize(w, percentile_scale(98.0)(w, 256, None), 256)
+  np.testing.assert_allclose(qtensor.dequantize(q), w, atol=0.01)
+
+
 def test_the_largest_magnitude_gets_the_highest_code():
   for levels in LEVELS[1:]:
     q = quantize(GAUSS, max_scale(jnp.asarray(GAUSS), levels), levels)
@@ -198,6 +215,11 @@ def test_a_step_is_that_of_the_whole_weight_however_it_is_split(fit, axis_type):
   ours, theirs = (method.encode(p, method.init(p))['w'] for p in (whole, parts))
   np.testing.assert_allclose(ours.scale, theirs.scale, rtol=1e-6)
   np.testing.assert_array_equal(ours.codes, theirs.codes)
+
+
+def test_a_negative_period_is_refused():
+  with pytest.raises(ValueError, match='refit_every must be 0 or more, got -1'):
+    quantizers.uniform(8, refit_every=-1)
 
 
 def test_an_axis_that_a_weight_does_not_have():

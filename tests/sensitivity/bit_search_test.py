@@ -156,6 +156,41 @@ def test_spends_bits_where_the_loss_needs_them():
   assert found['rough'] == 1
 
 
+def test_steps_of_half_precision_weights_are_learned():
+  params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), _params())
+  quantizer = search.search(4, choices=(2,), price=0.0)
+  loss = lambda p, batch, key: (
+    sum(jnp.sum(jnp.float32(x) ** 2) for x in jax.tree.leaves(p)),
+    {},
+  )
+  step = step_lib.make_step(
+    step_lib.on_main(loss), optax.sgd(0.0), quantizer, learning_rate=0.0
+  )
+  state, update = step.init(params), jax.jit(step.update)
+  for _ in range(3):
+    state, _ = update(state, None)
+  factors = state.quantizer.learned['factors']
+  assert all(np.all(x != 1) for x in jax.tree.leaves(factors))
+  seen = quantizer.views(params, state.quantizer, CTX)[types.MAIN]
+  assert {x.dtype for x in jax.tree.leaves(seen)} == {jnp.dtype('bfloat16')}
+
+
+def test_more_weights_than_an_int32_counts():
+  half = jax.ShapeDtypeStruct((2**15, 2**15), jnp.bfloat16)
+  params = {'a': half, 'b': half}
+  quantizer = search.search(4, choices=(2,), price=1.0)
+  state = jax.eval_shape(quantizer.init, params)
+  jax.eval_shape(lambda p, s: quantizer.penalty(p, s, CTX), params, state)
+  jax.eval_shape(quantizer.metrics, params, state)
+
+
+def test_no_weights_to_search():
+  quantizer = search.search([rules.Rule('.*', None)], price=1.0)
+  params = _params()
+  found = quantizer.metrics(params, quantizer.init(params))
+  assert found == {'distance': 0}
+
+
 def test_bad_choices():
   with pytest.raises(ValueError, match=r'choices=\(2, 16\)'):
     search.search(8, choices=(16, 2), price=1.0)

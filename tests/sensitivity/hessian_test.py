@@ -214,6 +214,13 @@ def test_top_eigenvalue_of_one_parameter():
   np.testing.assert_allclose(result.value, 3.0, rtol=1e-6)
 
 
+def test_top_eigenvalue_in_no_iterations():
+  with pytest.raises(ValueError, match='max_iterations must be at least 1'):
+    hessian.top_eigenvalue(
+      _loss, {'w': jnp.ones(2)}, [1.0], jax.random.key(0), max_iterations=0
+    )
+
+
 @pytest.mark.parametrize(
   'fn', [hessian.hessian_trace, hessian.top_eigenvalue], ids=['trace', 'top']
 )

@@ -297,15 +297,15 @@ def relative_perplexity(
     corpus: of the lines.
 
   Returns:
-    `relative`, 0.1 for a perplexity that is a tenth higher, and its interval
-    `ci95` by a bootstrap over seeds, articles and lines.
+    `relative`, 10 for a perplexity that is 10% higher, and its interval `ci95`
+    by a bootstrap over seeds, articles and lines.
   """
   words_L = [len(line.split()) + 1 for line in corpus.lines]
   interval = significance.rate_interval(rise_SxL, words_L, articles(corpus))
   nats = rise_SxL.mean(0).sum() / corpus.words
   return {
-    'relative': float(np.expm1(nats)),
-    'ci95': [float(np.expm1(x)) for x in (interval.low, interval.high)],
+    'relative': 100 * float(np.expm1(nats)),
+    'ci95': [100 * float(np.expm1(x)) for x in (interval.low, interval.high)],
   }
 
 

@@ -299,7 +299,9 @@ def comparisons(
         'articles': len(set(language_model.articles(corpus))),
         **compared,
         'complete': complete,
-        'non_inferior': compared['ci95'][1] < MARGIN if complete else None,
+        'non_inferior': compared['ci95'][1] < 100 * MARGIN
+        if complete
+        else None,
       }
     )
   return found

@@ -35,7 +35,7 @@ _COLUMNS = {
   'words': ',',
   'unknown_words': ',',
 }
-_COMPARED = {'a': '', 'b': '', 'relative': '.3f', 'ci95': '.3f'}
+_COMPARED = {'a': '', 'b': '', 'relative': '.1f', 'ci95': '.1f'}
 
 
 def main(argv):

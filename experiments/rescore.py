@@ -136,8 +136,8 @@ def _compare(a: str, b: str, errors, speakers_N) -> dict[str, Any]:
     'a': a,
     'b': b,
     'metric': 'wer',
-    'relative': found.relative,
-    'ci95': list(found.interval),
+    'relative': 100 * found.relative,
+    'ci95': [100 * x for x in found.interval],
     'p': found.p_bootstrap,
     'p_mapsswe': found.p_mapsswe,
   }

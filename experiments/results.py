@@ -108,7 +108,8 @@ def write(
   Args:
     name: of the experiment.
     rows: one per measured cell.
-    comparisons: between rows, over all seeds.
+    comparisons: between rows, over all seeds; `relative` and its `ci95` are in
+      percent.
     corpus: {"spec", "fingerprint"} or a list of them.
     not_run: planned cells that were not run.
     folder: where to; None is `FOLDER`.

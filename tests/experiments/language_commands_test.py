@@ -58,7 +58,7 @@ def test_the_command_compares_with_the_first(models, tmp_path):
   fresh, zeros = (row['metrics']['perplexity'] for row in found['rows'])
   (compared,) = found['comparisons']
   assert (compared['a'], compared['b']) == ('fresh', 'zeros')
-  assert compared['relative'] == pytest.approx(zeros / fresh - 1)
+  assert compared['relative'] == pytest.approx(100 * (zeros / fresh - 1))
   low, high = compared['ci95']
   assert low <= compared['relative'] <= high
   assert found['corpus']['spec'] == f'text:{text}'

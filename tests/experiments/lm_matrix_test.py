@@ -323,8 +323,8 @@ def test_comparisons_are_of_seeds_that_both_have(tmp_path):
   )
   assert row['seeds'] == [0, 1] and row['articles'] == 2
   # 1 nat over 10 words.
-  np.testing.assert_allclose(row['relative'], np.expm1(0.1))
-  np.testing.assert_allclose(row['ci95'], [np.expm1(0.1)] * 2)
+  np.testing.assert_allclose(row['relative'], 100 * np.expm1(0.1))
+  np.testing.assert_allclose(row['ci95'], [100 * np.expm1(0.1)] * 2)
   assert row['non_inferior'] is None  # of two seeds
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments import evaluations, scoring
+from experiments import evaluations, results, scoring
 
 _TEXTS = st.text(max_size=8)
 
@@ -36,3 +36,16 @@ def test_a_file_that_is_not_whole(spoil, tmp_path):
   path.write_bytes(spoil(path.read_bytes()))
   with pytest.raises(ValueError, match=r'a.json.gz is no evaluation .*again'):
     evaluations.read(path)
+
+
+FOLDERS = sorted((results.FOLDER / 'evaluations').glob('*'))
+
+
+@pytest.mark.parametrize('folder', FOLDERS, ids=[p.name for p in FOLDERS])
+def test_published_figures_are_those_of_what_was_recognized(folder):
+  paths = sorted(folder.iterdir())
+  metrics, hypotheses = evaluations.read(paths[0])
+  assert scoring.summarize(hypotheses)['wer'] == pytest.approx(metrics['wer'])
+  for path in paths:
+    metrics, hypotheses = evaluations.read(path)
+    assert metrics['utterances'] == len(hypotheses)

@@ -119,6 +119,8 @@ def write_lists(path: pathlib.Path, lists: NBests) -> None:
 def oracle(lists: NBests, references: Sequence[str]) -> list[str]:
   """Returns the transcript of each list with the fewest errors."""
   flat = [(r, c.text) for n, r in zip(lists, references) for c in n]
+  if not flat:
+    return [''] * len(lists)
   errors = iter(wer.count_errors(*map(list, zip(*flat))).word_errors_N.tolist())
   counts = [[next(errors) for _ in n] for n in lists]
   return [n[int(np.argmin(c))].text if n else '' for n, c in zip(lists, counts)]

@@ -43,6 +43,8 @@ def main(argv):
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
   trainer.set_up()
   files = nbest.named_files(_LM.value)
+  if not files:
+    raise app.UsageError('--lm: name at least one language model')
   corpus = text_lib.load_text(_DATA.value)
   found = {
     name: language_model.score(path, corpus, _LENGTH.value, _CONTEXT.value)

@@ -18,6 +18,7 @@ import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 from absl import app, flags
 
 from experiments import (
@@ -31,6 +32,7 @@ from experiments import (
 )
 from experiments import recognizer as recognizer_lib
 from s8bqat_jax import data
+from s8bqat_jax.data import corpus as corpus_lib
 from s8bqat_jax.data import text as text_lib
 from s8bqat_jax.speech import ngram, significance
 
@@ -51,7 +53,7 @@ def _lists(search, corpus: data.Corpus, model: pathlib.Path):
   about = {
     'model': str(model),
     'modified': model.stat().st_mtime_ns,
-    'data': corpus.fingerprint,
+    'data': corpus_lib.cache_key(corpus),
     'beam': _BEAM.value,
   }
   name = f'nbest-{results.config_hash(about)}.jsonl'
@@ -72,8 +74,11 @@ def main(argv):
   dev_lists, lists = (_lists(search, c, path) for c in (dev, scored))
   count = None
   if _SENTENCES.value:
+    # What is tuned on or scored must be as new to it as to the others.
+    held_out = {*dev.texts_N, *scored.texts_N}
+    lines = text_lib.load_text(_SENTENCES.value).lines
     count = ngram.NGram(
-      text_lib.load_text(_SENTENCES.value).lines, _ORDER.value
+      [line for line in lines if line not in held_out], _ORDER.value
     )
   texts = {c.text for n in [*dev_lists, *lists] for c in n} | {*dev.texts_N}
   ordered = sorted(texts)
@@ -116,7 +121,8 @@ def main(argv):
     comparisons=[
       _compare(base, name, errors, scored.speakers_N)
       for name in chosen
-      if name not in (base, 'oracle')
+      # Nothing is relative to no errors.
+      if name not in (base, 'oracle') and errors[base].word_errors_N.any()
     ],
     corpus={'spec': scored.spec, 'fingerprint': scored.fingerprint},
     tuned_on={'spec': dev.spec, 'fingerprint': dev.fingerprint},
@@ -137,7 +143,7 @@ def _compare(a: str, b: str, errors, speakers_N) -> dict[str, Any]:
     'b': b,
     'metric': 'wer',
     'relative': 100 * found.relative,
-    'ci95': [100 * x for x in found.interval],
+    'ci95': [100 * x if np.isfinite(x) else None for x in found.interval],
     'p': found.p_bootstrap,
     'p_mapsswe': found.p_mapsswe,
   }

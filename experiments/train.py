@@ -11,7 +11,9 @@ themselves: --coordinator=auto). SIGTERM saves a checkpoint and exits with 0.
 The working directory then holds: config.json (what ran), model.safetensors
 (the weights, averaged, of the best evaluation on development data, with front
 end and tokenizer: all that experiments.evaluate needs), metrics.jsonl,
-tensorboard/, checkpoints/ and skipped.json (unusable utterances, with reasons).
+tensorboard/, checkpoints/, corpora.json (what was heard), skipped.json
+(unusable utterances, with reasons) and, if the config has such a stage,
+pretrain/.
 """
 
 from __future__ import annotations

@@ -56,6 +56,16 @@ def make_recognizer(
   """
   tokenizer = make_tokenizer(config.tokenizer, corpus.texts_N)
   log_mel = features.LogMel(**config.features)
+  if log_mel.sample_rate != corpus.sample_rate:
+    raise ValueError(
+      f'config.features.sample_rate is {log_mel.sample_rate}, but all audio is '
+      f'read at {corpus.sample_rate}'
+    )
+  if config.data.normalize_utterances < 1:
+    raise ValueError(
+      'config.data.normalize_utterances is '
+      f'{config.data.normalize_utterances}, expected 1 or more'
+    )
   model = recognizer_lib.make_model(
     config.model,
     vocab_size=tokenizer.vocab_size,

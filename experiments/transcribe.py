@@ -22,7 +22,12 @@ from s8bqat_jax.data import audio
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Of experiments.train.')
 _MODEL = flags.DEFINE_string('model', None, 'A packed file.')
 _STREAM = flags.DEFINE_bool('stream', False, 'Feed the audio in pieces.')
-_CHUNK_MS = flags.DEFINE_integer('chunk_ms', 240, 'Length of a piece.')
+_CHUNK_MS = flags.DEFINE_integer(
+  'chunk_ms', 240, 'Length of a piece.', lower_bound=1
+)
+_SHAPES = (
+  32000  # lengths in samples are padded to its multiples, to compile few
+)
 
 
 def main(argv):
@@ -42,13 +47,15 @@ def main(argv):
     pcm_S = audio.read(file, str(file), audio.duration(file, str(file)))
     if _STREAM.value:
       streamer = streaming.Streamer(recognizer, params)
+      print(f'{file}: ', end='', flush=True)
       for start in range(0, len(pcm_S), chunk):
         text = streamer.feed(pcm_S[start : start + chunk])
         print(f'\r{file}: {text}', end='', flush=True)
       print()
     else:
       lengths = np.array([len(pcm_S)], np.int32)
-      decoded = greedy(params, pcm_S[None], lengths)
+      padded_S = np.pad(pcm_S, (0, -len(pcm_S) % _SHAPES))
+      decoded = greedy(params, padded_S[None], lengths)
       labels = decoded.labels_BxN[0, : int(decoded.lengths_B[0])]
       text = recognizer.tokenizer.decode(np.asarray(labels).tolist())
       print(f'{file}: {text}')

@@ -17,7 +17,8 @@ from s8bqat_jax.data import options as options_lib
 OPTIONS = {
   'compose': 'strings of LO-HI recordings of one speaker, silence trimmed',
   'passes': 'compose: how often each recording is used (train 10, else 1)',
-  'snr': 'compose: noise in dB, LO-HI, or clean (clean)',
+  'snr': 'compose: noise in dB, LO-HI, or clean (clean); that of eval but for '
+  'split=train and dev',
   'seed': 'compose: another seed, other strings (0)',
   'cache': 'folder for what took long to make, or none to keep it in memory',
 }
@@ -62,7 +63,8 @@ def cut(
     high: Longest piece.
 
   Returns:
-    The pieces. Only when no other way uses every item is one shorter.
+    The pieces. The last is shorter where what is left is too little for two
+    and too much for one.
   """
   left = [items[i] for i in rng.permutation(len(items))]
   pieces = []

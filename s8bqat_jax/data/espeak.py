@@ -2,9 +2,9 @@
 
 KIND says what is read: `digits` (3-7 digits), `commands` (1-4 command words),
 `grammar` (sentences of a closed grammar of 313 words) or `text` (the sentences
-of a file). Voices of dev and eval (variants, and one accent) and their texts
-appear nowhere else. Utterance i is a function of the options and i alone; the
-first load synthesizes the corpus into a cache.
+of a file). Voices of dev and eval (variants, and one accent) appear nowhere
+else, nor do their texts, but for those of `commands`. Utterance i is a function
+of the options and i alone; the first load synthesizes the corpus into a cache.
 """
 
 import dataclasses

@@ -1,5 +1,6 @@
 """Reading option values of a data spec, with errors that name the option."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 
@@ -75,6 +76,8 @@ def interval(
     raise ValueError(
       f'{name}={text!r}: expected LO-HI, e.g. {name}=3-7'
     ) from None
+  if not (math.isfinite(low) and math.isfinite(high)):
+    raise ValueError(f'{name}={text!r}: both ends must be finite numbers')
   if low > high:
     raise ValueError(f'{name}={text!r}: the lower end is above the upper end')
   return low, high

@@ -5,6 +5,7 @@ speaker is on one side of a split, never on two.
 """
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 
 from s8bqat_jax.data import options as options_lib
@@ -33,9 +34,11 @@ def _hash(text: str) -> str:
 
 def _sort_key(value: str) -> tuple[float, str]:
   try:
-    return float(value), ''
+    number = float(value)
   except ValueError:
-    return float('inf'), value
+    return math.inf, value
+  # A NaN is before nothing and after nothing: the order would be by chance.
+  return (math.inf, value) if math.isnan(number) else (number, '')
 
 
 def deal(names: Sequence[str], shares: Sequence[float]) -> list[int]:

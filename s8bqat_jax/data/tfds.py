@@ -198,7 +198,10 @@ class Records:
     """Returns record `index`, its samples and their rate."""
     try:
       record = self.parse(index)
-      return record, *self.audio.decode(record[self.audio.name])
+      samples, rate = self.audio.decode(record[self.audio.name])
+      if not np.isfinite(samples).all():
+        raise ValueError('samples that are not finite')
+      return record, samples, rate
     except (soundfile.LibsndfileError, zlib.error, ValueError) as e:
       raise corpus_lib.BadUtteranceError(
         f'{self._spec}: record {index} of {self._folder} is damaged ({e}); '
@@ -278,12 +281,14 @@ def load(rest: str, options: Mapping[str, str], spec: str) -> corpus_lib.Corpus:
   records = Records(prepared, spec)
   content = [
     (folder / 'features.json').read_text(),
-    *(
-      (s.name, s.stat().st_size, s.stat().st_mtime_ns) for s in prepared.shards
-    ),
+    *((s.name, s.stat().st_size) for s in prepared.shards),
   ]
+  # A set that is copied is the same; one that is prepared again may not be.
+  edition = corpus_lib.fingerprint(
+    s.stat().st_mtime_ns for s in prepared.shards
+  )
   columns = store.cached_json(
-    f'tfds-{corpus_lib.fingerprint(content)}',
+    f'tfds-{corpus_lib.fingerprint([*content, edition])}',
     options.get('cache'),
     records.columns,
   )
@@ -297,6 +302,7 @@ def load(rest: str, options: Mapping[str, str], spec: str) -> corpus_lib.Corpus:
     options,
     spec,
     [*content, *numbers],
+    edition,
   )
 
 

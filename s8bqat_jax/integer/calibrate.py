@@ -126,6 +126,8 @@ def calibrate(
     raise ValueError('calibrate needs at least one batch')
   for batch in batches:
     _check_inputs(batch)
+  if not any(np.size(x) for x in jax.tree.leaves(batches)):
+    raise ValueError('calibrate needs data: all batches are empty')
   weight = EMA if method == 'ema' else None
   ranges = _extremes_over(fn, params, batches, weight, carry)
   if method in ('minmax', 'ema'):

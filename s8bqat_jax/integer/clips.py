@@ -50,6 +50,8 @@ def _bound(ctx: Context, e: Any, x: Any, y: Any) -> Value:
     ends, nothing = (float(bound), INF), -INF
   else:
     ends, nothing = (-INF, float(bound)), INF
+  if y.name:  # a parameter: the twin's may be another by now
+    return tabulate(ctx, e, x, y) or joint(ctx, e, x, y)
   return x if bound == nothing else _clip(ctx, e, x, *ends, x, y)
 
 
@@ -60,4 +62,8 @@ def _clamp(ctx: Context, e: Any, low: Any, x: Any, high: Any) -> Value:
   ]
   if None in bounds or not isinstance(x, QValue):
     raise ctx.unsupported(e, 'its bounds are not scalars')
+  if any(isinstance(b, Const) and b.name for b in (low, high)):
+    made = tabulate(ctx, e, low, x, high)
+    if made is not None:
+      return made
   return _clip(ctx, e, x, float(bounds[0]), float(bounds[1]), low, x, high)

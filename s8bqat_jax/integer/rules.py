@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -326,6 +327,8 @@ def _scale(ctx: Context, e: Any, x: Any, y: Any, invert: bool):
   shape_kept = x.shape == e.outs[0].shape
   if factor is None or factor <= 0 or isinstance(x.source, Table):
     return None
+  if y.name:  # a parameter: the twin's may be another by now
+    return None
   if not shape_kept or not np.isfinite(factor):
     return None
   return _rescaled(ctx, e, x, y, 1 / float(factor) if invert else float(factor))
@@ -351,7 +354,9 @@ def _div(ctx: Context, e: Any, x: Any, y: Any) -> Value:
       raise ctx.unsupported(e, 'an accelerator does not divide two values')
     return result
   inverse = Const(1 / y.value, live=None if y.live is None else 1 / y.live)
-  e = e._replace(primitive=lax.mul_p, params={})
+  # With the parameters that this version of jax gives a product.
+  product = jax.make_jaxpr(lax.mul)(1.0, 1.0).eqns[0]
+  e = e._replace(primitive=product.primitive, params=product.params)
   return _tabulate_or(ctx, e, x, inverse, lambda: _product(ctx, e, x, inverse))
 
 

@@ -197,7 +197,8 @@ def fake_quantize(x: jax.Array, spec: Spec) -> jax.Array:
 
 
 def _on_grid(spec: Spec, x):
-  code = jnp.floor(x / spec.scale + 0.5) + spec.zero
+  # In float32, whatever the input: half precision counts to 256 or 2048.
+  code = jnp.floor(x.astype(jnp.float32) / spec.scale + 0.5) + spec.zero
   code = jnp.clip(code, spec.low, spec.high)
   y = ((code - spec.zero) * spec.scale).astype(x.dtype)
   return jnp.where(x <= -MASK_LIMIT, x, y) if spec.masked else y

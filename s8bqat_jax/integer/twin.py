@@ -45,13 +45,20 @@ def twin(
 
   Raises:
     TypeError: `ranges` is not a mapping.
-    ValueError: `output_bits` is neither 8 nor 16.
+    ValueError: `output_bits` is neither 8 nor 16; from the twin, if its params
+      have another structure.
   """
   checks.check_options(ranges, output_bits)
 
   def run(live_params: Any, *inputs: Any) -> Any:
     program = Program(fn, params, ranges, inputs, carry, twin=True)
     live = qtensor.decode(live_params)
+    given: Any = jax.tree.structure(live)
+    if given != program.params_tree:
+      raise ValueError(
+        f'params have the structure {given}, the twin was made for '
+        f'{program.params_tree}'
+      )
     arrays = [
       x if s is None else fake_quantize(internals.as_real(x), s)
       for x, s in zip(program.flat, program.in_specs)

@@ -29,6 +29,8 @@ def test_values():
     (lambda o: options.names(o, 'n'), 'a,,b', 'empty item'),
     (lambda o: options.interval(o, 'n', None), '5-x', 'LO-HI'),
     (lambda o: options.interval(o, 'n', None), '5-1', 'above the upper'),
+    (lambda o: options.interval(o, 'n', None), '0-inf', 'finite'),
+    (lambda o: options.interval(o, 'n', None), 'nan', 'finite'),
   ],
 )
 def test_errors_name_the_option(read, value, message):

@@ -1,3 +1,5 @@
+import random
+
 import hypothesis
 import pytest
 from hypothesis import strategies as st
@@ -51,6 +53,15 @@ def test_shares_are_counts_and_balanced_over_a_column():
     means.append(sum(int(ages[i]) for i in rows) / len(rows))
   assert sizes == [85, 15, 25]
   assert max(means) - min(means) < 3
+
+
+@pytest.mark.parametrize('unknown', ['nan', 'NaN', ''])
+def test_a_value_that_is_no_number_comes_last_in_any_order(unknown):
+  values = [unknown if i % 3 else str(i) for i in range(30)]
+  expected = sorted(values, key=select._sort_key)
+  shuffled = random.Random(0).sample(values, len(values))
+  assert sorted(shuffled, key=select._sort_key) == expected
+  assert expected[:10] == [str(i) for i in range(0, 30, 3)]
 
 
 def test_folds_evaluate_every_speaker_once():

@@ -1,6 +1,7 @@
 import json
 import pathlib
 import re
+import shutil
 import sys
 import tarfile
 
@@ -75,6 +76,35 @@ def test_any_corpus_is_prepared_and_read_back(words_manifest, tmp_path):
   assert len(source['test']) == 15
   assert source['test'][0]['audio'].dtype == np.int16
   assert 'tensorflow' not in sys.modules
+
+
+def test_a_copied_set_is_the_same_corpus(words_manifest, tmp_path):
+  corpora = {'train': data.load(f'manifest:{words_manifest}')}
+  tfds.prepare(corpora, 'my_words', tmp_path / 'here')
+  # Without the times of the files.
+  shutil.copytree(
+    tmp_path / 'here', tmp_path / 'there', copy_function=shutil.copy
+  )
+  here, there = (
+    data.load(f'tfds:my_words:train?dir={tmp_path}/{name}')
+    for name in ('here', 'there')
+  )
+  assert here.fingerprint == there.fingerprint
+
+
+def test_samples_that_are_not_finite(recorded, monkeypatch):
+  decode = tfds.AudioField.decode
+
+  def broken(self, value):
+    samples, rate = decode(self, value)
+    return np.where(np.arange(len(samples)) == 3, np.nan, samples), rate
+
+  corpus = data.load(
+    f'tfds:librispeech/lazy_decode:dev_clean?dir={recorded}/array_record'
+  )
+  monkeypatch.setattr(tfds.AudioField, 'decode', broken)
+  with pytest.raises(data.BadUtteranceError, match='samples that are not fin'):
+    corpus.pcm(0)
 
 
 def test_a_set_that_is_not_prepared_names_the_extra(tmp_path, monkeypatch):

@@ -31,6 +31,12 @@ def test_the_mixture_leans_to_what_fits():
   assert nbest.best_mixture(task, None, ['c d']) == (task, 1.0)
 
 
+def test_the_oracle_of_nothing_is_nothing():
+  nbests = [_candidates(('a b', -1.0), ('a', -0.5)), []]
+  assert nbest.oracle(nbests, ['a b', 'b']) == ['a b', '']
+  assert nbest.oracle([[], []], ['a', 'b']) == ['', '']
+
+
 def test_tuning_finds_the_weight_that_mends_the_errors():
   language = ngram.NGram(['a b', 'a b', 'b a a'])
   # The recognizer prefers what the n-gram has never seen.

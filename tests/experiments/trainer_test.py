@@ -226,6 +226,12 @@ def test_another_config_in_the_same_directory(trained, config):
     ('tokenizer', 'chars', 'config.tokenizer is .chars., expected char, word'),
     ('model.dtype', 'float16', 'config.model.dtype is .float16.'),
     ('data.dev', 'espeek:digits', 'unknown scheme'),
+    ('data.normalize_utterances', 0, 'normalize_utterances is 0, expected 1'),
+    (
+      'features.sample_rate',
+      8000,
+      'sample_rate is 8000, but all audio is read',
+    ),
   ],
 )
 def test_bad_configs(config, tmp_path, field, value, message):

@@ -113,6 +113,16 @@ def reduced_residual():
   return fn, {'w': normal(3, 16, 16) / 4}, (normal(0, 8, 16),)
 
 
+def scaled_sums():
+  """Sums of codes that mean more or less by a free factor."""
+  fn = lambda p, x: (
+    (x * 0.5).sum(-1),
+    (x * 3.0).mean(1),
+    ((x + x[:, ::-1]) * 0.25).sum(1) + x[:, 0],
+  )
+  return fn, {}, (normal(0, 8, 16),)
+
+
 def closed_over():
   """Rows of a table that is no parameter; a name that names are made with."""
   table = jnp.asarray(normal(4, 11, 6))

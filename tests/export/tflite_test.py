@@ -34,6 +34,7 @@ CASES = {
   'mean': (cases.mean(), 0.98),
   'swish before a sum': (cases.swish_residual(), 0.85),
   'mean before a sum': (cases.reduced_residual(), 0.9),
+  'sums of scaled values': (cases.scaled_sums(), 0.85),
   'embedding, closed over': (cases.closed_over(), 0.95),
   'sums and products': (cases.sums(), 0.97),
   'constants': (cases.constants(), 0.96),

@@ -19,6 +19,7 @@ from s8bqat_jax.export.products import (
 )
 from s8bqat_jax.export.program import Op, UnsupportedExport, Value
 from s8bqat_jax.export.tflite import flatbuffer
+from s8bqat_jax.export.tflite.elementwise import factor_of
 from s8bqat_jax.export.tflite.writer import Writer, rule
 
 
@@ -187,7 +188,10 @@ def _sum(w: Writer, op: Op) -> None:
   (y,) = op.outs
   axes = w.constant(np.asarray(op.params['over'], np.int32))
   # LiteRT takes 8 bits in and 16 out, and computes something else.
-  source = w.widened(x) if y.dtype == np.int16 else w.index(x)
+  # What comes of a code is what the sum says, not what the code meant before.
+  scale = factor_of(op, 1) * y.scale
+  read = w.widened if y.dtype == np.int16 else w.relabelled
+  source = read(x, scale)
 
   def emit(target: int, activation: int) -> None:
     summed = target if not activation else w.like(y)

@@ -7,7 +7,7 @@ frame -> states and encoding), predictor (states and label -> states and
 encoding), joint (both encodings -> 16-bit logits). All are integers: inputs
 and outputs are codes, states included, in the order of the integer program;
 `functions.json` beside the files says what they stand for (real = (code - zero)
-* scale) and what one feeds to which. The exported files are run once and
+* scale). The exported files are run once and
 compared with our own program, per operation. Needs the export extra.
 """
 

@@ -41,14 +41,17 @@ def main(_) -> None:
       cost = npu.latency(fn, spec)
       print(f'{spec.name:16}{name:11}{1e3 * cost.milliseconds:10.1f}')
       _show(name, cost)
+  exported = {}
+  if with_vela:
+    from s8bqat_jax.export import tflite
+
+    exported = {name: tflite.export(fn).data for name, fn in functions.items()}
   for machine in ethos.machines().values():
     for name, fn in functions.items():
       cost = ethos.latency(fn, machine)
       line = f'{machine.name:16}{name:11}{1e3 * cost.milliseconds:10.1f}'
       if with_vela:
-        from s8bqat_jax.export import tflite
-
-        report = vela.report(tflite.export(fn).data, machine.name)
+        report = vela.report(exported[name], machine.name)
         line += f'{1e3 * report.milliseconds:10.1f}'
         if report.on_cpu:
           line += f'  (CPU: {", ".join(report.on_cpu)})'

@@ -112,9 +112,12 @@ def _fold(e: internals.Eqn, args: list[Const]) -> list[Const]:
       full = np.broadcast_to(w.scale, w.values.shape)
       scales = [_uniform(s) for s in _evaluate(e, [full])]
     weights = [Weight(m, s) for m, s in zip(moved, scales)]
-  elif w is not None and e.name in ('mul', 'div') and len(args) == 2:
-    factor = scalar_of(args[1])
-    if factor is not None and factor > 0:
+  elif e.name in ('mul', 'div') and len(args) == 2:
+    other = args[1]
+    if w is None and e.name == 'mul':
+      w, other = args[1].weight, args[0]
+    factor = scalar_of(other)
+    if w is not None and factor is not None and factor > 0:
       power = 1.0 if e.name == 'mul' else -1.0
       weights = [Weight(w.values, w.scale * float(factor) ** power)]
   return [Const(v, w, l, name) for v, w, l in zip(values, weights, lives)]

@@ -32,7 +32,7 @@ from s8bqat_jax.integer import primitives, requantize
 VALUE_BITS = 14
 # A bias is given in 2^-12 of an output LSB.
 BIAS_BITS = 12
-_INVERSE_BITS = 46
+INVERSE_BITS = 46
 _NEWTON_STEPS = 6
 # The variance keeps 2^8 fractions, its root 2^4: for narrow rows, small ones.
 ROOT_FRACTION = 4
@@ -59,9 +59,9 @@ def _layernorm(x, multiplier, bias, *, center, epsilon, zero, shift, out, site):
     variance = jnp.sum(c * c, axis=-1, keepdims=True) // width
     variance = variance * 4**ROOT_FRACTION + epsilon
     root = isqrt(jnp.clip(variance, 1, 2**62 - 1))
-    inverse = jnp.int64(1 << _INVERSE_BITS) // root
+    inverse = jnp.int64(1 << INVERSE_BITS) // root
     n = requantize.round_shift(
-      c * inverse, _INVERSE_BITS - ROOT_FRACTION - VALUE_BITS
+      c * inverse, INVERSE_BITS - ROOT_FRACTION - VALUE_BITS
     )
     total = n * lax.convert_element_type(multiplier, jnp.int64)
     total = total + lax.convert_element_type(bias, jnp.int64) * (
@@ -82,8 +82,8 @@ def _layernorm_np(
   variance = (c * c).sum(axis=-1, keepdims=True) // width
   variance = np.clip(variance * 4**ROOT_FRACTION + epsilon, 1, 2**62 - 1)
   root = np.vectorize(math.isqrt, otypes=[np.int64])(variance)
-  inverse = (1 << _INVERSE_BITS) // root
-  down = _INVERSE_BITS - ROOT_FRACTION - VALUE_BITS
+  inverse = (1 << INVERSE_BITS) // root
+  down = INVERSE_BITS - ROOT_FRACTION - VALUE_BITS
   n = (c * inverse + (1 << (down - 1))) >> down
   total = n * np.asarray(multiplier, np.int64)
   total = total + np.asarray(bias, np.int64) * 2 ** max(0, shift - BIAS_BITS)

@@ -33,7 +33,7 @@ from s8bqat_jax.integer.spec import MASK_CODE
 
 EXP_BITS = 15
 # Fractions of the reciprocal of a row's sum, and of a base-2 logarithm.
-_INVERSE_BITS = 46
+INVERSE_BITS = 46
 LOG_BITS = 16
 _LOG_KNOT_BITS = 8
 
@@ -108,17 +108,17 @@ def _softmax(x, table, *, masked, bits, out, site):
   with jax.enable_x64(True):
     total = jnp.sum(e, axis=-1, keepdims=True, dtype=jnp.int64)
     # A fully masked row has sum zero and stays zero everywhere.
-    inverse = jnp.int64(2**_INVERSE_BITS) // jnp.maximum(total, 1)
+    inverse = jnp.int64(2**INVERSE_BITS) // jnp.maximum(total, 1)
     product = lax.convert_element_type(e, jnp.int64) * inverse
-    return requantize.finish(product, _INVERSE_BITS - bits, out)
+    return requantize.finish(product, INVERSE_BITS - bits, out)
 
 
 def _softmax_np(x, table, *, masked, bits, out, site):
   del site
   _, e = _exponentials_np(x, table, masked)
   total = e.sum(axis=-1, keepdims=True)
-  inverse = 2**_INVERSE_BITS // np.maximum(total, 1)
-  return requantize.finish_np(e * inverse, _INVERSE_BITS - bits, out)
+  inverse = 2**INVERSE_BITS // np.maximum(total, 1)
+  return requantize.finish_np(e * inverse, INVERSE_BITS - bits, out)
 
 
 q_softmax: Callable[..., Any] = primitives.define(

@@ -212,6 +212,22 @@ def test_codebook_weights_are_read_through_their_table(transducer):
   assert snr(y, integer(feats, lengths)[0]) > 25
 
 
+@pytest.mark.parametrize(
+  'scaled', [lambda w: w * 2.0, lambda w: 2.0 * w, lambda w: w / 2.0]
+)
+def test_a_scaled_quantized_weight_keeps_its_codes(scaled):
+  codes = np.random.default_rng(0).integers(-4, 4, (8, 5)).astype(np.int8)
+  params = {'w': QTensor(codes, np.float32(0.1), None, 8)}
+  fn = lambda p, x: x @ scaled(p['w'])
+  x = jax.random.normal(KEY, (16, 8))
+  program = lower(fn, params, calibrate(fn, params, [x]), x)
+  stored = [np.asarray(c) for c in program.jaxpr.consts]
+  kernels = [c for c in stored if c.shape in (codes.shape, codes.shape[::-1])]
+  assert kernels and all(
+    set(np.unique(c)) <= set(range(-4, 4)) for c in kernels
+  )
+
+
 def test_twin_trains_an_unmodified_model():
   """8-bit activations learn a toy task that its ranges alone get wrong."""
   x = jax.random.normal(KEY, (64, 8))

@@ -9,9 +9,6 @@ from s8bqat_jax.export.products import require_constants
 from s8bqat_jax.export.program import Op
 from s8bqat_jax.integer import norm, softmax
 
-# Fractions of a reciprocal in softmax.py and norm.py.
-_INVERSE_BITS = 46
-
 
 def _last(w: Writer) -> str:
   return w.constant([-1], np.int64)
@@ -32,9 +29,9 @@ def _softmax(w: Writer, op: Op) -> None:
   total = w.node('ReduceSum', e, _last(w), keepdims=1)
   # A fully masked row has sum zero and stays zero everywhere.
   total = w.node('Max', total, w.constant(1, np.int64))
-  one = w.constant(1 << _INVERSE_BITS, np.int64)
+  one = w.constant(1 << softmax.INVERSE_BITS, np.int64)
   product = w.node('Mul', e, w.node('Div', one, total))
-  w.rescaled(product, _INVERSE_BITS - p['bits'], p['out'], y.name)
+  w.rescaled(product, softmax.INVERSE_BITS - p['bits'], p['out'], y.name)
 
 
 @rule('q_layernorm')
@@ -60,8 +57,8 @@ def _layernorm(w: Writer, op: Op) -> None:
   for _ in range(2):
     mean = w.node('Div', w.node('Add', root, w.node('Div', v, root)), whole(2))
     root = w.node('Min', root, mean)
-  inverse = w.node('Div', whole(1 << _INVERSE_BITS), root)
-  down = _INVERSE_BITS - norm.ROOT_FRACTION - norm.VALUE_BITS
+  inverse = w.node('Div', whole(1 << norm.INVERSE_BITS), root)
+  down = norm.INVERSE_BITS - norm.ROOT_FRACTION - norm.VALUE_BITS
   n = w.shifted(w.node('Mul', c, inverse), down)
   total = w.product(n, gain.const)
   up = 2 ** max(0, p['shift'] - norm.BIAS_BITS)

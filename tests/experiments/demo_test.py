@@ -68,8 +68,11 @@ def test_the_demo_refuses_arguments_it_does_not_know():
   assert done.returncode != 0 and "['please']" in done.stderr + done.stdout
 
 
-def test_the_published_float_models_are_those_of_the_headline(tmp_path):
+def test_the_published_float_models_are_those_of_the_headline(
+  real_data, tmp_path
+):
   config = asc_strings.get_config()
+  config.data = str(real_data)
   kept = stages.Stages(config, tmp_path, (results.MODELS / 'float',))
   # Seeds and methods start from the same one.
   jobs = {(j.cell.size, j.part): j for j in cells.jobs(config, 'headline')}

@@ -229,8 +229,8 @@ def test_another_config_in_the_same_directory(trained, config):
     ('data.normalize_utterances', 0, 'normalize_utterances is 0, expected 1'),
     (
       'features.sample_rate',
-      8000,
-      'sample_rate is 8000, but all audio is read',
+      32000,
+      'sample_rate is 32000, but all audio is read',
     ),
   ],
 )

@@ -166,21 +166,21 @@ def outcome(
   task = TASKS[name]
   config = get_config(task, size, part)
   workdir = pathlib.Path(_ROOT.value) / name / f'{size}-{part}'
-  folder = results.FOLDER / 'evaluations' / f'float_{name}'
+  published = results.FOLDER / 'evaluations' / f'float_{name}'
+  about = lambda: {
+    **keys.anywhere(keys.about(config)),
+    'evaluated': keys.fingerprint(config.data.eval),
+  }
   done = _is_done(workdir, config)
-  if not (asked or done or any(folder.glob(f'{size}-{part}-*'))):
-    return None  # without a look at its data
-  evaluated = keys.fingerprint(config.data.eval)
-  about = {**keys.anywhere(keys.about(config)), 'evaluated': evaluated}
-  kept = evaluations.path_of(folder, f'{size}-{part}', about)
-  if kept.exists() and not done:
+  if not done and (kept := evaluations.find(published, workdir.name, about)):
     return evaluations.read(kept)
   if not (asked or done):
     return None
   print(f'== task {name}, {size}, {task.part[0]} {part}')
   found, hypotheses = run_cell(config, workdir)
   if _PUBLISH.value:
-    evaluations.write(kept, about, found, hypotheses)
+    path = evaluations.path_of(published, workdir.name, about())
+    evaluations.write(path, about(), found, hypotheses)
   return found, hypotheses
 
 

@@ -231,7 +231,7 @@ class Stages:
         memory were when training ended.
     """
     if not self.trained(job) and (kept := self._published(job)):
-      return self._read_published(job, kept)
+      return self._read_published(kept)
     trained = self.train(job)
     path = pathlib.Path(trained['file'])
     config = cells.train_config(self.config, job)
@@ -324,17 +324,14 @@ class Stages:
 
   def _published(self, job: cells.Job) -> pathlib.Path | None:
     """Returns the published evaluation of a job, if there is one."""
-    name = _plain(_name(job))
-    # Keys take data; that of jobs that nobody published may not be here.
-    if self.published is None or not any(self.published.glob(f'{name}-*')):
+    if self.published is None:
       return None
-    about = self._about_evaluation(job)
-    path = evaluations.path_of(self.published, name, about)
-    return path if path.exists() else None
+    about = lambda: self._about_evaluation(job)
+    return evaluations.find(self.published, _plain(_name(job)), about)
 
-  def _read_published(self, job: cells.Job, path: pathlib.Path):
+  def _read_published(self, path: pathlib.Path) -> dict[str, Any]:
     metrics, hypotheses = evaluations.read(path)
-    folder = self.folder('published', _name(job), self._about_evaluation(job))
+    folder = self.root / 'published' / path.name.removesuffix('.json.gz')
     scoring.write_hypotheses(folder / HYPOTHESES, hypotheses)
     return {**metrics, 'folder': str(folder)}
 

@@ -59,7 +59,7 @@ native: $(VENV)/.base
 
 bench: $(VENV)/.bench
 	-@$(PY) -m s8bqat_jax.integer.native
-	@for script in benchmarks/[a-z]*.py; do \
+	@for script in $$(grep -l __main__ benchmarks/*.py); do \
 	  name=$$(basename $$script .py); \
 	  echo "== $$name"; $(PY) -m benchmarks.$$name || exit 1; done
 

@@ -26,7 +26,7 @@ from absl import app, flags
 
 from benchmarks import vela_cases
 from benchmarks.vela_cases import Case
-from experiments import results
+from experiments import plots, results
 from s8bqat_jax.export import tflite
 from s8bqat_jax.npu import ethos, fit, vela
 
@@ -213,7 +213,7 @@ def _plot(comparisons, path) -> None:
     axis.set_yticks(_TICKS, [str(t) for t in _TICKS])
     axis.set_ylim(0, 150 * max(c['largest'] for c in mine))
   axes[0].legend(fontsize=9)
-  figure.savefig(path, dpi=110)
+  plots.save(figure, path)
 
 
 if __name__ == '__main__':

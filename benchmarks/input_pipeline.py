@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 import jax
 from absl import app, flags
 
-from experiments import fitting, results, trainer
+from experiments import fitting, results, trainer, usage
 from experiments.configs.demo import digits
 from experiments.configs.float import asc_strings
 from s8bqat_jax import data, training
@@ -125,7 +125,7 @@ def configs() -> dict:
 
 
 def main(argv):
-  del argv
+  usage.no_arguments(argv)
   trainer.set_up()
   rows, corpora = [], {}
   for system, config in configs().items():

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from experiments import results
+from experiments import results, usage
 from s8bqat_jax import integer, training
 from s8bqat_jax.integer import native
 from s8bqat_jax.models import rnnt
@@ -122,7 +122,7 @@ def integer_sides(lowered: Any, *args: Any) -> dict[str, Callable[[], Any]]:
 
 
 def main(argv):
-  del argv
+  usage.no_arguments(argv)
   training.reuse_host_memory()
   rows, comparisons = [], []
 

@@ -22,7 +22,7 @@ import numpy as np
 from absl import app, flags
 from sklearn import cluster, exceptions
 
-from experiments import results, toy_methods
+from experiments import results, toy_methods, usage
 from s8bqat_jax.quantizers import codebook, lloyd_max
 
 _SIZE = flags.DEFINE_integer('size', 25_000_000, 'Weights in part 1.')
@@ -201,7 +201,7 @@ def _small():
 
 
 def main(argv):
-  del argv
+  usage.no_arguments(argv)
   large, small = _large(), _small()
   results.write('lloyd_max', [*large, *small])
   print(results.table(large))

@@ -22,7 +22,7 @@ from onnx import helper, numpy_helper
 from onnxruntime import quantization
 
 from benchmarks import integer_encoder
-from experiments import results
+from experiments import results, usage
 from s8bqat_jax import integer
 from s8bqat_jax.export import onnxfile, witness
 from s8bqat_jax.export.onnxfile import runtime
@@ -164,7 +164,7 @@ def sides(width: int, chunk: int) -> tuple[dict[str, Callable], float, float]:
 
 
 def main(argv):
-  del argv
+  usage.no_arguments(argv)
   logging.set_verbosity(logging.ERROR)  # quantize_dynamic tells much
   rows, comparisons = [], []
   for width in map(int, _WIDTHS.value):

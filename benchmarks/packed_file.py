@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import app, logging
 
-from experiments import results
+from experiments import results, usage
 from s8bqat_jax.artifacts import names, packed_file, qtensor
 from s8bqat_jax.quantizers import codebook, lloyd_max
 
@@ -73,7 +73,7 @@ def _best(functions):
 
 
 def main(argv):
-  del argv
+  usage.no_arguments(argv)
   logging.set_verbosity(logging.WARNING)  # orbax reports every step
   weights = _weights()
   count = sum(w.size for w in weights.values())

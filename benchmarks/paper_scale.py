@@ -21,7 +21,14 @@ import numpy as np
 import optax
 from absl import app, flags
 
-from experiments import costs, integer_recognizer, methods, results, trainer
+from experiments import (
+  costs,
+  integer_recognizer,
+  methods,
+  results,
+  trainer,
+  usage,
+)
 from experiments import recognizer as recognizer_lib
 from experiments.configs.librispeech import rnnt_60m
 from s8bqat_jax import integer
@@ -96,8 +103,7 @@ def cost(method: str, bits: int, factor: float) -> dict[str, Any]:
 
 
 def main(argv):
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments {argv[1:]}')
+  usage.no_arguments(argv)
   trainer.set_up()
   rows: list[dict[str, Any]] = []
   comparisons: list[dict[str, Any]] = []

@@ -27,7 +27,7 @@ import time
 import numpy as np
 from absl import app, flags
 
-from experiments import results
+from experiments import results, usage
 from s8bqat_jax import training
 from s8bqat_jax.artifacts import packed_file
 
@@ -115,7 +115,7 @@ def losses(workdir):
 
 
 def main(argv):
-  del argv
+  usage.no_arguments(argv)
   rng = random.Random(_SEED.value)
   with tempfile.TemporaryDirectory() as folder:
     reference = f'{folder}/reference'

@@ -21,7 +21,7 @@ import optax
 import torch
 from absl import app, flags
 
-from experiments import fitting, results
+from experiments import fitting, results, usage
 from s8bqat_jax import losses, training
 from s8bqat_jax.models import rnnt
 from s8bqat_jax.quantizers import step as quantizer_step
@@ -224,7 +224,7 @@ def seconds(side):
 
 
 def main(argv):
-  del argv
+  usage.no_arguments(argv)
   # As training does; PyTorch, in the same process, gains too.
   training.reuse_host_memory()
   batch = make_batch()

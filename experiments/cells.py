@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -48,9 +49,14 @@ class Cell(NamedTuple):
     return {k: v for k, v in self.options if k not in every}
 
   @property
+  def widths(self) -> tuple[tuple[str, int], ...]:
+    """The options that are bits of parts of the model."""
+    return tuple((k, v) for k, v in self.options if k in methods.PARTS)
+
+  @property
   def part_bits(self) -> dict[str, int]:
     """Bits of the parts of the model that have some of their own."""
-    return {k: v for k, v in self.options if k in methods.PARTS}
+    return dict(self.widths)
 
   @property
   def label(self) -> str:
@@ -117,12 +123,15 @@ def parse(text: str) -> Cell:
     if not equals:
       raise ValueError(f'cell {text!r}: option {item!r} has no value')
     options.append((key, _value(value)))
-    if key == _RATE and not isinstance(options[-1][1], float | int):
-      raise ValueError(
-        f'cell {text!r}: {_RATE} is {value!r}, expected a number'
-      )
   cell = Cell(size, method, int(bits) if bits else 32, tuple(options))
   methods.check(method, cell.method_options)
+  for rate in (value for key, value in options if key == _RATE):
+    if type(rate) not in (float, int) or not 0 < rate < math.inf:
+      raise ValueError(
+        f'cell {text!r}: {_RATE} is {rate!r}, expected a number above 0'
+      )
+    if not methods.METHODS[method].trains:
+      raise ValueError(f'cell {text!r}: {method} trains nothing: no {_RATE}')
   given = [int(bits or 0), *cell.part_bits.values()]
   if method.startswith('float') and any(given):
     raise ValueError(f'cell {text!r}: {method} takes no bits')

@@ -22,7 +22,14 @@ from collections.abc import Sequence
 import jax
 from absl import app, flags
 
-from experiments import integer_recognizer, nbest, results, scoring, trainer
+from experiments import (
+  integer_recognizer,
+  nbest,
+  results,
+  scoring,
+  trainer,
+  usage,
+)
 from experiments import recognizer as recognizer_lib
 from s8bqat_jax import data, speech
 from s8bqat_jax.data import espeak_texts
@@ -49,12 +56,11 @@ _SEARCH_WEIGHT = 0.3
 
 def summary(corpus: data.Corpus, texts: Sequence[str]) -> dict:
   """Returns the scores of one transcript an utterance."""
-  columns = corpus.utt_ids_N, corpus.speakers_N, corpus.texts_N, texts
-  return scoring.summarize([scoring.Hypothesis(*row) for row in zip(*columns)])
+  return scoring.summarize(scoring.of_texts(corpus, texts))
 
 
 def main(argv):
-  del argv
+  usage.no_arguments(argv)
   trainer.set_up()
   path = recognizer_lib.find_model(_MODEL.value, _WORKDIR.value)
   model, params, _ = integer_recognizer.load(path)

@@ -27,6 +27,7 @@ from experiments import (
   stage_cache,
   stages,
   trainer,
+  usage,
 )
 from experiments.configs.s8bqat import digits
 from s8bqat_jax import data
@@ -64,8 +65,7 @@ _COLUMNS = {
 
 
 def main(argv):
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments {argv[1:]}')
+  usage.no_arguments(argv)
   trainer.set_up()
   start = time.perf_counter()
   workdir = pathlib.Path(_WORKDIR.value)

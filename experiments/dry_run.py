@@ -37,7 +37,7 @@ from absl import app, flags  # noqa: E402
 from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
-from experiments import fitting, results  # noqa: E402
+from experiments import fitting, results, usage  # noqa: E402
 from experiments import recognizer as recognizer_lib  # noqa: E402
 from s8bqat_jax import data, training  # noqa: E402
 from s8bqat_jax.speech import features, normalize, tokenizers  # noqa: E402
@@ -45,11 +45,15 @@ from s8bqat_jax.training import flops  # noqa: E402
 from s8bqat_jax.training import mesh as mesh_lib  # noqa: E402
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'The recipe.')
-_NUM_DEVICES = flags.DEFINE_integer('devices', 8, 'Devices of the mesh.')
+_NUM_DEVICES = flags.DEFINE_integer(
+  'devices', 8, 'Devices of the mesh.', lower_bound=1
+)
 _SECONDS = flags.DEFINE_float('seconds', 16.0, 'Longest utterance.')
 _LABELS = flags.DEFINE_integer('labels', 100, 'Most labels of an utterance.')
 _VOCAB = flags.DEFINE_integer('vocab_size', 4097, 'Labels, blank included.')
-_OUT = flags.DEFINE_string('out', 'dry_run', 'Name of the results file.')
+_NAME = flags.DEFINE_string(
+  'name', '', 'Of a file in experiments/results; none is written if unset.'
+)
 
 
 def abstract_batch(
@@ -150,7 +154,8 @@ def run(
 
 
 def main(argv):
-  del argv
+  usage.no_arguments(argv)
+  usage.check_config(_CONFIG.value, 'tokenizer', 'demo, float or librispeech')
   row = run(
     _CONFIG.value,
     seconds=_SECONDS.value,
@@ -160,7 +165,8 @@ def main(argv):
   )
   for name, shape in row.pop('parameter_shapes').items():
     print(f'{name:32} {shape}')
-  results.write(_OUT.value, [{'system': 'RNN-T', 'metrics': row}])
+  if _NAME.value:
+    results.write(_NAME.value, [{'system': 'RNN-T', 'metrics': row}])
   for name, value in row.items():
     print(f'{name:32} {value if value is None else format(value, ",")}')
 

@@ -7,7 +7,7 @@ the method encodes.
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import json
 import math
 import os
@@ -165,17 +165,49 @@ def shipped(state: quantizers.TrainState, quantizer=None) -> Any:
   return params if quantizer is None else jax.jit(quantizer.encode)(params, own)
 
 
+@dataclasses.dataclass(frozen=True)
+class Best:
+  """The best model of a run by development data, kept as a packed file.
+
+  Attributes:
+    evaluate: (decoded params) -> scores on development data.
+    score: which of them, lower being better, decides.
+    file: name of the file.
+    about: of the model, for the file's config.
+    tokenizer: its config.
+  """
+
+  evaluate: Callable[[Params], Mapping[str, float]]
+  score: str
+  file: str
+  about: Mapping[str, Any]
+  tokenizer: Mapping[str, Any]
+
+  def so_far(self, path: pathlib.Path) -> float:
+    """Returns the score of the file that an earlier session left."""
+    if not path.exists():
+      return math.inf
+    return packed_file.load(path).config['dev'][self.score]
+
+  def save(
+    self, path: pathlib.Path, encoded: Params, dev: Mapping[str, float]
+  ) -> None:
+    """Writes the file, with the scores that it is there for."""
+    packed_file.save(
+      path,
+      jax.device_get(encoded),
+      config={**self.about, 'dev': dev},
+      tokenizer=self.tokenizer,
+    )
+
+
 def fit(
   config: ml_collections.ConfigDict,
   workdir: os.PathLike | str,
   model: Model,
   batches: Callable[[int], Iterator[Any]],
-  evaluate: Callable[[Params], Mapping[str, float]] | None,
   *,
-  score: str,
-  about: Mapping[str, Any],
-  tokenizer: Mapping[str, Any],
-  model_file: str,
+  best: Best | None = None,
   quantizer: quantizers.Quantizer | None = None,
   params: Params = None,
   learned_tx: optax.GradientTransformation | None = None,
@@ -190,12 +222,8 @@ def fit(
     workdir: created if it is missing.
     model: what to train.
     batches: (step) -> iterator over the batches of that step and later ones.
-    evaluate: (decoded params) -> scores on development data; None asks for
-      none, and no model file is written.
-    score: which of them, lower being better, decides the model file.
-    about: of the model, for the file's config.
-    tokenizer: its config.
-    model_file: name of the file.
+    best: what is scored on development data and kept; None for nothing: what
+      counts is the state that training ends in.
     quantizer: the method; None trains in floating point. Development scores
       and the model file are those of what it encodes.
     params: where training starts; fresh ones if None.
@@ -224,22 +252,6 @@ def fit(
     check_fits(params, jax.eval_shape(model.init, key))
   if lead and progress:
     print(f'{sum(x.size for x in jax.tree.leaves(params)):,} parameters')
-  path = workdir / model_file
-  best = _best_so_far(path, score)
-
-  def save_best(evaluate, state):
-    nonlocal best
-    encoded = shipped(state, quantizer)
-    scores = evaluate(qtensor.decode(encoded))
-    if lead and scores[score] < best:
-      best = scores[score]
-      packed_file.save(
-        path,
-        jax.device_get(encoded),
-        config={**about, 'dev': {'step': int(state.step), **scores}},
-        tokenizer=tokenizer,
-      )
-    return scores
 
   def on_mesh(start):
     for batch in batches(start):
@@ -250,6 +262,12 @@ def fit(
   state = jax.tree.map(jnp.copy, step.init(params, config.seed))
   state = training.replicate(state, mesh)
   checkpoints = training.Checkpoints(workdir / 'checkpoints')
+  scoring: dict[str, Any] = {}
+  if best is not None:
+    scoring = {
+      'evaluate': _scored_and_kept(best, workdir / best.file, quantizer, lead),
+      'score': best.score,
+    }
   try:
     return training.train(
       compiled_step(step),
@@ -264,9 +282,8 @@ def fit(
       ),
       checkpoints=checkpoints,
       metrics_dir=workdir,
-      evaluate=evaluate and functools.partial(save_best, evaluate),
-      score=score,
       progress=progress,
+      **scoring,
     )
   finally:
     checkpoints.close()
@@ -296,10 +313,20 @@ def check_fits(params: Any, fresh: Any) -> None:
     )
 
 
-def _best_so_far(path: pathlib.Path, score: str) -> float:
-  if not path.exists():
-    return math.inf
-  return packed_file.load(path).config['dev'][score]
+def _scored_and_kept(best: Best, path: pathlib.Path, quantizer, lead: bool):
+  """Returns (state) -> scores, which keeps the best state's model."""
+  lowest = best.so_far(path)
+
+  def evaluate(state):
+    nonlocal lowest
+    encoded = shipped(state, quantizer)
+    scores = best.evaluate(qtensor.decode(encoded))
+    if lead and scores[best.score] < lowest:
+      lowest = scores[best.score]
+      best.save(path, encoded, {'step': int(state.step), **scores})
+    return scores
+
+  return evaluate
 
 
 def claim(

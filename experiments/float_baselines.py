@@ -38,6 +38,7 @@ from experiments import (  # noqa: E402
   results,
   scoring,
   trainer,
+  usage,
 )
 from experiments import recognizer as recognizer_lib  # noqa: E402
 from experiments.configs import float as float_configs  # noqa: E402
@@ -222,8 +223,7 @@ def plot(name: str, rows: Sequence[dict], path: pathlib.Path) -> None:
   plots.log_scale(axes, 'y')
   axes.set(title=f'task {name}, float')
   axes.set(xlabel='parameters', ylabel='WER, %')
-  figure.savefig(path, dpi=110)
-  plt.close(figure)
+  plots.save(figure, path)
 
 
 def run_task(name: str) -> None:
@@ -277,24 +277,13 @@ _COLUMNS = {
 
 
 def main(argv):
-  del argv
+  usage.no_arguments(argv)
   trainer.set_up()
   trainer.keep_compiled(pathlib.Path(_ROOT.value) / 'compiled')
-  unknown = sorted(set(_TASKS.value) - set(TASKS))
-  if unknown:
-    raise app.UsageError(f'--tasks: {unknown[0]!r} is not one of {list(TASKS)}')
-  unknown = sorted(set(_SIZES.value) - set(float_configs.SIZES))
-  if unknown:
-    raise app.UsageError(
-      f'--sizes: {unknown[0]!r} is not one of {list(float_configs.SIZES)}'
-    )
+  usage.check_known('tasks', _TASKS.value, TASKS)
+  usage.check_known('sizes', _SIZES.value, float_configs.SIZES)
   for name in _TASKS.value:
-    kind, parts = TASKS[name].part
-    unknown = sorted(set(_PARTS.value) - set(parts))
-    if unknown:
-      raise app.UsageError(
-        f'--parts: {unknown[0]!r} is no {kind} of task {name}: {list(parts)}'
-      )
+    usage.check_known('parts', _PARTS.value, TASKS[name].part[1])
   for name in _TASKS.value:
     run_task(name)
 

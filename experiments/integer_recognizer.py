@@ -36,6 +36,9 @@ from s8bqat_jax.artifacts import packed_file, qtensor
 Ranges = Mapping[str, Mapping[str, Sequence[float]]]
 ENCODE, PREDICT, JOINT = 'encode', 'predict', 'joint'
 CONFIG_KEY = 'activations'
+# In which a packed recognizer may compute: as it was trained before it was
+# quantized, as it was fine-tuned, and as an accelerator does.
+ARITHMETICS = 'float', 'twin', 'integer'
 
 # Two labels' logits that differ by less than an 8-bit step would tie.
 LOGIT_BITS = 16
@@ -373,8 +376,8 @@ def load(
   Args:
     path: of a packed recognizer; activations are 8-bit if its config has
       'activations', the ranges.
-    arithmetic: 'float', 'twin' or 'integer'; None is 'twin' where the file has
-      ranges, else 'float'.
+    arithmetic: of ARITHMETICS; None is 'twin' where the file has ranges, else
+      'float'.
 
   Returns:
     The recognizer, the params to call it with, and the file's config.
@@ -386,9 +389,9 @@ def load(
   arithmetic = arithmetic or ('twin' if CONFIG_KEY in config else 'float')
   if arithmetic == 'float':
     return recognizer, params, config
-  if arithmetic not in ('twin', 'integer'):
+  if arithmetic not in ARITHMETICS:
     raise ValueError(
-      f"arithmetic must be 'float', 'twin' or 'integer', got {arithmetic!r}"
+      f'arithmetic is {arithmetic!r}, expected one of {", ".join(ARITHMETICS)}'
     )
   ranges = ranges_of(path, config)
   tree = packed_file.load(path).tree

@@ -91,52 +91,6 @@ class LanguageModel:
     }
 
 
-@dataclasses.dataclass(frozen=True)
-class Distilled:
-  """A language model that also learns what another one predicts.
-
-  Attributes:
-    student: what learns.
-    teacher: params of a network of the same form, which do not.
-    weight: how much of the loss is the teacher's; the rest is the text's.
-  """
-
-  student: LanguageModel
-  teacher: Params
-  weight: float
-
-  def init(self, key: jax.Array) -> Params:
-    """Returns fresh params."""
-    return self.student.init(key)
-
-  def loss(
-    self, params: Params, tokens_BxT1: jax.Array, key: jax.Array
-  ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The training loss.
-
-    Args:
-      params: of the student.
-      tokens_BxT1: as in `LanguageModel.loss`.
-      key: of the student's dropout.
-
-    Returns:
-      (1 - weight) times the mean negative log-likelihood of a token plus
-      weight times the divergence from the teacher, in nats; both as metrics.
-    """
-    inputs_BxT, targets_BxT = tokens_BxT1[:, :-1], tokens_BxT1[:, 1:]
-    logits = self.student.noisy_logits(params, inputs_BxT, key)
-    wanted = jax.lax.stop_gradient(
-      self.student.logits(self.teacher, inputs_BxT)
-    )
-    nll = transformer_lm.token_losses(logits, targets_BxT).mean()
-    log_p, log_q = (
-      jax.nn.log_softmax(x.astype(jnp.float32)) for x in (logits, wanted)
-    )
-    kl = jnp.sum(jnp.exp(log_q) * (log_q - log_p), -1).mean()
-    loss = (1 - self.weight) * nll + self.weight * kl
-    return loss, {'nll': nll, 'kl': kl}
-
-
 def from_config(
   config: Mapping[str, Any], tokenizer: tokenizers.Tokenizer
 ) -> LanguageModel:

@@ -148,8 +148,8 @@ def run(
 
 def agreements(
   found: Mapping[int, lm_sensitivity.Sensitivity],
-) -> tuple[list[dict[str, Any]], dict[int, str]]:
-  """Returns the rows of `agreement` of every seed, and why some are missing.
+) -> list[dict[str, Any]]:
+  """Returns the rows of `agreement` of every seed; prints why some are missing.
 
   Args:
     found: the sensitivities by seed, of which those at hand are asked.
@@ -159,9 +159,8 @@ def agreements(
     ready = [m for m in lm_sensitivity.METRICS if found[seed].ready(m)]
     return agreement(found[seed].stages, found[seed], ready)
 
-  rows, failed = stage_cache.run(found, work, failures=_FAILURES)
-  flat = [{'seed': seed, **row} for seed in rows for row in rows[seed]]
-  return flat, failed
+  rows, _ = stage_cache.run(found, work, failures=_FAILURES)
+  return [{'seed': seed, **row} for seed in rows for row in rows[seed]]
 
 
 def agreement(
@@ -185,7 +184,7 @@ def agreement(
     metric chose, under equal bits, and under the random ones.
   """
   about = {
-    'starts_from': stages.float_folder().name,
+    'starts_from': stages.float_hash(),
     'fingerprints': stages.corpora.fingerprints,
     'row_scales': stages.config.row_scales,
     'points': stages.config.points,

@@ -36,23 +36,23 @@ def write(
   """
   figure, axes = plt.subplots(figsize=(8, 5), layout='constrained')
   perplexity_against_bytes(rows, axes)
-  _save(figure, path)
+  plots.save(figure, plots.png(path))
   mixed = [row for row in rows if 'allocation' in row]
   if mixed:
     figure, axes = plt.subplots(
       figsize=(9, 2 + 0.3 * len(mixed)), layout='constrained'
     )
     bit_map(mixed, axes)
-    _save(figure, path.with_name(f'{path.name}_bits'))
+    plots.save(figure, plots.png(path, 'bits'))
   if found.ready('trace'):
     figure, axes = plt.subplots(figsize=(9, 4), layout='constrained')
     traces(found, axes)
-    _save(figure, path.with_name(f'{path.name}_traces'))
+    plots.save(figure, plots.png(path, 'traces'))
   pulled = [row for row in rows if row['method'] == 'admm']
   if pulled:
     figure, pair = plt.subplots(1, 2, figsize=(11, 4), layout='constrained')
     residuals(pulled, pair)
-    _save(figure, path.with_name(f'{path.name}_residuals'))
+    plots.save(figure, plots.png(path, 'residuals'))
 
 
 def perplexity_against_bytes(rows: Rows, axes: Any) -> None:
@@ -127,8 +127,3 @@ def residuals(rows: Rows, axes: Sequence[Any]) -> None:
         one.plot(*zip(*curve), style, lw=1, label=label)
       one.set(xlabel='step', ylabel=f'{name} residual', yscale='log')
   axes[0].legend(fontsize=7)
-
-
-def _save(figure: Any, path: pathlib.Path) -> None:
-  figure.savefig(path.with_suffix('.png'), dpi=110)
-  plt.close(figure)

@@ -345,6 +345,7 @@ class Sensitivity:
   def _section(self, *names: str) -> ml_collections.ConfigDict:
     """What a stage depends on."""
     config = self.stages.float_config.copy_and_resolve_references()
+    config.starts_from = self.stages.float_hash()
     section = self.config.sensitivity
     config.sensitivity = ml_collections.ConfigDict(
       {n: section[n] for n in ('batches', 'batch_size', *names)}

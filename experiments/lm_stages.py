@@ -29,7 +29,6 @@ from s8bqat_jax.quantizers import rules as rule_lib
 from s8bqat_jax.quantizers import tree as trees
 from s8bqat_jax.speech import tokenizers
 
-MODEL_FILE = 'model.safetensors'
 SHIPPED = 'shipped.safetensors'
 LINE_NATS = 'line_nats.npy'
 Bits = Mapping[str, int]
@@ -179,6 +178,10 @@ class Stages:
     """Whether the float model is there."""
     return (self.float_folder() / RESULT).exists()
 
+  def float_hash(self) -> str:
+    """Returns the hash of the float model, trained if it is not there."""
+    return results.file_hash(self.float_model())
+
   def train_folder(self, method: str, bits: int | Bits) -> pathlib.Path:
     """Returns where a fine-tuning is, or will be."""
     return self.folder('train', method, self._with_method(method, bits))
@@ -199,6 +202,7 @@ class Stages:
       method: in `methods.METHODS`.
       bits: of every tensor, or of each; 32 for floats.
     """
+    self.float_model()  # Its seconds are not this stage's.
     config = self._with_method(method, bits)
     quantizer = make_quantizer(config, method, bits)
     if methods.METHODS[method].trains:
@@ -272,23 +276,13 @@ class Stages:
   def finetuning(self) -> ml_collections.ConfigDict:
     """The config of training from the float model, without a method."""
     config = self.float_config.copy_and_resolve_references()
-    config.starts_from = self.float_folder().name
+    # One config, trained on two machines, need not be the same model.
+    config.starts_from = self.float_hash() if self.float_done() else None
     steps = config.train.steps
     config.train.update(self.config.finetune.train)
     config.train.steps = round(self.config.finetune.share * steps)
     config.train.eval_every = 0
-    config.model.update(self.config.finetune.model)
-    # Without it a folder is the one it was.
-    if self.config.finetune.distill:
-      config.distill = self.config.finetune.distill
     return config
-
-  def _learner(self, config, params) -> fitting.Model:
-    """What a training of `config` from `params` trains."""
-    model = language_model.from_config(config.model, self.corpora.tokenizer)
-    if not config.get('distill'):
-      return model
-    return language_model.Distilled(model, params, config.distill)
 
   def _with_method(self, method: str, bits: int | Bits):
     config = self.finetuning()
@@ -326,17 +320,11 @@ class Stages:
     return folder / SHIPPED
 
   def fit(self, folder, config, quantizer, params, **options):
-    about = self._about()
     outcome = fitting.fit(
       config,
       folder,
-      self._learner(config, params),
+      self.model,
       lambda start: map(self._batches(config), itertools.count(start)),
-      lambda params: {'perplexity': self._perplexity(params)},
-      score='perplexity',
-      about=about['config'],
-      tokenizer=about['tokenizer'],
-      model_file=MODEL_FILE,
       quantizer=quantizer,
       params=params,
       progress=self.progress and folder.name,

@@ -270,14 +270,15 @@ def comparisons(
 
 def _bases(cell: cells.Cell) -> list[cells.Cell]:
   """What a cell is held against."""
-  size, method, bits, options = cell
+  size, method, _, options = cell
   bases = [cells.Cell(size, name) for name in ('float', 'float continued')]
-  if method == 's8bqat' and not options:
+  plain = cell._replace(options=cell.widths)  # no options but bits
+  if method == 's8bqat' and options == cell.widths:
     others = 'straight-through', 'uniform qat', 'coarse int8', 'gq'
-    bases += [cells.Cell(size, other, bits) for other in others]
+    bases += [plain._replace(method=other) for other in others]
     bases.append(cells.Cell(size, 'uniform qat', 8))
-  elif options or method in ('acosr', 'learned step'):
-    bases.append(cells.Cell(size, 's8bqat', bits))
+  elif method in ('s8bqat', 'acosr', 'learned step'):
+    bases.append(plain._replace(method='s8bqat'))
   return bases
 
 
@@ -357,8 +358,31 @@ class _Counts:
     self.char_errors_N, self.chars_N = counts.char_errors_N, counts.chars_N
     self.speakers_N = [h.speaker for h in hypotheses]
     # A part has a model of its own.
-    self.parts_N = [p for p in sorted(of_parts) for _ in of_parts[p]]
+    clusters = _clusters(of_parts)
+    self.parts_N = [clusters[p] for p in sorted(of_parts) for _ in of_parts[p]]
     self.said_N = [(h.utt_id, h.speaker, h.reference) for h in hypotheses]
+
+
+def _clusters(
+  of_parts: Mapping[str, Sequence[scoring.Hypothesis]],
+) -> dict[str, str]:
+  """Returns which parts are independent: those that share speakers are not.
+
+  Folds never share one in evaluation; development data of two folds may be of
+  the same speakers.
+
+  Args:
+    of_parts: hypotheses by part.
+  """
+  cluster: dict[str, str] = {}
+  speakers: dict[str, set[str]] = {}  # by cluster
+  for part in sorted(of_parts):
+    heard = {h.speaker for h in of_parts[part]}
+    for other in [c for c, theirs in speakers.items() if theirs & heard]:
+      heard |= speakers.pop(other)
+      cluster |= {p: part for p, c in cluster.items() if c == other}
+    cluster[part], speakers[part] = part, heard
+  return cluster
 
 
 def _counts(parts: Mapping[str, dict]) -> _Counts:

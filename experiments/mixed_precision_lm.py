@@ -29,6 +29,7 @@ from experiments import (
   lm_stages,
   results,
   trainer,
+  usage,
 )
 from experiments.stage_cache import Interrupted, chosen
 
@@ -52,11 +53,12 @@ _ESTIMATE = flags.DEFINE_bool('estimate_only', False, 'Print hours and stop.')
 
 
 def main(argv):
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments {argv[1:]}')
+  usage.no_arguments(argv)
   trainer.set_up()
   config = _CONFIG.value
+  usage.check_config(config, 'points', 'lm')
   lm_sensitivity.check_points(config)
+  usage.check_known('seeds', _SEEDS.value, map(str, config.seeds))
   root = pathlib.Path(_RUNS.value)
   trainer.keep_compiled(root / 'compiled')
   corpora = lm_stages.Corpora(config)
@@ -74,8 +76,7 @@ def main(argv):
   ]
   if not asked:
     raise app.UsageError(
-      f'--only={_ONLY.value} --seeds={",".join(_SEEDS.value)}: no such cell; '
-      f'seeds are {list(config.seeds)}, cells '
+      f'--only={_ONLY.value}: no such cell; there are '
       f'{", ".join(str(c) for c in lm_matrix.cells(config))}'
     )
   folder = root / (config.stages or config.name)
@@ -113,7 +114,7 @@ def main(argv):
     write = functools.partial(_write, config, corpora, rows, not_run, first)
     # What took hours is written before what takes minutes.
     write(_agreement_so_far(config.name))
-    agreement, _ = lm_matrix.agreements(
+    agreement = lm_matrix.agreements(
       {seed: found[seed] for seed in dict.fromkeys(job.seed for job in rows)}
     )
     write(agreement)

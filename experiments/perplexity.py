@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from absl import app, flags
 
-from experiments import language_model, nbest, results, trainer
+from experiments import language_model, nbest, results, trainer, usage
 from s8bqat_jax.data import text as text_lib
 
 _LM = flags.DEFINE_list(
@@ -39,8 +39,7 @@ _COMPARED = {'a': '', 'b': '', 'relative': '.1f', 'ci95': '.1f'}
 
 
 def main(argv):
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments {argv[1:]}')
+  usage.no_arguments(argv)
   trainer.set_up()
   files = nbest.named_files(_LM.value)
   if not files:

@@ -13,8 +13,7 @@ import matplotlib
 import numpy as np
 from absl import app
 
-from experiments import results
-from s8bqat_jax import files
+from experiments import plots, results, usage
 from s8bqat_jax.quantizers import codebook as books
 from s8bqat_jax.quantizers.lloyd_max import fit
 from s8bqat_jax.quantizers.mracos import slope, value
@@ -25,8 +24,7 @@ from matplotlib import pyplot as plt  # noqa: E402
 
 
 def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments {argv[1:]}')
+  usage.no_arguments(argv)
   sample = jnp.asarray(np.random.default_rng(0).normal(size=60_000), 'float32')
   lloyd_max = fit(sample, 8, grid=None)
   step = mse_scale(sample, 8)
@@ -61,8 +59,7 @@ def main(argv: list[str]) -> None:
   )
   figure.tight_layout()
   path = results.FOLDER / 'penalties.png'
-  with files.replacing(path) as partial:
-    figure.savefig(partial, dpi=120)
+  plots.save(figure, path)
   print(f'wrote {path.name}')
 
 

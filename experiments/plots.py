@@ -17,7 +17,7 @@ from matplotlib import ticker  # noqa: E402
 from experiments import cells  # noqa: E402
 from experiments import recognizer as recognizer_lib  # noqa: E402
 from experiments.stages import Stages  # noqa: E402
-from s8bqat_jax import quantizers, training  # noqa: E402
+from s8bqat_jax import files, quantizers, training  # noqa: E402
 from s8bqat_jax.artifacts import packed_file, qtensor  # noqa: E402
 from s8bqat_jax.quantizers import tree as trees  # noqa: E402
 
@@ -66,12 +66,12 @@ def write(stages: Stages, rows: Rows, found: Found, path: pathlib.Path) -> None:
     error_against_bytes(rows, coded, 'encoded_bytes')
     file.get_legend().remove()
     coded.set(xlabel='file, codes entropy-coded, kB', ylabel='', title='')
-    _save(figure, path)
+    save(figure, png(path))
   here = {job: metrics for job, metrics in found.items() if stages.trained(job)}
   if {job.cell for job in here} != {job.cell for job in found}:
     return
   _picture(
-    path.with_name(f'{path.name}_distance'),
+    png(path, 'distance'),
     (8, 5),
     lambda axes: distances(stages, here, axes),
   )
@@ -89,7 +89,7 @@ def write(stages: Stages, rows: Rows, found: Found, path: pathlib.Path) -> None:
     )
     for (before, after), job in zip(grid, shown.values()):
       histograms(stages, job, before, after)
-    _save(figure, path.with_name(f'{path.name}_weights'))
+    save(figure, png(path, 'weights'))
 
 
 def overview(
@@ -110,7 +110,7 @@ def overview(
   distances(stages, found, b)
   ours = [job for job in found if job.cell.method == 's8bqat']
   histograms(stages, min(ours, key=lambda job: job.cell.bits), c, d)
-  _save(figure, path.with_suffix(''))
+  save(figure, path)
 
 
 def error_against_bytes(rows: Rows, axes: Any, size_of: str = 'bytes') -> None:
@@ -280,9 +280,26 @@ def histograms(stages: Stages, job: cells.Job, before: Any, after: Any) -> None:
 def _picture(path, size, draw: Callable[[Any], None]) -> None:
   figure, axes = plt.subplots(figsize=size, layout='constrained')
   draw(axes)
-  _save(figure, path)
+  save(figure, path)
 
 
-def _save(figure: Any, path: pathlib.Path) -> None:
-  figure.savefig(path.with_name(f'{path.name}.png'), dpi=110)
+def png(path: pathlib.Path, what: str = '') -> pathlib.Path:
+  """Returns the path of one of several pictures.
+
+  Args:
+    path: of all of them, without an ending; a dot may be part of its name.
+    what: which.
+  """
+  return path.with_name(f'{path.name}{what and "_"}{what}.png')
+
+
+def save(figure: Any, path: pathlib.Path) -> None:
+  """Writes a picture, whole or not at all.
+
+  Args:
+    figure: which is closed.
+    path: of the file.
+  """
+  with files.replacing(path) as partial:
+    figure.savefig(partial, dpi=110)
   plt.close(figure)

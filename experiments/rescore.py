@@ -29,6 +29,7 @@ from experiments import (
   results,
   scoring,
   trainer,
+  usage,
 )
 from experiments import recognizer as recognizer_lib
 from s8bqat_jax import data
@@ -64,7 +65,7 @@ def _lists(search, corpus: data.Corpus, model: pathlib.Path):
 
 
 def main(argv):
-  del argv
+  usage.no_arguments(argv)
   trainer.set_up()
   path = recognizer_lib.find_model(_MODEL.value, None)
   files = nbest.named_files(_LM.value)
@@ -109,8 +110,7 @@ def main(argv):
 
   rows, errors = [], {}
   for name, transcripts in chosen.items():
-    columns = scored.utt_ids_N, scored.speakers_N, scored.texts_N, transcripts
-    hypotheses = [scoring.Hypothesis(*row) for row in zip(*columns)]
+    hypotheses = scoring.of_texts(scored, transcripts)
     errors[name] = scoring.count(hypotheses)
     metrics = {**scoring.summarize(hypotheses), **about[name]}
     rows.append({'method': name, 'split': 'eval', 'metrics': metrics})

@@ -37,7 +37,10 @@ MODELS = pathlib.Path(__file__).parent / 'models'  # published ones
 _FOLDERS = re.compile(r'(?<![\w./~-])/(?:[^\s/?*]+/)+')  # of this machine
 # Flags that share a matrix's jobs among copies of a command: the results file
 # is of all that are done, whoever did them.
-SHARING = 'max_hours', 'only', 'parts', 'seeds', 'runs', 'float_runs', 'publish'
+SHARING = (
+  *('max_hours', 'only', 'parts', 'seeds', 'sizes'),
+  *('runs', 'float_runs', 'publish'),
+)
 # Wider registers, and products of int8 into int32 as one instruction.
 _VECTORS = 'avx2', 'avx512f', 'avx_vnni', 'avx512_vnni', 'amx_int8'
 _ROOT = pathlib.Path(__file__).parents[1]

@@ -18,7 +18,7 @@ import pathlib
 from absl import app, flags
 from ml_collections import config_flags
 
-from experiments import cells, matrix, results, trainer
+from experiments import cells, matrix, results, trainer, usage
 from experiments.stage_cache import Interrupted, chosen
 from experiments.stages import Stages
 
@@ -50,10 +50,10 @@ _ESTIMATE = flags.DEFINE_bool('estimate_only', False, 'Print hours and stop.')
 
 
 def main(argv):
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments {argv[1:]}')
+  usage.no_arguments(argv)
   trainer.set_up()
   config = _CONFIG.value
+  usage.check_config(config, 'matrices', 's8bqat')
   root = pathlib.Path(_RUNS.value)
   trainer.keep_compiled(root / 'compiled')
   stages = Stages(
@@ -61,8 +61,11 @@ def main(argv):
     root / config.name,
     tuple(map(pathlib.Path, _FLOAT_RUNS.value)),
     results.FOLDER / 'evaluations' / config.name,
+    publishes=_PUBLISH.value,
   )
   planned = cells.jobs(config, _MATRIX.value)
+  usage.check_known('parts', _PARTS.value, [job.part for job in planned])
+  usage.check_known('seeds', _SEEDS.value, [str(job.seed) for job in planned])
   only = chosen((job.cell for job in planned), _ONLY.value)
   asked = [
     job
@@ -91,8 +94,6 @@ def main(argv):
     return
   found |= more
   found = {job: found[job] for job in planned if job in found}
-  for job, metrics in found.items() if _PUBLISH.value else ():
-    stages.publish(job, metrics)
   rest = [str(j) for j in planned if j not in asked and j not in others]
   not_run = [*missing, *failed, *rest]
   if not found:

@@ -28,7 +28,13 @@ class Hypothesis(NamedTuple):
   hypothesis: str
 
 
-class _NoLabels:
+def of_texts(corpus: data.Corpus, texts: Sequence[str]) -> list[Hypothesis]:
+  """Returns what a corpus says beside one text for each utterance."""
+  columns = corpus.utt_ids_N, corpus.speakers_N, corpus.texts_N, texts
+  return [Hypothesis(*row) for row in zip(*columns, strict=True)]
+
+
+class NoLabels:
   """Evaluation compares texts, so unknown characters are no obstacle."""
 
   def encode(self, text: str) -> list[int]:
@@ -52,7 +58,7 @@ class Scorer:
     self.recognizer, self.corpus = recognizer, corpus
     self._loader = data.make_loader(
       corpus,
-      _NoLabels(),
+      NoLabels(),
       batch_size=batch_size,
       # A shape less to compile is worth more than the padding of few batches.
       num_buckets=1 if len(corpus) <= 32 * batch_size else 2,

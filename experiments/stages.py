@@ -44,6 +44,7 @@ class Stages:
     float_runs: folders that hold runs of `experiments.float_baselines`, to
       take float models from.
     published: folder of evaluations that need no training any more.
+    publishes: whether to add to them what is evaluated here.
     progress: whether to show progress bars.
   """
 
@@ -51,7 +52,12 @@ class Stages:
   root: pathlib.Path
   float_runs: tuple[pathlib.Path, ...] = ()
   published: pathlib.Path | None = None
+  publishes: bool = False
   progress: bool = True
+
+  def __post_init__(self):
+    if self.publishes and self.published is None:
+      raise ValueError('publishes needs `published`, the folder to write into')
 
   def folder(self, kind: str, name: str, about: Mapping[str, Any]):
     """Returns the folder of a stage that depends on `about`."""
@@ -60,6 +66,10 @@ class Stages:
   def float_folder(self, job: cells.Job) -> pathlib.Path:
     """Returns where the float model of a job is, or will be."""
     config = cells.float_config(self.config, job)
+    name = f'{job.cell.size}-{job.part}-{config.seed}'
+    own = self.folder('float', name, keys.about(config))
+    if (own / RESULT).exists():
+      return own  # What else is here was made of it.
     wanted = keys.anywhere(json.loads(config.to_json()))
     for root in self.float_runs:
       for path in sorted(
@@ -74,8 +84,7 @@ class Stages:
           continue
         if not trainer.changed_corpora(config, path.parent):
           return path.parent
-    name = f'{job.cell.size}-{job.part}-{config.seed}'
-    return self.folder('float', name, keys.about(config))
+    return own
 
   def float_model(self, job: cells.Job) -> pathlib.Path:
     """Returns the file of the float model, trained if it is not there."""
@@ -278,7 +287,7 @@ class Stages:
 
     folder = self.folder('eval', _name(job), about)
     result = cached(folder, about, work)
-    return {
+    metrics = {
       **result,
       **_sizes(path),
       'folder': str(folder),
@@ -289,22 +298,20 @@ class Stages:
       'revision': trained['revision'],
       'float': results.file_hash(self.float_model(job))[:12],
     }
+    if self.publishes and self.published is not None:
+      self._publish(self.published, job, metrics)
+    return metrics
 
-  def publish(self, job: cells.Job, metrics: Mapping[str, Any]) -> None:
-    """Keeps the evaluation of a job for those who have not trained it.
-
-    Args:
-      job: whose; if it was not trained here, nothing is to be done.
-      metrics: what `evaluate` returned.
-    """
-    if not self.trained(job) or self.published is None:
-      return
+  def _publish(
+    self, root: pathlib.Path, job: cells.Job, metrics: Mapping[str, Any]
+  ) -> None:
+    """Keeps an evaluation for those who have not trained its model."""
     hypotheses = scoring.read_hypotheses(
       pathlib.Path(metrics['folder']) / HYPOTHESES
     )
     about = self._about_evaluation(job)
     evaluations.write(
-      evaluations.path_of(self.published, _plain(_name(job)), about),
+      evaluations.path_of(root, _plain(_name(job)), about),
       about,
       {k: v for k, v in metrics.items() if k != 'folder'},
       hypotheses,

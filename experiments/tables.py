@@ -23,7 +23,7 @@ from collections.abc import Callable
 
 from absl import app
 
-from experiments import results
+from experiments import results, usage
 from s8bqat_jax import files
 
 _ROOT = pathlib.Path(__file__).parents[1]
@@ -89,7 +89,7 @@ def _table(head: re.Match, read: Callable[[str], dict], where: str) -> str:
 
 
 def main(argv):
-  del argv
+  usage.no_arguments(argv)
   for path in DOCUMENTS:
     text = render(path.read_text(), name=path.name)
     files.write_text(path, text)

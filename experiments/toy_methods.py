@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from absl import app, flags, logging
 
-from experiments import results
+from experiments import results, usage
 from s8bqat_jax import quantizers
 from s8bqat_jax.artifacts import qtensor
 from s8bqat_jax.quantizers.ptq import quantize as quantize_once
@@ -272,8 +272,7 @@ def select(bits: int) -> None:
 
 
 def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments {argv[1:]}')
+  usage.no_arguments(argv)
   if SELECT.value:
     for bits in BITS.value:
       select(bits)

@@ -22,7 +22,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from experiments import trainer
+from experiments import trainer, usage
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'A file with get_config(), e.g. configs/demo/digits.py.'
@@ -40,8 +40,9 @@ _PROCESS = flags.DEFINE_integer('process_id', None, 'Which one this is.')
 
 
 def main(argv):
-  del argv
+  usage.no_arguments(argv)
   trainer.set_up()
+  usage.check_config(_CONFIG.value, 'tokenizer', 'demo, float or librispeech')
   if _COORDINATOR.value == 'auto':
     jax.distributed.initialize()
   elif _COORDINATOR.value:

@@ -14,7 +14,7 @@ import ml_collections
 import numpy as np
 from absl import flags, logging
 
-from experiments import fitting, results, scoring
+from experiments import fitting, keys, results, scoring
 from experiments import recognizer as recognizer_lib
 from s8bqat_jax import data, files, quantizers, training
 from s8bqat_jax.speech import features, normalize, tokenizers
@@ -146,8 +146,7 @@ def run(
       and the model file are those of what it encodes.
     recognizer: what to train; made from config and corpus if None.
     params: where training starts; if None those that `config.pretrain` trains
-      in a folder of its own, or of the packed file that `config.init_from`
-      names, or fresh ones.
+      in a folder of its own, or fresh ones.
     scored: whether development data is decoded and the best model written; if
       not, what counts is the state that training ends in.
 
@@ -185,9 +184,8 @@ def run(
     )
     if outcome.reason == 'interrupted':
       return outcome
-    params = _params_of(first / recognizer_lib.MODEL_FILE, recognizer)
-  elif params is None and config.get('init_from'):
-    params = _params_of(config.init_from, recognizer)
+    _, params, _ = recognizer_lib.load(first / recognizer_lib.MODEL_FILE)
+    params = _without_head(params, recognizer)
   skipped = pathlib.Path(workdir) / SKIPPED
   if skipped.exists():  # before this process took over
     loader.skipped.go_on(json.loads(skipped.read_text()))
@@ -196,21 +194,23 @@ def run(
       f'{corpus.durations_N.sum() / 3600:.2f} h in {len(corpus):,} utterances, '
       f'{loader.steps_per_epoch:,} steps an epoch'
     )
-  evaluate = None
+  best = None
   if scored:
     batch_size = config.data.batch_size
-    evaluate = scoring.Scorer(recognizer, dev, batch_size=batch_size).rates
+    best = fitting.Best(
+      scoring.Scorer(recognizer, dev, batch_size=batch_size).rates,
+      'wer',
+      recognizer_lib.MODEL_FILE,
+      about={'recognizer': recognizer.to_config(), 'dev_data': dev.spec},
+      tokenizer=recognizer.tokenizer.to_config(),
+    )
   try:
     return fitting.fit(
       config,
       workdir,
       recognizer,
       loader.batches,
-      evaluate,
-      score='wer',
-      about={'recognizer': recognizer.to_config(), 'dev_data': dev.spec},
-      tokenizer=recognizer.tokenizer.to_config(),
-      model_file=recognizer_lib.MODEL_FILE,
+      best=best,
       quantizer=quantizer,
       params=params,
       progress=progress,
@@ -233,7 +233,7 @@ def changed_corpora(
   changed = [
     config.data[split]
     for split, heard in _heard(workdir).items()
-    if data.load(config.data[split]).fingerprint != heard
+    if keys.fingerprint(config.data[split]) != heard
   ]
   if config.get('pretrain'):
     first = pathlib.Path(workdir) / PRETRAIN
@@ -276,15 +276,6 @@ def seconds_per_step(config: ml_collections.ConfigDict, steps: int = 12):
   return fitting.seconds_per_step(config, recognizer, loader.batches(0, steps))
 
 
-def _params_of(
-  path: os.PathLike | str, recognizer: recognizer_lib.Recognizer
-) -> Any:
-  """Returns a packed recognizer's params; its labels must be ours."""
-  stored, params, _ = recognizer_lib.load(path)
-  _check_labels(stored, recognizer, str(path))
-  return _without_head(params, recognizer)
-
-
 def _without_head(params: Any, recognizer: recognizer_lib.Recognizer) -> Any:
   """Drops the CTC head where the recognizer has none."""
   if recognizer.model.ctc:
@@ -292,24 +283,16 @@ def _without_head(params: Any, recognizer: recognizer_lib.Recognizer) -> Any:
   return recognizer_lib.without_ctc_head(params)
 
 
-def _check_labels(
-  stored: recognizer_lib.Recognizer,
-  recognizer: recognizer_lib.Recognizer,
-  where: str,
-) -> None:
-  if stored.tokenizer != recognizer.tokenizer:
-    labels, wanted = (x.tokenizer.to_config() for x in (stored, recognizer))
-    raise ValueError(
-      f'training cannot start from {where}, which has other labels than this '
-      f'config: {labels}, expected {wanted}'
-    )
-
-
 def _check_follows(
   recognizer: recognizer_lib.Recognizer, earlier: recognizer_lib.Recognizer
 ) -> None:
   """Raises ValueError unless training can go on from `earlier`."""
-  _check_labels(earlier, recognizer, 'what config.pretrain trains')
+  if earlier.tokenizer != recognizer.tokenizer:
+    labels, wanted = (x.tokenizer.to_config() for x in (earlier, recognizer))
+    raise ValueError(
+      'training cannot start from what config.pretrain trains, which has other '
+      f'labels than this config: {labels}, expected {wanted}'
+    )
   theirs, ours = (
     jax.eval_shape(r.init, jax.random.key(0)) for r in (earlier, recognizer)
   )

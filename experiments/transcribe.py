@@ -21,6 +21,13 @@ from s8bqat_jax.data import audio
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Of experiments.train.')
 _MODEL = flags.DEFINE_string('model', None, 'A packed file.')
+_ARITHMETIC = flags.DEFINE_enum(
+  'arithmetic',
+  None,
+  integer_recognizer.ARITHMETICS,
+  'float, its 8-bit twin, or integers alone; if unset the twin where the file '
+  'has ranges of 8-bit activations, else float.',
+)
 _STREAM = flags.DEFINE_bool('stream', False, 'Feed the audio in pieces.')
 _CHUNK_MS = flags.DEFINE_integer(
   'chunk_ms', 240, 'Length of a piece.', lower_bound=1
@@ -39,7 +46,7 @@ def main(argv):
   if missing:
     raise app.UsageError(f'no such file: {", ".join(missing)}')
   recognizer, params, _ = integer_recognizer.load(
-    recognizer_lib.find_model(_MODEL.value, _WORKDIR.value)
+    recognizer_lib.find_model(_MODEL.value, _WORKDIR.value), _ARITHMETIC.value
   )
   greedy = jax.jit(recognizer.greedy)
   chunk = recognizer.log_mel.sample_rate * _CHUNK_MS.value // 1000

@@ -66,57 +66,6 @@ def test_a_stage_runs_once(stages, monkeypatch):
   assert path.stat().st_mtime_ns == before
 
 
-def test_distillation_is_towards_the_teacher(stages):
-  teacher = stages.float_params()
-  tokens = jax.numpy.asarray(stages.corpora.dev.ids_N[:66].reshape(2, 33))[
-    :, :17
-  ]
-  key = jax.random.key(0)
-  model = stages.model
-  calm = language_model.from_config(
-    {**stages.config.model, 'dropout': 0.0}, stages.corpora.tokenizer
-  )
-  learner = language_model.Distilled(calm, teacher, 0.25)
-  loss, parts = learner.loss(teacher, tokens, key)
-  np.testing.assert_allclose(parts['kl'], 0, atol=1e-6)
-  nll = model.nll(teacher, tokens).mean()
-  np.testing.assert_allclose(parts['nll'], nll, rtol=1e-5)
-  np.testing.assert_allclose(loss, 0.75 * nll, rtol=1e-5)
-  other = jax.tree.map(lambda x: 0.9 * x, teacher)
-  loss, parts = learner.loss(other, tokens, key)
-  p, q = (
-    np.asarray(jax.nn.softmax(model.logits(x, tokens[:, :-1])), np.float64)
-    for x in (other, teacher)
-  )
-  kl = np.mean(np.sum(q * np.log(q / p), -1))
-  np.testing.assert_allclose(parts['kl'], kl, rtol=1e-3)
-  np.testing.assert_allclose(
-    loss, 0.75 * model.nll(other, tokens).mean() + 0.25 * kl, rtol=1e-4
-  )
-
-
-def test_fine_tuning_may_be_of_another_loss(config, stages, tmp_path):
-  stages.float_model()
-  plain = stages.train_folder('straight-through', 3)
-  config = config.copy_and_resolve_references()
-  config.train.log_every = 5
-  config.finetune.share = 0.1
-  config.finetune.model.dropout = 0.0
-  config.finetune.distill = 0.5
-  other = lm_stages.Stages(
-    config,
-    stages.corpora,
-    tmp_path,
-    progress=False,
-    float_runs=(stages.root,),
-  )
-  assert other.float_folder() == stages.float_folder()
-  assert other.train_folder('straight-through', 3).name != plain.name
-  path = other.train('straight-through', 3)
-  lines = (path.parent / 'metrics.jsonl').read_text().splitlines()
-  assert any(json.loads(line).get('kl', 0) > 0 for line in lines)
-
-
 def test_a_float_model_is_taken_from_where_it_is_published(
   config, stages, tmp_path, monkeypatch
 ):

@@ -96,9 +96,13 @@ def test_an_option_at_its_default_is_the_same_training(done):
 
 def test_what_is_published_needs_no_training(done, monkeypatch, tmp_path):
   config, kept, jobs, found = done
-  here = dataclasses.replace(kept, published=tmp_path / 'published')
+  with pytest.raises(ValueError, match='published'):
+    dataclasses.replace(kept, publishes=True)
+  here = dataclasses.replace(
+    kept, published=tmp_path / 'published', publishes=True
+  )
   for job in jobs:
-    here.publish(job, found[job])
+    assert here.evaluate(job) == found[job]
   assert len(list(here.published.iterdir())) == len(jobs)
   elsewhere = dataclasses.replace(here, root=tmp_path / 'empty')
   monkeypatch.setattr('experiments.trainer.run', None)
@@ -119,7 +123,6 @@ def test_what_is_published_needs_no_training(done, monkeypatch, tmp_path):
   assert not other.done(jobs[1])
   assert not elsewhere.done(jobs[1]._replace(split='dev'))
   assert not elsewhere.done(jobs[1]._replace(seed=1))
-  kept.publish(jobs[0], found[jobs[0]])  # nowhere
 
 
 def test_two_checkpoints_of_one_config_carry_no_claim(done):

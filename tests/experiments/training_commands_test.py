@@ -26,7 +26,10 @@ def test_train_goes_on_where_it_stopped_and_evaluate_scores(tmp_path):
   assert told.splitlines()[-1].startswith('finished; best on development data')
   spec = 'espeak:digits?split=eval&utterances=16&snr=20-30'
   told = commands.printed(
-    'experiments.evaluate', f'--workdir={tmp_path}', f'--data={spec}'
+    'experiments.evaluate',
+    f'--workdir={tmp_path}',
+    f'--data={spec}',
+    f'--hypotheses={tmp_path}/hypotheses.jsonl',
   )
   found = json.loads(told.splitlines()[-1])
   assert found['words'] > 16 and found['wer'] > 0

@@ -50,10 +50,6 @@ def default() -> ml_collections.ConfigDict:
   finetune.train = ml_collections.ConfigDict(
     {'learning_rate': 5e-4, 'warmup_steps': 50, 'weight_decay': 0.0}
   )
-  # What of the model is otherwise than the float model was trained with.
-  finetune.model = ml_collections.ConfigDict()
-  # How much of the loss is the float model's prediction instead of the text.
-  finetune.distill = 0.0
 
   # Weights whose rows have a scale each, as a pattern of names; '' for none.
   config.row_scales = ''

@@ -24,7 +24,7 @@ from experiments import integer_recognizer, results, scoring, trainer, usage
 from experiments import recognizer as recognizer_lib
 from s8bqat_jax import data, integer, quantizers
 from s8bqat_jax.artifacts import packed_file, qtensor
-from s8bqat_jax.quantizers.ptq import quantize
+from s8bqat_jax.quantizers import quantize_once
 
 _MODEL = flags.DEFINE_string('model', None, 'A packed file.', required=True)
 _DATA = flags.DEFINE_string('data', None, 'A data spec.', required=True)
@@ -73,10 +73,11 @@ def quantized_weights(
   if bits < 32:
     trees = [('as shipped', bits, packed.tree)]
   else:
-    trees = [
-      ('uniform, no training', 8, quantize(quantizers.uniform(8), params)),
-      ('Lloyd-Max, no training', 5, quantize(quantizers.centroids(5), params)),
-    ]
+    once = {
+      ('uniform, no training', 8): quantizers.uniform(8),
+      ('Lloyd-Max, no training', 5): quantizers.centroids(5),
+    }
+    trees = [(*about, quantize_once(q, params)) for about, q in once.items()]
   return [
     Weights(
       method,

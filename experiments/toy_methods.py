@@ -25,7 +25,7 @@ from absl import app, flags, logging
 from experiments import results, usage
 from s8bqat_jax import quantizers
 from s8bqat_jax.artifacts import qtensor
-from s8bqat_jax.quantizers.ptq import quantize as quantize_once
+from s8bqat_jax.quantizers import quantize_once
 
 SEEDS = flags.DEFINE_integer('seeds', 5, 'How many seeds.')
 BITS = flags.DEFINE_multi_integer('bits', [2, 3], 'Bits per weight.')

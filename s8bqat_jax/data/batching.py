@@ -247,6 +247,11 @@ def shard(
     expects.
   """
   size = batch.bucket.batch_size
+  if not 0 <= process_index < process_count:
+    raise ValueError(
+      f'process_index={process_index} of {process_count} processes: expected '
+      f'0..{process_count - 1}'
+    )
   if size % process_count:
     raise ValueError(
       f'batch size {size} is not divisible by the {process_count} processes'

@@ -282,7 +282,7 @@ def load(rest: str, options: Mapping[str, str], spec: str) -> corpus_lib.Corpus:
   espeak_texts.text_maker(task.kind, task.split, task.file)
   content = [_VERSION, espeak_engine.version(), task, count or seconds]
   if task.file is not None:
-    content.append(pathlib.Path(task.file).expanduser().read_text())
+    content.append(pathlib.Path(task.file).expanduser().read_text('utf-8'))
     content[2] = dataclasses.replace(task, file=None)
   name = corpus_lib.fingerprint(content)
 

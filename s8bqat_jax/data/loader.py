@@ -194,7 +194,8 @@ class Loader:
     Yields:
       As `make`.
     """
-    made = map(self.make, self.plan.batches(start, stop))
+    # Not `map`, which takes a StopIteration of a reader for the end.
+    made = (self.make(p) for p in self.plan.batches(start, stop))
     return read_ahead(made, self.prefetch) if self.prefetch else made
 
 

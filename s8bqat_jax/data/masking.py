@@ -80,7 +80,7 @@ def spec_augment(
 
   Args:
     key: A JAX random key; another key for another step.
-    feats_BxTxF: Features; frames past `lengths_B` are padding, left alone.
+    feats_BxTxF: Features, zero past `lengths_B`, where they stay so.
     lengths_B: Frames of each utterance.
     config: How much to hide.
 

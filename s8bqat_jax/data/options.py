@@ -15,7 +15,8 @@ def integer(
     value = int(text)
   except ValueError:
     raise ValueError(
-      f'{name}={text!r}: expected a whole number, e.g. {name}={default}'
+      f'{name}={text!r}: expected a whole number, e.g. '
+      f'{name}={max(default, least)}'
     ) from None
   if value < least:
     raise ValueError(f'{name}={value}: expected at least {least}')

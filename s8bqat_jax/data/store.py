@@ -75,7 +75,7 @@ def collect(entries: Iterable[Entry]) -> Store:
   """Returns the entries as a store in memory."""
   kept = list(entries)
   return Store(
-    np.concatenate([e.pcm_S for e in kept]),
+    np.concatenate([np.zeros(0, np.int16), *(e.pcm_S for e in kept)]),
     np.cumsum([0, *(len(e.pcm_S) for e in kept)]),
     [e.text for e in kept],
     [e.speaker for e in kept],
@@ -99,7 +99,9 @@ def read(folder: pathlib.Path) -> Store:
       f'{folder / _SAMPLES} has {there} bytes, its index says '
       f'{2 * offsets_N1[-1]}: delete {folder}, it is made again'
     )
-  samples_S = np.memmap(folder / _SAMPLES, np.int16, 'r')
+  samples_S = np.zeros(0, np.int16)
+  if there:  # what is empty cannot be mapped
+    samples_S = np.memmap(folder / _SAMPLES, np.int16, 'r')
   return Store(samples_S, offsets_N1, index['texts'], index['speakers'])
 
 

@@ -128,7 +128,7 @@ def perplexity(nll: float, words: int) -> float:
   if words < 1:
     raise ValueError('perplexity of no words: the corpus is empty')
   rate = float(nll) / words
-  return math.inf if rate >= 700 else math.exp(rate)
+  return math.inf if rate > 709 else math.exp(rate)
 
 
 def token_nats(

@@ -126,7 +126,7 @@ def open_split(folder: pathlib.Path, split: str) -> Prepared:
   Returns:
     The split.
   """
-  info = json.loads((folder / 'dataset_info.json').read_text())
+  info = json.loads((folder / 'dataset_info.json').read_text('utf-8'))
   splits = {s['name']: s for s in info.get('splits', ())}
   if split not in splits:
     raise ValueError(
@@ -144,7 +144,7 @@ def open_split(folder: pathlib.Path, split: str) -> Prepared:
       f'{folder}: {len(shards)} of the {promised} files of split {split!r} '
       'are there'
     )
-  features = json.loads((folder / 'features.json').read_text())
+  features = json.loads((folder / 'features.json').read_text('utf-8'))
   return Prepared(folder, tuple(shards), features['featuresDict']['features'])
 
 
@@ -280,7 +280,7 @@ def load(rest: str, options: Mapping[str, str], spec: str) -> corpus_lib.Corpus:
   prepared = open_split(folder, split)
   records = Records(prepared, spec)
   content = [
-    (folder / 'features.json').read_text(),
+    (folder / 'features.json').read_text('utf-8'),
     *((s.name, s.stat().st_size) for s in prepared.shards),
   ]
   # A set that is copied is the same; one that is prepared again may not be.

@@ -187,13 +187,13 @@ class _Reader:
       name = e.primitive.name
       if name == 'scan':
         outs = self._scan(e, ins)
-      elif name in primitives.REGISTRY or not internals.inner_jaxprs(e):
-        outs = self._apply(e, ins)
       elif name in ('cond', 'while'):
         raise UnsupportedExport(
           f'{name!r} has no place in a straight-line program: export the step '
           'function and keep the loop outside'
         )
+      elif not internals.is_call(e):
+        outs = self._apply(e, ins)
       else:
         (inner,) = internals.inner_jaxprs(e)
         held = [self.constant(np.asarray(c)) for c in inner.consts]
@@ -209,8 +209,7 @@ class _Reader:
         f'chunk of at most {MAX_UNROLLED} steps'
       )
     closed = p['jaxpr']
-    parts = internals.scan_parts(e)
-    consts, carries = parts.num_consts, parts.num_carry
+    consts, carries = internals.scan_split(p)
     held, state = ins[:consts], ins[consts : consts + carries]
     rows = ins[consts + carries :]
     inner = [self.constant(np.asarray(c)) for c in closed.consts]

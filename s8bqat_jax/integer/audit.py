@@ -252,7 +252,11 @@ def _primitive(e: Any, values: list[_Seen], found: _Found) -> list[_Seen]:
   if not found.trial:
     found.rows.append(_row(e, [v.array for v in values]))
     _kernel(e, found)
-  out = e.params.get('out')
+  name, out = e.primitive.name, e.params.get('out')
+  if name == 'q_pool' and e.params['kind'] == 'max':
+    return [_varying(values[0])]
+  if name == 'q_lut':  # the table's entries, a mask's code among them
+    return [_varying(values[1])]
   if out is None:
     return _anything(e.outvars)
   return [_Seen(None, Span(int(out.low), int(out.high)))]

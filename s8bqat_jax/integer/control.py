@@ -27,11 +27,8 @@ from s8bqat_jax.integer.spec import Spec
 from s8bqat_jax.integer.values import Const, Exact, QValue, Value
 
 _PRODUCTS = ('dot_general', 'conv_general_dilated')
-_MOVES = frozenset(
-  """reshape transpose broadcast_in_dim squeeze slice split concatenate pad rev
-  copy convert_element_type dynamic_slice gather select_n stack unstack
-  tile""".split()
-)
+# What a product still reads the same values through: also several made one.
+_MOVES = keys.MOVEMENT | {'concatenate', 'stack', 'select_n'}
 
 
 def feeds_product(graph: internals.Graph, v: internals.Var) -> bool:
@@ -256,9 +253,7 @@ def _cond(ctx: Context, e: Any, index: Value, *args: Value) -> list[Value]:
 def _while(ctx: Context, e: Any, *args: Value) -> list[Value]:
   cond, skip, body, consts = internals.while_parts(e)
   first = skip + consts
-  arg_names = [_key_of(ctx, a) for a in e.ins]
-  carried = [keys.Key(keys.CARRY)] * (len(args) - first)
-  names = [*arg_names[skip:first], *carried]
+  cond_names, names = keys.while_inputs(e, [_key_of(ctx, a) for a in e.ins])
   _, out_names = keys.assign(body, names)
   cond_consts = _outer(ctx, [cond], args[:skip])
   body_consts = _outer(ctx, [body], args[skip:first])
@@ -280,7 +275,6 @@ def _while(ctx: Context, e: Any, *args: Value) -> list[Value]:
   specs = _carried(ctx, spec_of, bits, walk, args[first:])
 
   def test(state):
-    cond_names = [*arg_names[:skip], *carried]
     (answer,) = outs_of(cond, cond_names, cond_consts, specs, state)
     if isinstance(answer, QValue):
       raise ctx.unsupported(e, 'it loops on a real value')

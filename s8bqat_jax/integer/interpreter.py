@@ -90,7 +90,7 @@ _CONTROL = ('scan', 'while', 'cond')
 
 # Movements act on a quantized constant's integers, so it stays quantized.
 _WEIGHT_MOVES = frozenset(
-  """reshape transpose slice squeeze rev broadcast_in_dim expand_dims copy
+  """reshape transpose slice squeeze rev broadcast_in_dim copy
   convert_element_type split stop_gradient""".split()
 )
 

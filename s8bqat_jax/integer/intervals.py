@@ -314,7 +314,7 @@ def _conv(params, ins, out):
 
 _RULES: dict[str, Callable[..., Span | None]] = {
   **dict.fromkeys(
-    """reshape transpose broadcast_in_dim squeeze expand_dims rev slice split
+    """reshape transpose broadcast_in_dim squeeze rev slice split
     unstack stack concatenate pad tile copy optimization_barrier stop_gradient
     reduce_max reduce_min cummax cummin sort""".split(),
     _hull,
@@ -353,7 +353,7 @@ _RULES: dict[str, Callable[..., Span | None]] = {
   'reduce_sum': _sum,
   'cumsum': _running_sum,
   'reduce_window_sum': _window_sum,
-  **dict.fromkeys(('scatter-add', 'scatter_add'), _scatter_add),
+  'scatter-add': _scatter_add,
   'dot_general': _dot,
   'conv_general_dilated': _conv,
 }

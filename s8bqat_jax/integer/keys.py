@@ -30,9 +30,9 @@ from s8bqat_jax.integer import _jax_internals as internals
 MAX_LENGTH = 96
 CARRY = '~'
 
-# Movement of values, which changes no value's range.
-_MOVEMENT = frozenset(
-  """reshape transpose broadcast_in_dim squeeze expand_dims rev copy slice split
+# Movement of one array's values, which changes no value's range.
+MOVEMENT = frozenset(
+  """reshape transpose broadcast_in_dim squeeze rev copy slice split unstack
   tile convert_element_type stop_gradient dynamic_slice gather pad
   reduce_precision optimization_barrier""".split()
 )
@@ -88,11 +88,19 @@ def scan_body(parts: internals.Scan, args: Sequence[Key]) -> list[Key]:
   return [*args[:c], *[Key(CARRY)] * n, *args[c + n :]]
 
 
+def while_inputs(
+  e: internals.Eqn, args: Sequence[Key]
+) -> tuple[list[Key], list[Key]]:
+  """Names the inputs of a while loop's condition, and of its body."""
+  _, skip, _, consts = internals.while_parts(e)
+  first = skip + consts
+  carried = [Key(CARRY)] * (len(args) - first)
+  return [*args[:skip], *carried], [*args[skip:first], *carried]
+
+
 def while_outs(e: internals.Eqn, args: Sequence[Key]) -> list[Key]:
   """Names the results of a while loop: those of its body."""
-  _, skip, body, consts = internals.while_parts(e)
-  carry = len(args) - skip - consts
-  return assign(body, [*args[skip : skip + consts], *[Key(CARRY)] * carry])[1]
+  return assign(internals.while_parts(e)[2], while_inputs(e, args)[1])[1]
 
 
 def _name(e: internals.Eqn, args: Sequence[Key], index: int) -> Key:
@@ -104,7 +112,7 @@ def _name(e: internals.Eqn, args: Sequence[Key], index: int) -> Key:
   weights = [a.name for a in args if a.const and a.name]
   if weights:
     return _shorten(Key(f'{weights[-1]}:{e.name}{suffix}'))
-  if e.name in _MOVEMENT and len(data) == 1:
+  if e.name in MOVEMENT and len(data) == 1:
     return _shorten(Key(data[0] + suffix))
   if len(data) == 1:
     return _shorten(Key(f'{data[0]}.{e.name}{suffix}'))

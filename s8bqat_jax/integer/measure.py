@@ -68,14 +68,21 @@ def run(fn, meter: Meter, carry: bool, params, *inputs) -> dict[str, Any]:
     if jnp.issubdtype(value.dtype, jnp.floating):
       stats[name.name] = meter.measure(name.name, value)
   _, inner = _evaluate(graph, names, [*leaves, *flat], meter)
-  return _merge(stats, inner, meter)
+  return _merged(stats, inner, meter)
 
 
-def _merge(a: dict, b: dict, meter: Meter) -> dict:
-  return {
-    k: meter.merge(a[k], b[k]) if k in a and k in b else a.get(k, b.get(k))
-    for k in {**a, **b}
-  }
+def _add(stats: dict[str, Any], more: dict[str, Any], meter: Meter) -> None:
+  """Merges statistics into those that are there."""
+  for name, value in more.items():
+    known = stats.get(name)
+    stats[name] = value if known is None else meter.merge(known, value)
+
+
+def _merged(a: dict[str, Any], b: dict[str, Any], meter: Meter) -> dict:
+  """Returns the statistics of both."""
+  both = dict(a)
+  _add(both, b, meter)
+  return both
 
 
 def _evaluate(
@@ -101,16 +108,12 @@ def _evaluate(
     else:
       outs, seen = inner(e, arg_names, args, meter)
     env.update(zip(e.outs, outs))
-    stats = _merge(stats, seen, meter)
+    _add(stats, seen, meter)
     for var, value in zip(e.outs, outs):
       key = named[var]
       if var.is_float and not key.const:
-        stats = _merge(stats, {key.name: meter.measure(key.name, value)}, meter)
+        _add(stats, {key.name: meter.measure(key.name, value)}, meter)
   return [read(a) for a in graph.outs], stats
-
-
-def _keys_of(fn, *args) -> list[str]:
-  return sorted(jax.eval_shape(fn, *args))
 
 
 def _scan(e, arg_names, args, meter):
@@ -122,7 +125,7 @@ def _scan(e, arg_names, args, meter):
   def body(carry, x):
     state, stats = carry
     outs, seen = _evaluate(parts.body, body_names, [*consts, *state, *x], meter)
-    return (outs[:n], _merge(stats, seen, meter)), outs[n:]
+    return (outs[:n], _merged(stats, seen, meter)), outs[n:]
 
   one = lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
   seen = jax.eval_shape(
@@ -162,22 +165,22 @@ def _while(e, arg_names, args, meter):
   cond, skip, body, consts = internals.while_parts(e)
   cond_consts, body_consts = args[:skip], args[skip : skip + consts]
   init = [jnp.asarray(a) for a in args[skip + consts :]]
-  names = [
-    *arg_names[skip : skip + consts],
-    *[keys.Key(keys.CARRY)] * len(init),
-  ]
-  run = lambda state: _evaluate(body, names, [*body_consts, *state], meter)
-
-  def test(carry):
-    fresh = [keys.Key(keys.CARRY)] * (skip + len(init))
-    return _evaluate(cond, fresh, [*cond_consts, *carry[0]], meter)[0][0]
+  cond_names, body_names = keys.while_inputs(e, arg_names)
+  run = lambda s: _evaluate(body, body_names, [*body_consts, *s], meter)
+  ask = lambda s: _evaluate(cond, cond_names, [*cond_consts, *s], meter)
 
   def step(carry):
-    outs, seen = run(carry[0])
-    return outs, _merge(carry[1], seen, meter)
+    state, stats = carry
+    # What the condition computes is measured here: its test returns nothing.
+    stats = _merged(stats, ask(state)[1], meter)
+    outs, seen = run(state)
+    return outs, _merged(stats, seen, meter)
 
-  empty = {k: meter.empty() for k in jax.eval_shape(run, init)[1]}
-  return lax.while_loop(test, step, (init, empty))
+  found = jax.eval_shape(lambda s: _merged(ask(s)[1], run(s)[1], meter), init)
+  empty = {k: meter.empty() for k in found}
+  test = lambda carry: ask(carry[0])[0][0]
+  state, stats = lax.while_loop(test, step, (init, empty))
+  return state, _merged(stats, ask(state)[1], meter)
 
 
 _CONTROL = {'scan': _scan, 'cond': _cond, 'while': _while}

@@ -34,7 +34,7 @@ from s8bqat_jax.integer.values import (
 
 
 @register(
-  'reshape', 'transpose', 'broadcast_in_dim', 'squeeze', 'expand_dims', 'rev',
+  'reshape', 'transpose', 'broadcast_in_dim', 'squeeze', 'rev',
   'slice', 'reduce_max', 'reduce_min', 'tile',
 )  # fmt: skip
 def _movement(ctx: Context, e: Any, x: QValue) -> Value:

@@ -25,7 +25,7 @@ _ENDS = ('div', 'sub', 'mul', 'add')
 _INSIDE = frozenset(
   """reduce_max reduce_sum exp log sub div mul add max broadcast_in_dim reshape
   stop_gradient convert_element_type square integer_pow rsqrt sqrt neg log1p
-  select_n is_finite ne eq abs pow squeeze expand_dims transpose copy""".split()
+  select_n is_finite ne eq abs pow squeeze transpose copy""".split()
 )
 _TOLERANCE = 2e-3
 

@@ -7,15 +7,14 @@ input), so exp(-d s) is a table of 256 entries, in Q15. Error bounds:
   q_softmax      for N entries in the row, the probability errs by at most
                  p N 2^-16 + 2^-16 + half an output LSB.
   q_log_softmax  2^-12 + N 2^-16 absolute, plus half an output LSB.
-  i_exp          1.9e-3 absolute: the published polynomial.
 
 The two errors with N come from the tail of the table rounding to a multiple
 of 2^-15; they are reached only if every entry of a row rounds the same way.
 
 A `masked` input reserves the code -128 for "not there": weight zero.
 
-References:
-  Kim et al., I-BERT: Integer-only BERT Quantization (arXiv 2101.01321).
+The polynomial of I-BERT (Kim et al., arXiv 2101.01321), 1.9e-3 absolute, is for
+wider inputs, of which a table would not fit.
 """
 
 from __future__ import annotations
@@ -50,37 +49,6 @@ def log_table() -> np.ndarray:
   return np.rint(2.0**LOG_BITS * np.log2(1 + i / 2**_LOG_KNOT_BITS)).astype(
     np.int32
   )
-
-
-def i_exp(x_q: jax.Array, scale: float) -> tuple[jax.Array, float]:
-  """The published integer exponential (K), of codes x_q <= 0.
-
-  exp(x) = 2^-z exp(p), p = x + z ln2 in (-ln2, 0], and
-  exp(p) ~ 0.35815147 p^2 + 0.96963238 p + 1, all in units of `scale`.
-
-  Args:
-    x_q: int32 codes, none positive.
-    scale: real value of one code; below ln2.
-
-  Returns:
-    (codes, their scale); codes are int32.
-
-  Raises:
-    ValueError: `scale` is too coarse (a code must be below ln2) or so fine
-      that the square of a code of ln2 leaves int32.
-  """
-  ln2 = int(np.floor(np.log(2) / scale)) if scale > 0 else 0
-  if not 1 <= ln2 < 2**15:
-    raise ValueError(f'scale must lie in (ln2 / 2^15, ln2], got {scale}')
-  a, b, c = 0.35815147, 0.96963238 / 0.35815147, 1 / 0.35815147
-  b_q, c_q = int(np.floor(b / scale)), int(np.floor(c / scale**2))
-  if (ln2 + b_q) ** 2 + c_q >= 2**31:
-    raise ValueError(f'scale {scale} overflows the integer polynomial')
-  z = -x_q // ln2
-  p = x_q + z * ln2
-  value = (p + b_q) * p + c_q
-  shifted = lax.shift_right_arithmetic(value, jnp.minimum(z, 31))
-  return shifted, a * scale**2
 
 
 def _exponentials(x, table, masked):

@@ -6,6 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from s8bqat_jax.losses.rnnt import check_blank
+
+_LOWEST = -1e20  # stands for a logit of -inf
+
 
 def ctc_loss(
   logits_BxTxV: jax.Array,
@@ -19,7 +23,8 @@ def ctc_loss(
 
   CTC needs a frame for every label and one between equal neighbors. A
   transcript longer than that allows has probability zero; optax gives it a
-  finite loss of about 1e5, so drop such utterances before training.
+  finite loss of about 1e5, so drop such utterances before training. A label
+  outside of the vocabulary is impossible: +inf, with a gradient of zero.
 
   Args:
     logits_BxTxV: encoder output projected to the vocabulary.
@@ -34,7 +39,8 @@ def ctc_loss(
   References:
     A. Graves et al., Connectionist Temporal Classification, ICML 2006.
   """
-  B, T, _ = logits_BxTxV.shape
+  B, T, V = logits_BxTxV.shape
+  check_blank(blank, V)
   for name, shape, expected in [
     ('labels', labels_BxU.shape[:1], (B,)),
     ('enc_lengths', enc_lengths_B.shape, (B,)),
@@ -45,14 +51,22 @@ def ctc_loss(
         f'{name} {shape} do not match logits {logits_BxTxV.shape}: '
         f'expected {expected}'
       )
+  if not T:  # optax looks at the first frame
+    logits_BxTxV, T = jnp.zeros([B, 1, V], logits_BxTxV.dtype), 1
   U = labels_BxU.shape[1]
   padding = lambda size, lengths_B: (
     jnp.arange(size) >= lengths_B[:, None]
   ).astype(jnp.float32)
-  return optax.ctc_loss(
-    logits_BxTxV.astype(jnp.float32),
+  nll_B = optax.ctc_loss(
+    # It multiplies log-probabilities by zero, which of -inf would be NaN.
+    jnp.maximum(logits_BxTxV.astype(jnp.float32), _LOWEST),
     padding(T, enc_lengths_B),
     labels_BxU,
     padding(U, label_lengths_B),
     blank_id=blank,
   )
+  # optax takes them for certain.
+  unknown_BxU = (labels_BxU < 0) | (labels_BxU >= V)
+  counts_BxU = jnp.arange(U) < label_lengths_B[:, None]
+  impossible_B = jnp.any(unknown_BxU & counts_BxU, axis=1)
+  return jnp.where(impossible_B, jnp.inf, nll_B)

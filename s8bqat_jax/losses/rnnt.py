@@ -94,7 +94,7 @@ def rnnt_loss(
     for x in (enc_BxTxD, pred_BxU1xE)
   )
   V = jax.eval_shape(joint, frame, label).shape[-1]
-  _check_blank(blank, V)
+  check_blank(blank, V)
   chunks = _num_chunks(B * T, U1, V)
   C = -(-U1 // chunks)
 
@@ -167,7 +167,7 @@ def rnnt_loss_from_logits(
     enc_lengths_B,
     label_lengths_B,
   )
-  _check_blank(blank, logits_BxTxU1xV.shape[-1])
+  check_blank(blank, logits_BxTxU1xV.shape[-1])
   targets_BxU1 = jnp.pad(labels_BxU, [(0, 0), (0, 1)])
   blank_BxTxU1, label_BxTxU1 = _arc_log_probs(
     logits_BxTxU1xV, targets_BxU1, blank
@@ -271,7 +271,8 @@ def _at_least_float32(x):
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _check_blank(blank, V):
+def check_blank(blank: int, V: int) -> None:
+  """Raises ValueError unless blank is one of V labels."""
   if not 0 <= blank < V:
     raise ValueError(f'blank={blank} is none of {V} labels: 0..{V - 1}')
 

@@ -89,11 +89,12 @@ def _forward(z_TxBx4H, recurrent_Hx4H, carry):
     return (new_h, c), (new_h, (i, f, g, o, c))
 
   last, (h_TxBxH, saved) = jax.lax.scan(body, carry, z_TxBx4H)
-  return (last, h_TxBxH), (saved, h_TxBxH, recurrent_Hx4H, carry)
+  none = z_TxBx4H[:0]  # its type
+  return (last, h_TxBxH), (saved, h_TxBxH, recurrent_Hx4H, carry, none)
 
 
 def _backward(residuals, cotangents):
-  (i, f, g, o, c), h_TxBxH, recurrent_Hx4H, (h_first, c_first) = residuals
+  (i, f, g, o, c), h_TxBxH, recurrent_Hx4H, (h_first, c_first), z = residuals
   (dh_last, dc_last), dh_TxBxH = cotangents
   c_before = jnp.concatenate([c_first[None], c[:-1]])
   h_before = jnp.concatenate([h_first[None], h_TxBxH[:-1]])
@@ -113,7 +114,8 @@ def _backward(residuals, cotangents):
     dz = jnp.concatenate(
       [jnp.tile(dc, 3) * dz_per_dc, dh * dz_per_dh], axis=-1
     ).astype(recurrent_Hx4H.dtype)
-    return (dz @ recurrent_Hx4H.T, dc * f), dz
+    dh = (dz @ recurrent_Hx4H.T).astype(h_first.dtype)
+    return (dh, dc * f), dz
 
   (dh_first, dc_first), dz_TxBx4H = jax.lax.scan(
     body,
@@ -123,7 +125,7 @@ def _backward(residuals, cotangents):
   )
   d_recurrent = jnp.einsum('tbh,tbz->hz', h_before, dz_TxBx4H)
   return (
-    dz_TxBx4H,
+    dz_TxBx4H.astype(z.dtype),
     d_recurrent.astype(recurrent_Hx4H.dtype),
     (dh_first.astype(h_first.dtype), dc_first),
   )

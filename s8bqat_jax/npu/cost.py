@@ -203,7 +203,7 @@ def _collect(
       env.update(zip(e.outvars, outs))
       continue
     inner = [getattr(j, 'jaxpr', j) for j in internals.inner_jaxprs(e)]
-    if not inner:
+    if not (name in _CONTROL or internals.is_call(e)):
       # What moves a constant still fetches it.
       outs = [_Origin(bool(args) and args[0].stored, varies)] * len(outs)
     elif name == 'while':
@@ -244,6 +244,7 @@ def _stored_operand(
 
 
 _PRODUCTS = ('q_dot', 'q_conv', 'q_depthwise')
+_CONTROL = ('scan', 'while', 'cond')
 
 
 def _macs(e: Any) -> int:

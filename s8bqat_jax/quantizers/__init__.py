@@ -54,7 +54,7 @@ from s8bqat_jax.quantizers.hard_compressor import hard_compressor, loss_at_codes
 from s8bqat_jax.quantizers.learnable import learnable
 from s8bqat_jax.quantizers.lift import lift_tensor
 from s8bqat_jax.quantizers.mracos import mracos, pressure_schedule
-from s8bqat_jax.quantizers.ptq import ptq
+from s8bqat_jax.quantizers.ptq import ptq, quantize_once
 from s8bqat_jax.quantizers.rules import TERNARY, Rule
 from s8bqat_jax.quantizers.s8bqat import AT_CODES, OVERWRITE, s8bqat
 from s8bqat_jax.quantizers.step import (
@@ -114,6 +114,7 @@ __all__ = [
   'percentile_scale',
   'pressure_schedule',
   'ptq',
+  'quantize_once',
   's8bqat',
   'straight_through',
   'uniform',

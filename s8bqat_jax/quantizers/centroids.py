@@ -18,7 +18,7 @@ def centroids(
 ) -> types.Quantizer:
   """Encodes each weight by its nearest centroid; training stays in float.
 
-  `ptq.quantize(centroids(3), params)` is post-training quantization, and
+  `quantize_once(centroids(3), params)` is post-training quantization, and
   `straight_through(centroids(3))` trains through the same centroids.
 
   Args:

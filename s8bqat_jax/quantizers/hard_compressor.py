@@ -107,13 +107,22 @@ def loss_at_codes(quantizer: types.Quantizer, every: int) -> types.Quantizer:
   if every == 1:
     return emulated
 
+  def floats(params, state, ctx):
+    branches = quantizer.views(params, state, ctx)
+    if set(branches) != {types.MAIN}:
+      raise ValueError(
+        f'loss_at_codes goes around a quantizer with the branch {types.MAIN!r} '
+        f'alone; this one has {", ".join(branches)}'
+      )
+    return branches
+
   def views(
     params: types.Params, state: types.State, ctx: types.Ctx
   ) -> types.Branches:
     return jax.lax.cond(
       (ctx.step + 1) % every == 0,
       lambda params: emulated.views(params, state, ctx),
-      lambda params: quantizer.views(params, state, ctx),
+      lambda params: floats(params, state, ctx),
       params,
     )
 

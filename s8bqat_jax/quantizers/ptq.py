@@ -27,7 +27,7 @@ def ptq(quantizer: types.Quantizer) -> types.Quantizer:
   )
 
 
-def quantize(quantizer: types.Quantizer, params: types.Params) -> Any:
+def quantize_once(quantizer: types.Quantizer, params: types.Params) -> Any:
   """Fits a quantizer to trained params and encodes them.
 
   Args:

@@ -30,7 +30,7 @@ from s8bqat_jax.quantizers import types
 from s8bqat_jax.quantizers.centroids import centroids
 from s8bqat_jax.quantizers.hard_compressor import hard_compressor, loss_at_codes
 from s8bqat_jax.quantizers.lloyd_max import fit as fit_lloyd_max
-from s8bqat_jax.quantizers.mracos import FLOW, mracos, pressure_schedule
+from s8bqat_jax.quantizers.mracos import FLOW, LOSS, mracos, pressure_schedule
 
 AT_CODES, OVERWRITE = 'loss', 'overwrite'
 
@@ -79,6 +79,10 @@ def s8bqat(
   """
   if reading not in (AT_CODES, OVERWRITE):
     raise ValueError(f"reading must be 'loss' or 'overwrite', got {reading!r}")
+  if coupling not in (FLOW, LOSS):
+    raise ValueError(f"coupling must be 'flow' or 'loss', got {coupling!r}")
+  if total_steps < 1:
+    raise ValueError(f'total_steps must be at least 1, got {total_steps}')
   if every is None:
     every = 1 if reading == AT_CODES else 200
   if total_pull:

@@ -156,8 +156,14 @@ def kl_sensitivity(
   def divergence(p, batch, logp, weights):
     logits, _ = _logits_and_weights(logits_fn(p, batch))
     logq = jax.nn.log_softmax(logits.astype(jnp.float32))
-    # A class of probability zero (masked to -inf on both sides) adds nothing.
-    terms = jnp.where(logp == -jnp.inf, 0.0, jnp.exp(logp) * (logp - logq))
+    # With q - p added, which sums to zero: no term is negative, and nothing
+    # cancels where both are close.
+    p, q, d = jnp.exp(logp), jnp.exp(logq), logq - logp
+    near = jnp.abs(d) < 1
+    small = jnp.where(near, d, 0)
+    terms = jnp.where(near, p * (jnp.expm1(small) - small), q - p - p * d)
+    # A class that never comes (masked to -inf, mostly on both sides).
+    terms = jnp.where(logp == -jnp.inf, q, terms)
     return jnp.sum(weights * jnp.sum(terms, -1))
 
   references = [reference(params, batch) for batch in batches]

@@ -22,6 +22,11 @@ def named_leaves(params: PyTree) -> dict[str, Any]:
 def check_float_params(params: PyTree) -> None:
   """Raises unless every leaf can be differentiated and there is one at all."""
   named = named_leaves(params)
+  for name, leaf in named.items():
+    if not hasattr(leaf, 'dtype'):
+      raise TypeError(
+        f'params tensor {name!r} is a {type(leaf).__name__}, expected an array'
+      )
   if not any(np.size(leaf) for leaf in named.values()):
     raise ValueError(
       'params has no tensors with elements; pass a pytree of float arrays'

@@ -118,8 +118,9 @@ def beam_search(
   start = nothing._replace(
     scores_BxK=jnp.where(first & has_frames_Bx1, 0.0, _EMPTY)
   )
+  at_once = 0.0 if automaton is None else automaton.final_S[0]
   finished = nothing._replace(
-    scores_BxK=jnp.where(first & ~has_frames_Bx1, 0.0, _EMPTY)
+    scores_BxK=_clip(jnp.where(first & ~has_frames_Bx1, at_once, _EMPTY))
   )
   state, pred = decode.initial_carry(transducer, B * K)
   active = _Active(start, state, pred, jnp.zeros([B, K], jnp.int32))
@@ -127,8 +128,14 @@ def beam_search(
   def unfinished(loop):
     _, active, finished = loop
     # Extending multiplies by probabilities, and merging adds them: nothing
-    # that comes of a row's hypotheses is more likely than all of them.
-    all_B = jax.nn.logsumexp(active.hyps.scores_BxK, axis=1)
+    # that comes of a row's hypotheses is more likely than all of them, but for
+    # what an automaton may give.
+    hopes_BxK = active.hyps.scores_BxK
+    if automaton is not None:
+      arc, end = automaton.weight_SxV.max(), automaton.final_S.max()
+      left_BxK = N - active.hyps.lengths_BxK
+      hopes_BxK += jnp.maximum(arc, 0) * left_BxK + jnp.maximum(end, 0)
+    all_B = jax.nn.logsumexp(hopes_BxK, axis=1)
     return jnp.any((all_B > finished.scores_BxK[:, -1]) & (all_B > _EMPTY / 2))
 
   def extend(loop):

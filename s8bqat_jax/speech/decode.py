@@ -110,7 +110,7 @@ def greedy_chunk(
     raise ValueError(f'max_symbols must be at least 1, got {max_symbols}')
   B, T, _ = enc_BxTxD.shape
   if T == 0:
-    return carry, Decoded(jnp.zeros([B, 0], jnp.int32), 0 * lengths_B)
+    return carry, Decoded(jnp.zeros([B, 0], jnp.int32), jnp.zeros(B, jnp.int32))
   W, N = min(_FRAMES_AT_ONCE, T), T * max_symbols
   rows_B = jnp.arange(B)
 
@@ -128,7 +128,8 @@ def greedy_chunk(
     best_BxW = jnp.argmax(logits, axis=-1).reshape(B, W).astype(jnp.int32)
     is_label_BxW = (best_BxW != 0) & (frame_BxW < lengths_B[:, None])
     emits_B = is_label_BxW.any(axis=1)
-    skip_B = jnp.where(emits_B, jnp.argmax(is_label_BxW, axis=1), W)
+    first_B = jnp.argmax(is_label_BxW, axis=1).astype(jnp.int32)
+    skip_B = jnp.where(emits_B, first_B, W)
     label_B = best_BxW[rows_B, jnp.minimum(skip_B, W - 1)]
     # A label beyond the buffer's end is not written: N rows off it.
     place_B = jnp.where(emits_B, count_B, N)

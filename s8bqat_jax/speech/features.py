@@ -82,7 +82,7 @@ class LogMel:
   def num_frames(self, num_samples):
     """Whole frames in so many samples (ints or arrays)."""
     frames = (num_samples - self.window) // self.hop + 1
-    return frames * (frames > 0)
+    return frames * (num_samples >= self.window)  # unsigned ones too
 
 
 def log_mel(
@@ -165,7 +165,7 @@ def _windowed_frames(config, audio_BxS, T):
   B, S = audio_BxS.shape
   needed = (T + -(-window // hop) - 1) * hop
   audio_BxS = jnp.pad(audio_BxS[:, :needed], [(0, 0), (0, max(needed - S, 0))])
-  hops_BxNxH = audio_BxS.reshape(B, -1, hop)
+  hops_BxNxH = audio_BxS.reshape(B, needed // hop, hop)
   hann_W = _hann(window)
   frames_BxTxW = jnp.zeros([B, T, config.fft_size], jnp.float32)
   for i, start in enumerate(range(0, window, hop)):

@@ -79,7 +79,8 @@ class NGram:
     """Probability of a word (or '</s>') after the words before it."""
     padded = [_START] * (self.order - 1) + list(context)
     used = padded[len(padded) - self.order + 1 :]
-    probability = 1.0 / (len(self.words) + 2)  # with </s> and the unknown
+    # With the end of a sentence and the unknown word.
+    probability = 1.0 / (len(self.words | {_END}) + 1)
     for start in range(len(used), -1, -1):
       counts = self._counts.get(tuple(used[start:]))
       if counts is None:
@@ -114,7 +115,7 @@ class Mixture(NamedTuple):
     """Probability of a word (or '</s>') after the words before it."""
     return sum(
       share * ngram.prob(word, context)
-      for share, ngram in zip(self.shares, self.ngrams)
+      for share, ngram in zip(self.shares, self.ngrams, strict=True)
     )
 
   def log_prob(self, text: str) -> float:
@@ -144,6 +145,9 @@ def lexicon(
 
   Returns:
     An automaton for `beam.beam_search`.
+
+  Raises:
+    ValueError: without words, or naming one that cannot be in a lexicon.
   """
   if not log_probs or ' ' not in tokenizer.characters:
     raise ValueError(
@@ -154,6 +158,10 @@ def lexicon(
   children: list[dict[int, int]] = [{}]
   best, ends = [0.0], {}
   for word, weight in log_probs.items():
+    if word.split() != [word]:
+      raise ValueError(f'{word!r} is no word: expected letters and no space')
+    if not weight <= 0:
+      raise ValueError(f'word {word!r} has weight {weight}: expected 0 or less')
     node = 0
     for label in tokenizer.encode(word):
       if label not in children[node]:
@@ -203,11 +211,10 @@ def rescore(
   Returns:
     The candidates with their new scores, best first.
   """
-  scored = [
-    Candidate(
-      text,
-      score + weight * language.log_prob(text) + word_bonus * len(text.split()),
-    )
-    for text, score in candidates
-  ]
+  scored = []
+  for text, score in candidates:
+    score += word_bonus * len(text.split())
+    if weight:  # Zero times -inf would be NaN.
+      score += weight * language.log_prob(text)
+    scored.append(Candidate(text, score))
   return sorted(scored, key=lambda c: -c.score)

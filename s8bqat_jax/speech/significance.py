@@ -76,6 +76,8 @@ def mapsswe(errors_a_N: Any, errors_b_N: Any) -> Mapsswe:
       'expected two equally long arrays of at least 2 error counts, got '
       f'shapes {a_N.shape} and {b_N.shape}'
     )
+  if not (np.isfinite(a_N).all() and np.isfinite(b_N).all()):
+    raise ValueError('error counts must be finite')
   difference_N = a_N - b_N
   mean = difference_N.mean()
   if mean == 0:
@@ -167,15 +169,20 @@ def compare(
   )
   tail = min(np.sum(relative_R <= 0), np.sum(relative_R >= 0))
   units = units_N.sum()
-  return Comparison(
+  found = Comparison(
     rate_a=float(rate_a / units),
     rate_b=float(rate_b / units),
     relative=float((rate_b - rate_a) / rate_a),
+    interval=Interval(-np.inf, np.inf),
+    p_bootstrap=1.0,
+    p_mapsswe=1.0,
+  )
+  if len(units_N) == 1:  # which says nothing of others
+    return found
+  return found._replace(
     interval=_interval(relative_R),
     p_bootstrap=float(min(1.0, 2 * (tail + 1) / (replicates + 1))),
-    p_mapsswe=mapsswe(a_SxN.mean(0), b_SxN.mean(0)).p
-    if len(units_N) > 1
-    else 1.0,
+    p_mapsswe=mapsswe(a_SxN.mean(0), b_SxN.mean(0)).p,
   )
 
 
@@ -188,15 +195,21 @@ def _check(errors_SxN, units_N, speakers_N):
       f'expected errors (seeds, {N}) and units ({N},) for {N} speaker labels, '
       f'got {errors_SxN.shape} and {units_N.shape}'
     )
-  if N == 0 or units_N.sum() <= 0:
-    raise ValueError('no reference words to compare on')
+  if not errors_SxN.shape[0]:
+    raise ValueError('no seeds to compare: errors of shape (seeds, utterances)')
   if not np.isfinite(errors_SxN).all():
     raise ValueError('error counts must be finite')
+  if not (np.isfinite(units_N).all() and (units_N >= 0).all()):
+    raise ValueError('units (words) must be finite and not below zero')
+  if N == 0 or units_N.sum() <= 0:
+    raise ValueError('no reference words to compare on')
   return errors_SxN, units_N
 
 
 def _resample(systems, units_N, speakers_N, folds_N, replicates, seed):
   """Totals of each replicate: ([errors_R of each system], units_R)."""
+  if replicates < 1:
+    raise ValueError(f'replicates={replicates}: expected at least 1')
   rng = np.random.default_rng(seed)
   S, N = systems[0].shape
   if folds_N is not None and len(folds_N) != N:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from s8bqat_jax import files
@@ -158,16 +159,15 @@ class Checkpoints:
   def _compare(self, manager, step, wanted):
     stored = manager.item_metadata(step)[_ARRAYS]
     stored = getattr(stored, 'tree', stored)
-    shapes = {name: tuple(x.shape) for name, x in stored.items()}
+    there, asked = (
+      {name: f'{np.dtype(x.dtype)}{list(x.shape)}' for name, x in tree.items()}
+      for tree in (stored, wanted)
+    )
     problems = [
-      f'{name}: expected {tuple(x.shape)}, stored {shapes.get(name, "nothing")}'
-      for name, x in wanted.items()
-      if shapes.get(name) != tuple(x.shape)
-    ]
-    problems += [
-      f'{name}: expected nothing, stored {shape}'
-      for name, shape in shapes.items()
-      if name not in wanted
+      f'{name}: expected {asked.get(name, "nothing")}, stored '
+      f'{there.get(name, "nothing")}'
+      for name in {**asked, **there}
+      if asked.get(name) != there.get(name)
     ]
     if problems:
       more = (
@@ -176,7 +176,7 @@ class Checkpoints:
       raise ValueError(
         f'the checkpoint {self.directory} at step {step} does not fit this '
         'config (another model, optimizer or quantizer?). Use the config it '
-        'was trained with, or a new --workdir:\n  '
+        'was trained with, or another directory:\n  '
         + '\n  '.join(problems[:8])
         + more
       )
@@ -190,6 +190,11 @@ def _flatten(state: Any) -> dict[str, Any]:
       raise ValueError(
         f'two leaves of the state are called {name!r}, and one would be lost: '
         'rename one of them (a key may have a dot in it)'
+      )
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      raise ValueError(
+        f'leaf {name!r} of the state is a PRNG key: keep jax.random.key_data '
+        'of it'
       )
     flat[name] = leaf
   return flat

@@ -68,7 +68,8 @@ def _equation(eqn: Any) -> Flops:
   if name == 'cond':
     return max(_jaxpr(branch.jaxpr) for branch in params['branches'])
   inner = [x for value in params.values() for x in _inner_jaxprs(value)]
-  if inner:
+  # A scatter's is what it does to one element.
+  if inner and not name.startswith('scatter'):
     # A custom derivative carries its rules as functions, not as jaxprs, so
     # that the first jaxpr found is the body.
     return _jaxpr(inner[0])

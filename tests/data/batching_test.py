@@ -140,3 +140,6 @@ def test_errors():
   batch = _plan([(1.0, 1)] * 4).epoch(0)[0]
   with pytest.raises(ValueError, match='4 is not divisible by the 3'):
     batching.shard(batch, 0, 3)
+  for index in (-1, 2):
+    with pytest.raises(ValueError, match=f'process_index={index} of 2'):
+      batching.shard(batch, index, 2)

@@ -44,3 +44,20 @@ def test_errors(root):
   (base / '84/121/84-121.trans.txt').write_text('84-121-0000\n')
   with pytest.raises(ValueError, match='line 1: expected "ID TRANSCRIPT"'):
     data.load(f'librispeech:{root}:dev-clean')
+
+
+def test_an_utterance_that_is_there_twice(root):
+  chapter = root / 'LibriSpeech/dev-clean/84/121'
+  lines = (chapter / '84-121.trans.txt').read_text()
+  (chapter / '84-121.old.trans.txt').write_text(lines)
+  with pytest.raises(ValueError, match="'84-121-0000' is in .*old.* and .*1$"):
+    data.load(f'librispeech:{root}:dev-clean')
+
+
+def test_lines_end_at_line_ends_only(root):
+  chapter = root / 'LibriSpeech/dev-clean/174/5'
+  text = '\ufeff174-5-0000 GO\u2028DOWN\n'
+  (chapter / '174-5.trans.txt').write_text(text, encoding='utf-8')
+  corpus = data.load(f'librispeech:{root}:dev-clean')
+  assert corpus.utt_ids_N[0] == '174-5-0000'
+  assert corpus.texts_N[0].split() == ['GO', 'DOWN']

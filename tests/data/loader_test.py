@@ -1,3 +1,4 @@
+import dataclasses
 import threading
 import time
 
@@ -240,3 +241,22 @@ def test_a_perturbed_batch_carries_speed_gain_and_noise():
   assert 'snr_db_B' not in next(
     _loader(corpus, perturb=perturb.Perturbation()).batches()
   )
+
+
+@pytest.mark.parametrize('prefetch', [0, 2])
+def test_a_reader_that_stops_is_not_the_end_of_the_data(prefetch):
+  corpus = _corpus(8)
+  read = corpus.read
+
+  def stops(i):
+    return next(iter(())) if i == 3 else read(i)
+
+  loader = loader_lib.make_loader(
+    dataclasses.replace(corpus, read=stops),
+    Letters(),
+    batch_size=2,
+    train=False,
+    prefetch=prefetch,
+  )
+  with pytest.raises(RuntimeError):
+    list(loader.batches(0, loader.steps_per_epoch))

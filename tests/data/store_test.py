@@ -29,6 +29,13 @@ def test_round_trip(tmp_path):
   _check(store.read(tmp_path / 'a' / 'b'))
 
 
+def test_nothing_in_it(tmp_path):
+  for sizes in ((), (0, 0)):
+    _check(store.collect(_entries(sizes)), sizes)
+    store.write(tmp_path / str(len(sizes)), _entries(sizes))
+    _check(store.read(tmp_path / str(len(sizes))), sizes)
+
+
 def test_it_is_made_once_and_leaves_nothing_else(tmp_path):
   calls = []
 

@@ -14,7 +14,7 @@ from experiments import recognizer as recognizer_lib
 from s8bqat_jax import data, quantizers, training
 from s8bqat_jax.artifacts import packed_file
 from s8bqat_jax.models import rnnt
-from s8bqat_jax.quantizers.ptq import quantize
+from s8bqat_jax.quantizers import quantize_once
 from s8bqat_jax.speech import features, normalize, tokenizers
 from s8bqat_jax.training import mesh as mesh_lib
 
@@ -57,7 +57,7 @@ def params(recognizer):
 
 @pytest.fixture(scope='module')
 def tree(params):
-  return jax.device_get(quantize(quantizers.uniform(8), params))
+  return jax.device_get(quantize_once(quantizers.uniform(8), params))
 
 
 @pytest.fixture(scope='module')

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from s8bqat_jax.integer import audit, calibrate, dot, elementwise, lower
+from s8bqat_jax.integer import audit, calibrate, conv, dot, elementwise, lower
 from s8bqat_jax.integer.requantize import Out
 
 MATMUL = (((1,), (0,)), ((), ()))
@@ -218,3 +218,31 @@ def test_what_audit_takes(wrong):
   match = f'closed jaxpr, got {type(wrong).__name__}; lower the function first'
   with pytest.raises(TypeError, match=match):
     audit(wrong)
+
+
+def test_where_a_maximum_and_a_masked_table_lie():
+  """A maximum lies where its input does; a table may hold a mask's code."""
+  place = {'window': (2,), 'strides': (1,), 'padding': ((0, 0),)}
+  place |= {'dilation': (1,), 'zero': 0, 'shift': 1, 'out': Out(), 'site': ''}
+
+  def wide(x):
+    return conv.q_pool(x, np.int32(1), kind='max', **place).astype(jnp.int16)
+
+  def fn(x):
+    return wide(x) + jnp.int16(2**15 - 1 - 1000)
+
+  def overflows(dtype):
+    x = jax.ShapeDtypeStruct((1, 4, 1), dtype)
+    return not audit(jax.make_jaxpr(fn)(x)).ok
+
+  assert overflows(np.int16) and not overflows(np.int8)
+  table = np.full(256, -127, np.int8)
+  table[0] = -128
+
+  def looked_up(x, limit):
+    codes = elementwise.q_lut(x, table, out=Out(0, -127, 127), site='')
+    return codes.astype(jnp.int16) - jnp.int16(limit)
+
+  for limit, fits in ((2**15 - 128, True), (2**15 - 127, False)):
+    report = audit(program(lambda x, n=limit: looked_up(x, n), (3,)))
+    assert report.ok == fits, limit

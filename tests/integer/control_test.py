@@ -18,6 +18,7 @@ P = {
   'b': R.normal(size=12).astype(np.float32),
 }
 X = R.normal(size=(20, 3, 4)).astype(np.float32)
+M = {'m': R.normal(size=(4, 4)).astype(np.float32)}
 
 
 def gru(p, x):
@@ -94,8 +95,17 @@ def test_while():
       lambda s: s[0] < n, lambda s: (s[0] + 1, jnp.tanh(s[1] @ p['m'])), (0, x)
     )[1]
 
-  params = {'m': R.normal(size=(4, 4)).astype(np.float32)}
-  close(fn, params, X[0], np.int32(3), least=20.0)
+  close(fn, M, X[0], np.int32(3), least=20.0)
+
+
+def test_while_its_condition_computes_with_reals():
+  def fn(p, x):
+    return lax.while_loop(
+      lambda s: jnp.sum(s * 0.5) < p['most'], lambda s: jnp.tanh(s) + 0.25, x
+    )
+
+  params = {'most': np.float32(3.0)}
+  close(fn, params, np.abs(X[0]) * 0.1, least=20.0)
 
 
 def test_what_a_product_reads():
@@ -107,6 +117,8 @@ def test_what_a_product_reads():
   assert feeds_product(parts.body, carry)
   tanh, _ = internals.trace(lambda x: jnp.tanh(x), X)
   assert not feeds_product(tanh, tanh.ins[0])
+  held, _ = internals.trace(lambda p, x: lax.stop_gradient(x) @ p['m'], M, X)
+  assert feeds_product(held, held.ins[-1])
 
 
 def test_a_clip_that_crosses_a_border():

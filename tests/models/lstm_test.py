@@ -112,3 +112,25 @@ def test_parameters_are_one_kernel_and_one_bias():
   recurrent = params['kernel'][D:, :H]
   np.testing.assert_allclose(recurrent @ recurrent.T, np.eye(H), atol=1e-5)
   np.testing.assert_array_equal(params['bias'][H : 2 * H], 1)
+
+
+@pytest.mark.parametrize(
+  'z, w, h',
+  [
+    (jnp.float32, jnp.bfloat16, jnp.float32),
+    (jnp.bfloat16, jnp.float32, jnp.bfloat16),
+    (jnp.bfloat16, jnp.bfloat16, jnp.float32),
+  ],
+)
+def test_fast_backward_of_mixed_types(z, w, h):
+  frames, kernel, (first, cell) = _problem()
+  problem = frames.astype(z), kernel.astype(w), (first.astype(h), cell)
+
+  def grads(scan):
+    loss = lambda *args: jnp.sum(scan(*args)[1].astype(jnp.float32) ** 2)
+    return jax.tree.leaves(jax.grad(loss, (0, 1, 2))(*problem))
+
+  for a, b in zip(grads(lstm.lstm_scan), grads(lstm.fast_lstm_scan)):
+    assert a.dtype == b.dtype
+    a, b = (np.asarray(x, np.float32) for x in (a, b))
+    np.testing.assert_allclose(a, b, atol=0.05 * np.abs(a).max())

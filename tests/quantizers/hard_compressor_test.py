@@ -1,5 +1,6 @@
 """Snapping: when, what, whose moments; the warning; the loss at the codes."""
 
+import dataclasses
 import warnings
 
 import jax
@@ -147,3 +148,13 @@ def test_refuses_no_period():
   ):
     with pytest.raises(ValueError, match='every'):
       wrap(0)
+
+
+def test_loss_at_codes_refuses_several_branches():
+  several = dataclasses.replace(
+    BASE, views=lambda params, state, ctx: {'main': params, 'low': params}
+  )
+  params = make_params()
+  wrapped = quantizers.loss_at_codes(several, 2)
+  with pytest.raises(ValueError, match='this one has main, low'):
+    wrapped.views(params, wrapped.init(params), ctx(0))

@@ -6,9 +6,8 @@ import numpy as np
 
 from s8bqat_jax import quantizers
 from s8bqat_jax.artifacts import qtensor
-from s8bqat_jax.quantizers import types
+from s8bqat_jax.quantizers import quantize_once, types
 from s8bqat_jax.quantizers.codebook import on_grid
-from s8bqat_jax.quantizers.ptq import quantize as quantize_once
 from s8bqat_jax.quantizers.straight_through import replace
 from s8bqat_jax.quantizers.uniform import mse_scale, quantize
 

@@ -226,3 +226,18 @@ def test_an_axis_that_a_weight_does_not_have():
   params = {'conv': jnp.ones((3, 2, 4)), 'dense': jnp.ones((2, 4))}
   with pytest.raises(ValueError, match=r'channel_axis=2.*\(2, 4\) has no such'):
     quantizers.uniform(4, channel_axis=2).init(params)
+
+
+@pytest.mark.parametrize(
+  'fit',
+  [max_scale, mse_scale, percentile_scale(99)],
+)
+def test_what_no_step_can_be_fitted_to(fit):
+  w = jnp.ones((2, 3))
+  for levels in (1, 257):
+    with pytest.raises(ValueError, match=f'in 2..256, got {levels}'):
+      fit(w, levels)
+  with pytest.raises(ValueError, match=r'to no weights \(shape \(0, 3\)\)'):
+    fit(jnp.ones((0, 3)), 4)
+  with pytest.raises(ValueError, match='floating point, got int32'):
+    fit(jnp.ones(3, jnp.int32), 4)

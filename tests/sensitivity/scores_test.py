@@ -198,3 +198,16 @@ class TestBadInput:
       scores.trace_scores({'out': 1.0}, problem[0], _quantize, BITS)
     with pytest.raises(ValueError, match='differ in structure'):
       scores.diagonal_scores({'out': 1.0}, problem[0], _quantize, BITS)
+
+
+def test_kl_of_a_small_change_is_not_lost_in_rounding(problem):
+  params, batches = problem
+  nudge = lambda name, w, bits: w * (1 + 10.0**-bits)
+  found = scores.kl_sensitivity(
+    _logits, params, batches, nudge, {'out': (0, 2, 4)}
+  )
+  for b in (0, 2, 4):
+    changed = {**params, 'out': nudge('out', params['out'], b)}
+    expected = np.mean([_numpy_kl(params, changed, x) for x in batches])
+    assert found.scores['out'][b] >= 0
+    np.testing.assert_allclose(found.scores['out'][b], expected, rtol=5e-3)

@@ -236,3 +236,38 @@ def test_two_halves_of_the_best_are_waited_for():
   for found, same in zip(_nbest_lists(alone, 0), _nbest_lists(beside, 0)):
     assert found[0] == same[0]
     np.testing.assert_allclose(found[1], same[1], rtol=1e-5)
+
+
+def _rewarding():
+  """A second label 1 in a row may end a transcript, and earns twelve."""
+  return beam.Automaton(
+    jnp.array([[0, 1, 0], [1, 2, 1], [2, 2, 2]]),
+    jnp.zeros((3, 3)),
+    jnp.array([0.0, 0.0, 12.0]),
+  )
+
+
+def test_what_an_automaton_gives_at_the_end_is_waited_for():
+  transducer, search = _search(3, 16, 3, _rewarding)
+  enc = toy_transducer.encode(B=1, T=2, seed=0)
+  bonus = lambda labels: 12.0 if labels.count(1) >= 2 else 0.0
+  expected = {
+    labels: score + bonus(labels)
+    for labels, score in _exhaustive(transducer, enc[0], 3, 3).items()
+  }
+  found = _nbest_lists(search(enc, np.array([2])), 0)
+  best = max(expected, key=expected.get)
+  assert best.count(1) >= 2 and found[0][0] == best
+  for labels, score in found[:15]:
+    np.testing.assert_allclose(score, expected[labels], rtol=1e-4, atol=1e-4)
+
+
+def _forbidding():
+  """Nothing at all is no transcript."""
+  return _rewarding()._replace(final_S=jnp.array([-jnp.inf, 0.0, 0.0]))
+
+
+def test_no_frames_under_an_automaton():
+  _, search = _search(3, 2, 2, _forbidding)
+  enc = toy_transducer.encode(B=1, T=2, seed=0)
+  assert not np.isfinite(search(enc, np.array([0])).scores_BxK).any()

@@ -106,3 +106,15 @@ def test_ctc_merges_what_repeats_and_drops_blanks(T):
     wanted = [int(k) for k, _ in itertools.groupby(path) if k]
     assert count == len(wanted)
     assert labels.tolist() == wanted + [0] * (T - len(wanted))
+
+
+def test_greedy_in_x64():
+  transducer = toy_transducer.make()
+  enc, lengths = toy_transducer.encode(B=2, T=5), np.array([5, 3])
+  expected = decode.greedy(transducer, enc, lengths)
+  with jax.enable_x64(True):
+    found = decode.greedy(transducer, enc, lengths)
+    nothing = decode.greedy(transducer, enc[:, :0], np.array([0, 0]))
+  for a, b in zip(found, expected, strict=True):
+    np.testing.assert_array_equal(a, b)
+  assert nothing.lengths_B.dtype == found.lengths_B.dtype

@@ -153,3 +153,20 @@ def test_equal_chunks_settle_on_one_shape():
 def test_impossible_configs_are_errors(change, message):
   with pytest.raises(ValueError, match=message):
     features.LogMel(**change)
+
+
+def test_lengths_of_any_integer_type():
+  config = features.LogMel()
+  lengths = [0, 1, config.window - 1, config.window, 1600]
+  expected = [0, 0, 0, 1, (1600 - config.window) // config.hop + 1]
+  assert [config.num_frames(n) for n in lengths] == expected
+  for dtype in (np.uint32, np.uint16, np.int32):
+    for array in (np.array(lengths, dtype), jnp.array(lengths, dtype)):
+      np.testing.assert_array_equal(config.num_frames(array), expected)
+  feats, frames = features.log_mel(
+    config, jnp.ones((1, 1600)), jnp.array([config.window - 1], jnp.uint32)
+  )
+  assert not feats.any() and not frames.any()
+  assert features.log_mel(config, jnp.ones((0, 1600)), jnp.zeros(0, int))[
+    0
+  ].shape == (0, expected[-1], config.num_mels)

@@ -95,6 +95,20 @@ def test_nothing_to_learn_from():
     ngram.lexicon({'ab': 0.0}, no_space)
 
 
+@pytest.mark.parametrize('word', ['a b', '', ' ', 'a '])
+def test_what_is_no_word_of_a_lexicon(word):
+  tokenizer = tokenizers.CharTokenizer.from_texts(['a b'])
+  with pytest.raises(ValueError, match='is no word'):
+    ngram.lexicon({'a': -1.0, word: -1.0}, tokenizer)
+
+
+@pytest.mark.parametrize('weight', [0.5, math.nan])
+def test_a_word_that_would_gain(weight):
+  tokenizer = tokenizers.CharTokenizer.from_texts(['a b'])
+  with pytest.raises(ValueError, match="word 'a' has weight"):
+    ngram.lexicon({'a': weight}, tokenizer)
+
+
 def test_a_mixture_averages_word_by_word():
   first, second = ngram.NGram(['a b a'], 2), ngram.NGram(['b b c'], 2)
   mixed = ngram.Mixture((first, second), (0.25, 0.75))
@@ -107,3 +121,29 @@ def test_a_mixture_averages_word_by_word():
   assert mixed.log_prob('b') == pytest.approx(want)
   alone = ngram.Mixture((first,), (1.0,))
   assert alone.log_prob('a b') == pytest.approx(first.log_prob('a b'))
+
+
+def test_the_end_of_a_sentence_may_be_written():
+  model = ngram.NGram(['a </s> b', 'c'], 2)
+  words = [*(model.words - {'</s>'}), '</s>', 'unknown']
+  for context in ([], ['a'], ['zzz']):
+    total = sum(model.prob(word, context) for word in words)
+    np.testing.assert_allclose(total, 1, rtol=1e-12)
+
+
+class _Forbids:
+  def log_prob(self, text):
+    return -math.inf if 'no' in text else 0.0
+
+
+def test_a_language_model_of_no_weight_says_nothing():
+  candidates = [ngram.Candidate('yes', -0.5), ngram.Candidate('no', -1.0)]
+  assert ngram.rescore(candidates, _Forbids(), weight=0.0) == candidates
+  best = ngram.rescore(candidates[::-1], _Forbids(), weight=0.5)[0]
+  assert best.text == 'yes'
+
+
+def test_a_mixture_has_a_share_for_each():
+  model = ngram.NGram(_TEXTS)
+  with pytest.raises(ValueError, match='argument 2'):
+    ngram.Mixture((model, model), (1.0,)).log_prob('a')

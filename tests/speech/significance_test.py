@@ -27,6 +27,8 @@ def test_mapsswe_on_degenerate_data():
   for a, b in [([], []), ([1], [1]), ([1, 2], [1, 2, 3])]:
     with pytest.raises(ValueError, match='shapes'):
       significance.mapsswe(a, b)
+  with pytest.raises(ValueError, match='finite'):
+    significance.mapsswe([1, np.nan, 2], [1, 2, 2])
 
 
 def _one_each(n):
@@ -182,7 +184,8 @@ def test_same_seed_same_answer():
 
 def test_degenerate_comparisons():
   one = significance.compare([3], [2], [10], ['x'], replicates=50)
-  assert one.p_mapsswe == 1.0 and one.interval.low == one.interval.high
+  assert one.p_mapsswe == one.p_bootstrap == 1.0 and not one.non_inferior()
+  assert one.relative == pytest.approx(-1 / 3)
   with pytest.raises(ValueError, match='makes no error'):
     significance.compare([0, 0], [1, 0], [5, 5], ['x', 'y'])
   with pytest.raises(ValueError, match='no reference words'):
@@ -195,3 +198,10 @@ def test_degenerate_comparisons():
     significance.rate_interval([1, 2], [4, 4], ['x', 'y'], ['f'])
   with pytest.raises(ValueError, match='finite'):
     significance.rate_interval([1, np.nan], [4, 4], ['x', 'y'])
+  for words in (np.nan, -1):
+    with pytest.raises(ValueError, match='words.* must be finite and not bel'):
+      significance.rate_interval([1, 2], [4, words], ['x', 'y'])
+  with pytest.raises(ValueError, match='no seeds'):
+    significance.rate_interval(np.zeros([0, 2]), [4, 4], ['x', 'y'])
+  with pytest.raises(ValueError, match='replicates=0'):
+    significance.rate_interval([1, 2], [4, 4], ['x', 'y'], replicates=0)

@@ -41,3 +41,9 @@ def test_nested_calls_and_loops():
   assert flops.count(loop, a).unbounded == 1
   branch = lambda a: jax.lax.cond(a[0, 0] > 0, lambda a: a @ a, lambda a: a, a)
   assert flops.count(branch, a).products == 2 * 27
+
+
+def test_a_scatter_counts_its_elements():
+  x, rows = jnp.zeros((100, 10)), jnp.arange(3)
+  counted = flops.count(lambda x: x.at[rows].add(1.0), x)
+  assert counted.elementwise >= x.size and not counted.products

@@ -8,7 +8,7 @@ from s8bqat_jax.export.onnxfile.writer import Writer, rule
 from s8bqat_jax.export.program import Op, UnsupportedExport, Value
 
 
-@rule('reshape', 'squeeze', 'expand_dims', 'copy', 'copy_p')
+@rule('reshape', 'squeeze', 'copy')
 def _reshape(w: Writer, op: Op) -> None:
   (y,) = op.outs
   w.reshape(w.name(op.ins[0]), y.shape, to=y.name)

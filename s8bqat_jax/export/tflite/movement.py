@@ -9,7 +9,7 @@ from s8bqat_jax.export.tflite import flatbuffer
 from s8bqat_jax.export.tflite.writer import Writer, rule
 
 
-@rule('reshape', 'squeeze', 'expand_dims', 'copy', 'copy_p')
+@rule('reshape', 'squeeze', 'copy')
 def _reshape(w: Writer, op: Op) -> None:
   (y,) = op.outs
   w.reshape(w.index(op.ins[0]), w.index(y), y.shape)

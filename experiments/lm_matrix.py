@@ -125,17 +125,22 @@ class Job(NamedTuple):
 def run(
   jobs: Sequence[Job],
   score: Callable[[Job], dict[str, Any]],
+  *,
+  planned: Sequence[Job] | None = None,
+  done: Callable[[Job], bool] = lambda job: False,
   max_hours: float = float('inf'),
-) -> tuple[dict[Job, dict[str, Any]], dict[Job, str]]:
+) -> tuple[dict[Job, dict[str, Any]], list[str]]:
   """Scores jobs one after another and prints each row.
 
   Args:
     jobs: what to score.
     score: (job) -> row, after whatever training that takes.
+    planned: as for `stage_cache.run`,
+    done: and likewise.
     max_hours: none starts after that long.
 
   Returns:
-    The rows, and for those that failed a line that says why.
+    The rows, and a line for each job of the plan that has none.
   """
 
   def work(job):
@@ -143,7 +148,14 @@ def run(
     print(results.table([row], COLUMNS), flush=True)
     return row
 
-  return stage_cache.run(jobs, work, max_hours=max_hours, failures=_FAILURES)
+  return stage_cache.run(
+    jobs,
+    work,
+    planned=planned,
+    max_hours=max_hours,
+    done=done,
+    failures=_FAILURES,
+  )
 
 
 def agreements(

@@ -46,7 +46,10 @@ _AVERAGED = ('parameters', 'bytes', 'encoded_bytes', 'packed_bytes')
 
 
 def run(
-  stages: Stages, jobs: Sequence[cells.Job], max_hours: float = float('inf')
+  stages: Stages,
+  jobs: Sequence[cells.Job],
+  max_hours: float = float('inf'),
+  planned: Sequence[cells.Job] | None = None,
 ) -> tuple[dict[cells.Job, dict[str, Any]], list[str]]:
   """Runs jobs, those of one float model one after another.
 
@@ -56,14 +59,18 @@ def run(
     stages: where their stages are kept.
     jobs: what to run.
     max_hours: no job starts after that long.
+    planned: as for `stage_cache.run`.
 
   Returns:
     {job: its metrics}, and the jobs that were not run or failed, with why.
   """
-  found, failed = stage_cache.run(
-    jobs, stages.evaluate, max_hours=max_hours, done=stages.done
+  return stage_cache.run(
+    jobs,
+    stages.evaluate,
+    planned=planned,
+    max_hours=max_hours,
+    done=stages.done,
   )
-  return found, [failed.get(job, str(job)) for job in jobs if job not in found]
 
 
 def estimated_hours(stages: Stages, jobs: Sequence[cells.Job]) -> float:

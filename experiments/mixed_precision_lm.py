@@ -95,21 +95,17 @@ def main(argv):
   print(f'{len(asked)} of {len(planned)} cells; about {hours:.2f} h to go')
   if _ESTIMATE.value:
     return
-  score = lambda job: _row(found[job.seed], job)
   try:
-    rows, failed = lm_matrix.run(asked, score, _HOURS.value)
-    # What an earlier run has done belongs into the results as well.
-    others = [
-      job
-      for job in planned
-      if job not in rows | failed and lm_matrix.done(job.cell, found[job.seed])
-    ]
-    more, of_others = lm_matrix.run(others, score)
-    rows, failed = rows | more, failed | of_others
+    rows, not_run = lm_matrix.run(
+      asked,
+      lambda job: _row(found[job.seed], job),
+      planned=planned,
+      done=lambda job: lm_matrix.done(job.cell, found[job.seed]),
+      max_hours=_HOURS.value,
+    )
     if not rows:
       print('nothing is done yet, nothing was written')
       return
-    not_run = [failed.get(j, str(j)) for j in planned if j not in rows]
     first = found[next(iter(rows)).seed]
     write = functools.partial(_write, config, corpora, rows, not_run, first)
     # What took hours is written before what takes minutes.

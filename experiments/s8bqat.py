@@ -85,17 +85,10 @@ def main(argv):
   if _ESTIMATE.value:
     return
   try:
-    found, missing = matrix.run(stages, asked, _HOURS.value)
-    # What other runs have done by now belongs into the results as well.
-    others = [j for j in planned if j not in asked and stages.done(j)]
-    more, failed = matrix.run(stages, others)
+    found, not_run = matrix.run(stages, asked, _HOURS.value, planned)
   except Interrupted:
     print('interrupted; run the same command again to go on')
     return
-  found |= more
-  found = {job: found[job] for job in planned if job in found}
-  rest = [str(j) for j in planned if j not in asked and j not in others]
-  not_run = [*missing, *failed, *rest]
   if not found:
     raise SystemExit(f'nothing to report; not run: {"; ".join(not_run)}')
   name = f'{config.name}_{_MATRIX.value}'

@@ -15,7 +15,7 @@ import fcntl
 import json
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from experiments import results
@@ -61,10 +61,11 @@ def run(
   jobs: Iterable[Job],
   work: Callable[[Job], Result],
   *,
+  planned: Sequence[Job] | None = None,
   max_hours: float = float('inf'),
   done: Callable[[Job], bool] = lambda job: False,
   failures: tuple[type[Exception], ...] = (FloatingPointError, RuntimeError),
-) -> tuple[dict[Job, Result], dict[Job, str]]:
+) -> tuple[dict[Job, Result], list[str]]:
   """Works on jobs one after another.
 
   Those that another process works on are waited for, after all others; one that
@@ -73,29 +74,43 @@ def run(
   Args:
     jobs: what to work on.
     work: (job) -> its result.
+    planned: all that results are of, these jobs among them: what another run
+      has done by then is read as well. None for the jobs themselves.
     max_hours: none starts after that long,
     done: but for those of which only reading is left.
     failures: what is a job's own failure.
 
   Returns:
-    {job: result}, and for those that failed {job: a line that says why}.
+    {job: result}, in the order of the plan, and a line for each of the plan
+    that is not there: its name, or why it failed.
   """
+  jobs = list(jobs)
   start = time.perf_counter()
   found: dict[Job, Result] = {}
   failed: dict[Job, str] = {}
-  turns = Turns(jobs)
-  for job in turns:
-    late = time.perf_counter() - start > 3600 * max_hours
-    if late and not done(job):
-      continue
-    try:
-      found[job] = work(job)
-    except Busy:
-      turns.later(job)
-    except failures as e:
-      failed[job] = f'{job}: failed: {e}'
-      print(failed[job], flush=True)
-  return found, failed
+
+  def go_through(turns: Turns[Job]) -> None:
+    for job in turns:
+      late = time.perf_counter() - start > 3600 * max_hours
+      if late and not done(job):
+        continue
+      try:
+        found[job] = work(job)
+      except Busy:
+        turns.later(job)
+      except failures as e:
+        failed[job] = f'{job}: failed: {e}'
+        print(failed[job], flush=True)
+
+  go_through(Turns(jobs))
+  if planned is None:
+    planned = jobs
+  others = (job for job in planned if job not in found and job not in failed)
+  go_through(Turns(job for job in others if done(job)))
+  return (
+    {job: found[job] for job in planned if job in found},
+    [failed.get(job, str(job)) for job in planned if job not in found],
+  )
 
 
 def chosen(cells: Iterable[Any], only: str) -> set[str]:

@@ -104,3 +104,29 @@ def test_a_cell_is_chosen_by_its_name_or_part_of_it():
   assert chosen(cells, ', 3') == {'admm, 3', 'admm, bits by kl, 3'}
   assert chosen(cells, '') == set(cells)
   assert chosen(cells, 'lsq') == set()
+
+
+def test_results_are_of_all_that_is_planned():
+  """Jobs of others are read if they are done; what is not there is listed."""
+  worked = []
+
+  def work(job):
+    worked.append(job)
+    if job == 'fails':
+      raise RuntimeError('for a reason')
+    return job.upper()
+
+  found, not_run = stage_cache.run(
+    ['c', 'fails'],
+    work,
+    planned=['a', 'b', 'c', 'fails', 'd'],
+    done=lambda job: job in 'ad',
+  )
+  assert worked == ['c', 'fails', 'a', 'd']
+  assert list(found.items()) == [('a', 'A'), ('c', 'C'), ('d', 'D')]
+  assert not_run == ['b', 'fails: failed: for a reason']
+  # After the hours only reading is left.
+  found, not_run = stage_cache.run(
+    ['b', 'a'], work, max_hours=-1, done=lambda job: job == 'a'
+  )
+  assert found == {'a': 'A'} and not_run == ['b']

@@ -45,5 +45,12 @@ def anywhere(config: Mapping[str, Any]) -> dict[str, Any]:
 
 @functools.cache
 def fingerprint(spec: str) -> str:
-  """Returns the fingerprint of the corpus that a data spec names."""
+  """Returns the fingerprint of the corpus that a data spec names.
+
+  The same wherever the data is, so of recordings it knows lengths, not samples:
+  who replaces audio by other audio of the same length starts with new folders.
+
+  Args:
+    spec: of the data.
+  """
   return data.load(spec).fingerprint

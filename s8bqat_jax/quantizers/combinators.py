@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,18 @@ from s8bqat_jax.quantizers import tree as trees
 from s8bqat_jax.quantizers import types
 
 _MEMBERS = zlib.crc32(b'members of a combinator') & 0x7FFFFFFF
+
+
+class _Member(NamedTuple):
+  """A member, what it sees of the params, its state and its stream."""
+
+  quantizer: types.Quantizer
+  part: types.Params
+  state: types.State
+  ctx: types.Ctx
+
+
+_Members = Sequence[_Member]
 
 
 def chain(*quantizers: types.Quantizer) -> types.Quantizer:
@@ -34,23 +46,13 @@ def chain(*quantizers: types.Quantizer) -> types.Quantizer:
     ValueError: on use, if several members have several branches.
   """
 
-  def each(state: types.State) -> list[tuple[types.Quantizer, types.State]]:
-    states = map(types.State, state.learned, state.carried)
-    return list(zip(quantizers, states))
-
-  def init(params: types.Params) -> types.State:
-    return _join([q.init(params) for q in quantizers])
-
-  def views(
-    params: types.Params, state: types.State, ctx: types.Ctx
-  ) -> types.Branches:
+  def views(params: types.Params, members: _Members) -> types.Branches:
     branches = {types.MAIN: params}
-    for i, (q, s) in enumerate(each(state)):
-      own = _for_member(ctx, i)
+    for i, (q, _, s, ctx) in enumerate(members):
       if list(branches) == [types.MAIN]:
-        branches = q.views(branches[types.MAIN], s, own)
+        branches = q.views(branches[types.MAIN], s, ctx)
         continue
-      seen = {b: q.views(tree, s, own) for b, tree in branches.items()}
+      seen = {b: q.views(tree, s, ctx) for b, tree in branches.items()}
       for made in seen.values():
         if list(made) != [types.MAIN]:
           raise ValueError(
@@ -60,34 +62,7 @@ def chain(*quantizers: types.Quantizer) -> types.Quantizer:
       branches = {b: made[types.MAIN] for b, made in seen.items()}
     return branches
 
-  def encode(params: types.Params, state: types.State) -> Any:
-    encoded = params
-    for q, s in each(state):
-      encoded = trees.replace(encoded, trees.quantized(q.encode(params, s)))
-    return encoded
-
-  def penalty(
-    params: types.Params, state: types.State, ctx: types.Ctx
-  ) -> jax.Array:
-    total = jnp.zeros((), jnp.float32)
-    for i, (q, s) in enumerate(each(state)):
-      total = total + q.penalty(params, s, _for_member(ctx, i))
-    return total
-
-  def after_update(
-    params: types.Params, state: types.State, ctx: types.Ctx
-  ) -> tuple[types.Params, types.State, Any]:
-    moved, states = types.nothing_moved(params), []
-    for i, (q, s) in enumerate(each(state)):
-      params, s, jumped = q.after_update(params, s, _for_member(ctx, i))
-      moved = jax.tree.map(jnp.logical_or, moved, jumped)
-      states.append(s)
-    return params, _join(states), moved
-
-  def metrics(params: types.Params, state: types.State) -> dict[str, jax.Array]:
-    return _merge([q.metrics(params, s) for q, s in each(state)])
-
-  return types.Quantizer(init, views, encode, penalty, after_update, metrics)
+  return _combined(quantizers, lambda params: [params] * len(quantizers), views)
 
 
 def by_path(
@@ -119,7 +94,6 @@ def by_path(
     ):
       raise ValueError(f'expected (pattern, quantizer), got {route!r}')
     rule_lib.check_pattern(route[0])
-  quantizers = [q for _, q in routes]
 
   def split(params: types.Params) -> list[types.Params]:
     names = list(trees.weights(params))
@@ -129,20 +103,8 @@ def by_path(
       for own in range(len(routes))
     ]
 
-  def each(params, state):
-    states = map(types.State, state.learned, state.carried)
-    return list(zip(quantizers, split(params), states))
-
-  def init(params: types.Params) -> types.State:
-    return _join([q.init(p) for q, p in zip(quantizers, split(params))])
-
-  def views(
-    params: types.Params, state: types.State, ctx: types.Ctx
-  ) -> types.Branches:
-    seen = [
-      q.views(p, s, _for_member(ctx, i))
-      for i, (q, p, s) in enumerate(each(params, state))
-    ]
+  def views(params: types.Params, members: _Members) -> types.Branches:
+    seen = [q.views(part, s, ctx) for q, part, s, ctx in members]
     several = [b for b in seen if list(b) != [types.MAIN]]
     branches = list(several[0]) if several else [types.MAIN]
     for made in several:
@@ -158,35 +120,76 @@ def by_path(
         whole[b] = trees.replace(whole[b], trees.named(part))
     return whole
 
+  return _combined([q for _, q in routes], split, views)
+
+
+def _combined(
+  quantizers: Sequence[types.Quantizer],
+  split: Callable[[types.Params], list[types.Params]],
+  views: Callable[[types.Params, _Members], types.Branches],
+) -> types.Quantizer:
+  """Makes one Quantizer of several; its state is the tuple of theirs.
+
+  Args:
+    quantizers: the members.
+    split: (params) -> what each of them sees: leaves by their names.
+    views: (params, members) -> what the forward pass sees.
+  """
+
+  def members(
+    params: types.Params, state: types.State, ctx: types.Ctx
+  ) -> list[_Member]:
+    states = map(types.State, state.learned, state.carried)
+    own = [_for_member(ctx, i) for i in range(len(quantizers))]
+    return [
+      _Member(*fields) for fields in zip(quantizers, split(params), states, own)
+    ]
+
+  def init(params: types.Params) -> types.State:
+    return _join([q.init(p) for q, p in zip(quantizers, split(params))])
+
   def encode(params: types.Params, state: types.State) -> Any:
     encoded = params
-    for q, p, s in each(params, state):
-      encoded = trees.replace(encoded, trees.quantized(q.encode(p, s)))
+    states = map(types.State, state.learned, state.carried)
+    for q, part, s in zip(quantizers, split(params), states):
+      encoded = trees.replace(encoded, trees.quantized(q.encode(part, s)))
     return encoded
 
   def penalty(
     params: types.Params, state: types.State, ctx: types.Ctx
   ) -> jax.Array:
     total = jnp.zeros((), jnp.float32)
-    for i, (q, p, s) in enumerate(each(params, state)):
-      total = total + q.penalty(p, s, _for_member(ctx, i))
+    for q, part, s, own in members(params, state, ctx):
+      total = total + q.penalty(part, s, own)
     return total
 
   def after_update(
     params: types.Params, state: types.State, ctx: types.Ctx
   ) -> tuple[types.Params, types.State, Any]:
     moved, states = types.nothing_moved(params), []
-    for i, (q, p, s) in enumerate(each(params, state)):
-      p, s, jumped = q.after_update(p, s, _for_member(ctx, i))
-      params = trees.replace(params, trees.named(p))
-      moved = trees.replace(moved, trees.named(jumped))
+    for i, (q, _, s, own) in enumerate(members(params, state, ctx)):
+      # What those before it left.
+      part, s, jumped = q.after_update(split(params)[i], s, own)
+      params = trees.replace(params, trees.named(part))
+      now = trees.replace(types.nothing_moved(params), trees.named(jumped))
+      moved = jax.tree.map(jnp.logical_or, moved, now)
       states.append(s)
     return params, _join(states), moved
 
   def metrics(params: types.Params, state: types.State) -> dict[str, jax.Array]:
-    return _merge([q.metrics(p, s) for q, p, s in each(params, state)])
+    states = map(types.State, state.learned, state.carried)
+    return _merge(
+      [q.metrics(p, s) for q, p, s in zip(quantizers, split(params), states)]
+    )
 
-  return types.Quantizer(init, views, encode, penalty, after_update, metrics)
+  return types.Quantizer(
+    init,
+    lambda params, state, ctx: views(params, members(params, state, ctx)),
+    encode,
+    penalty,
+    after_update,
+    metrics,
+  )
 
 
 def _join(states: Sequence[types.State]) -> types.State:

@@ -88,7 +88,17 @@ def make_loader(
   corpus: data.Corpus,
   recognizer: recognizer_lib.Recognizer,
 ) -> data.Loader:
-  """Returns the training batches of a config."""
+  """Returns the training batches of a config.
+
+  Where CTC helps, a transcript of more labels than its audio has encoder frames
+  is left out; a transducer alone can learn it.
+
+  Args:
+    config: whole.
+    corpus: to train on.
+    recognizer: whose labels and frames they are.
+  """
+  with_ctc = config.train.ctc_weight > 0
   return data.make_loader(
     corpus,
     recognizer.tokenizer,
@@ -96,7 +106,7 @@ def make_loader(
     num_buckets=config.data.num_buckets,
     seed=config.seed,
     perturb=data.Perturbation(**config.perturb) if config.perturb else None,
-    samples_per_label=recognizer.samples_per_frame,
+    samples_per_label=recognizer.samples_per_frame if with_ctc else 0,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )

@@ -266,3 +266,16 @@ def test_compiled_programs_are_kept_where_the_user_says(given, tmp_path):
   finally:
     jax.config.update('jax_compilation_cache_dir', before)
     jax.config.update('jax_persistent_cache_min_compile_time_secs', seconds)
+
+
+def test_only_ctc_leaves_crowded_transcripts_out(config):
+  own = config.copy_and_resolve_references()
+  own.tokenizer = 'char'  # more labels than frames, for some
+  corpus = data.load(own.data.train)
+  left_out = []
+  for weight in (0.0, 0.4):
+    own.train.ctc_weight = weight
+    recognizer = trainer.make_recognizer(own, corpus)
+    loader = trainer.make_loader(own, corpus, recognizer)
+    left_out.append(len(loader.skipped))
+  assert left_out[0] == 0 < left_out[1]

@@ -344,6 +344,10 @@ def _compare(a, b, groups, headline, plan) -> dict[str, Any] | None:
     'seeds': seeds,
     'a_per_seed': rates[0],
     'b_per_seed': rates[1],
+    # One training that failed can make all of a mean.
+    'relative_per_seed': [
+      100 * (y - x) / x if x else None for x, y in zip(*rates)
+    ],
     'relative': 100 * result.relative,
     'ci95': [100 * x if np.isfinite(x) else None for x in result.interval],
     'p': result.p_bootstrap,

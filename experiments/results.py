@@ -184,7 +184,8 @@ def _cell(value: Any, spec: str) -> str:
   if value is None:
     return ''
   if isinstance(value, list | tuple):
-    return ' .. '.join(_cell(v, spec) for v in value)
+    between = ' .. ' if len(value) == 2 else ', '  # an interval, or a list
+    return between.join(_cell(v, spec) for v in value)
   if isinstance(value, float):
     return format(value, spec or '.4g')
   return format(value, spec) if isinstance(value, int) else str(value)

@@ -236,6 +236,7 @@ def test_rows_and_comparisons(done, tmp_path):
   ours = compared['tiny/float', 'tiny/s8bqat:2?pull=2']
   a, b = (found[job]['wer'] for job in jobs)
   assert ours['relative'] == pytest.approx(100 * (b - a) / a)
+  assert ours['relative_per_seed'] == pytest.approx([ours['relative']])
   assert ours['bytes_ratio'] < 0.5 and not ours['headline']
   assert not any('latency' in key for key in ours)  # of a float: none
   pictures = {p.name for p in (tmp_path / 'results').glob('*.png')}

@@ -24,13 +24,7 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Of experiments.train.')
 _MODEL = flags.DEFINE_string('model', None, 'A packed file.')
 _DATA = flags.DEFINE_string('data', None, 'A data spec.', required=True)
 _BEAM = flags.DEFINE_integer('beam', 1, 'Hypotheses kept; 1 is greedy.')
-_ARITHMETIC = flags.DEFINE_enum(
-  'arithmetic',
-  None,
-  integer_recognizer.ARITHMETICS,
-  'float, its 8-bit twin, or integers alone; if unset the twin where the file '
-  'has ranges of 8-bit activations, else float.',
-)
+_ARITHMETIC = usage.arithmetic_flag(integer_recognizer.ARITHMETICS)
 _BATCH = flags.DEFINE_integer('batch_size', 32, 'Utterances at a time.')
 _OUT = flags.DEFINE_string(
   'hypotheses',

@@ -15,19 +15,13 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from experiments import integer_recognizer, streaming, trainer
+from experiments import integer_recognizer, streaming, trainer, usage
 from experiments import recognizer as recognizer_lib
 from s8bqat_jax.data import audio
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Of experiments.train.')
 _MODEL = flags.DEFINE_string('model', None, 'A packed file.')
-_ARITHMETIC = flags.DEFINE_enum(
-  'arithmetic',
-  None,
-  integer_recognizer.ARITHMETICS,
-  'float, its 8-bit twin, or integers alone; if unset the twin where the file '
-  'has ranges of 8-bit activations, else float.',
-)
+_ARITHMETIC = usage.arithmetic_flag(integer_recognizer.ARITHMETICS)
 _STREAM = flags.DEFINE_bool('stream', False, 'Feed the audio in pieces.')
 _CHUNK_MS = flags.DEFINE_integer(
   'chunk_ms', 240, 'Length of a piece.', lower_bound=1

@@ -5,7 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import ml_collections
-from absl import app
+from absl import app, flags
+
+
+def arithmetic_flag(choices: Sequence[str]) -> flags.FlagHolder:
+  """Defines --arithmetic, of commands that run a packed recognizer.
+
+  Args:
+    choices: `integer_recognizer.ARITHMETICS`.
+  """
+  return flags.DEFINE_enum(
+    'arithmetic',
+    None,
+    choices,
+    'float, its 8-bit twin, or integers alone; if unset the twin where the '
+    'file has ranges of 8-bit activations, else float.',
+  )
 
 
 def no_arguments(argv: Sequence[str]) -> None:

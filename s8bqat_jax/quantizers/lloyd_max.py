@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from s8bqat_jax.artifacts import qtensor
 from s8bqat_jax.quantizers import codebook as codebook_lib
 from s8bqat_jax.quantizers import segments, summary
+from s8bqat_jax.quantizers import tree as trees
 
 Grid = Literal['int8'] | None
 
@@ -62,12 +62,7 @@ def fit(
     for minimum distortion", 1960; Zhen et al., arXiv 2206.15408.
   """
   w = jnp.asarray(w)
-  if not jnp.issubdtype(w.dtype, jnp.floating):
-    raise ValueError(f'weights must be floating point, got {w.dtype}')
-  if not w.size:
-    raise ValueError(f'cannot fit centroids to no weights (shape {w.shape})')
-  if not 2 <= levels <= qtensor.MAX_LEVELS:
-    raise ValueError(f'levels must be in 2..{qtensor.MAX_LEVELS}, got {levels}')
+  trees.check_fit(w, levels)
   if grid not in ('int8', None):
     raise ValueError(f"grid must be 'int8' or None, got {grid!r}")
   # In parts, so that fits share what is compiled: the first is of all tensors

@@ -188,3 +188,18 @@ def inherit_sharding(state: Any, weights: Mapping[str, jax.Array]) -> Any:
     return leaf
 
   return jax.tree_util.tree_map_with_path(place, state)
+
+
+def check_fit(w: jax.Array, levels: int) -> None:
+  """Raises ValueError for what no table can be fitted to.
+
+  Args:
+    w: the weight.
+    levels: of the table.
+  """
+  if not jnp.issubdtype(w.dtype, jnp.floating):
+    raise ValueError(f'weights must be floating point, got {w.dtype}')
+  if not w.size:
+    raise ValueError(f'there is no fit to no weights (shape {w.shape})')
+  if not 2 <= levels <= qtensor.MAX_LEVELS:
+    raise ValueError(f'levels must be in 2..{qtensor.MAX_LEVELS}, got {levels}')

@@ -89,7 +89,7 @@ def max_scale(
   Returns:
     The step, broadcastable to `w` and in its dtype.
   """
-  _check_fit(w, levels)
+  trees.check_fit(w, levels)
   largest = jnp.max(jnp.abs(w), axis=_others(w, channel_axis), keepdims=True)
   return _finish(largest / _highest(levels), w, channel_axis)
 
@@ -110,7 +110,7 @@ def percentile_scale(percentile: float) -> ScaleFit:
     raise ValueError(f'percentile must be in (0, 100], got {percentile}')
 
   def fit(w, levels, channel_axis=None):
-    _check_fit(w, levels)
+    trees.check_fit(w, levels)
     magnitude = jnp.abs(trees.whole(w).astype(jnp.float32))
     axes = _others(w, channel_axis)
     largest = jnp.percentile(magnitude, percentile, axis=axes, keepdims=True)
@@ -145,7 +145,7 @@ def mse_scale(
     Max, Quantizing for Minimum Distortion, 1960, which tabulates the step for a
     Gaussian. The search is ours.
   """
-  _check_fit(w, levels)
+  trees.check_fit(w, levels)
   axes = _others(w, channel_axis)
   x = w.astype(jnp.float32)
   # Scaled by a power of two, which is exact, so that squares exist.
@@ -316,16 +316,6 @@ def uniform(
 
 def _highest(levels: int) -> int:
   return max(qtensor.uniform_range(levels)[1], 1)
-
-
-def _check_fit(w: jax.Array, levels: int) -> None:
-  """Raises ValueError for what no step can be fitted to."""
-  if not jnp.issubdtype(w.dtype, jnp.floating):
-    raise ValueError(f'weights must be floating point, got {w.dtype}')
-  if not w.size:
-    raise ValueError(f'cannot fit a step to no weights (shape {w.shape})')
-  if not 2 <= levels <= qtensor.MAX_LEVELS:
-    raise ValueError(f'levels must be in 2..{qtensor.MAX_LEVELS}, got {levels}')
 
 
 def _others(w: jax.Array, channel_axis: int | None) -> tuple[int, ...]:

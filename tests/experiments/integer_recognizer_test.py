@@ -130,7 +130,9 @@ def test_files_say_which_arithmetic_they_are_for(
   assert integer_recognizer.load(plain)[0].transformed is None
   with pytest.raises(ValueError, match='no ranges of 8-bit activations'):
     integer_recognizer.load(plain, 'integer')
-  with pytest.raises(ValueError, match="'float', 'twin' or 'integer'"):
+  with pytest.raises(
+    ValueError, match="is 'int8', expected one of float, twin, integer"
+  ):
     integer_recognizer.load(ranged, 'int8')
   inputs = batch['audio_BxS'], batch['audio_lengths_B']
   twin, params, _ = integer_recognizer.load(ranged)

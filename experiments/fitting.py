@@ -262,12 +262,9 @@ def fit(
   state = jax.tree.map(jnp.copy, step.init(params, config.seed))
   state = training.replicate(state, mesh)
   checkpoints = training.Checkpoints(workdir / 'checkpoints')
-  scoring: dict[str, Any] = {}
+  evaluate = None
   if best is not None:
-    scoring = {
-      'evaluate': _scored_and_kept(best, workdir / best.file, quantizer, lead),
-      'score': best.score,
-    }
+    evaluate = _scored_and_kept(best, workdir / best.file, quantizer, lead)
   try:
     return training.train(
       compiled_step(step),
@@ -282,8 +279,9 @@ def fit(
       ),
       checkpoints=checkpoints,
       metrics_dir=workdir,
+      evaluate=evaluate,
+      score=best.score if best else '',
       progress=progress,
-      **scoring,
     )
   finally:
     checkpoints.close()

@@ -36,8 +36,8 @@ from s8bqat_jax.artifacts import packed_file, qtensor
 Ranges = Mapping[str, Mapping[str, Sequence[float]]]
 ENCODE, PREDICT, JOINT = 'encode', 'predict', 'joint'
 CONFIG_KEY = 'activations'
-# In which a packed recognizer may compute: as it was trained before it was
-# quantized, as it was fine-tuned, and as an accelerator does.
+# In which a packed recognizer may compute: with activations in floating point,
+# as it was fine-tuned, and as an accelerator does.
 ARITHMETICS = 'float', 'twin', 'integer'
 
 # Two labels' logits that differ by less than an 8-bit step would tie.

@@ -7,6 +7,7 @@ the training text itself among it; a rerun goes on where the last one stopped.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import pathlib
@@ -178,6 +179,7 @@ class Stages:
     """Whether the float model is there."""
     return (self.float_folder() / RESULT).exists()
 
+  @functools.cache  # noqa: B019
   def float_hash(self) -> str:
     """Returns the hash of the float model, trained if it is not there."""
     return results.file_hash(self.float_model())

@@ -25,7 +25,6 @@ def read_transcripts(folder: pathlib.Path) -> dict[str, list[str]]:
   columns: dict[str, list[str]] = {
     name: [] for name in ('path', 'text', 'utt_id', 'speaker', 'row')
   }
-  seen: dict[str, str] = {}
   for file in sorted(folder.glob('*/*/*.trans.txt')):
     chapter = file.parent.relative_to(folder)
     text = file.read_text(encoding='utf-8-sig')
@@ -37,16 +36,11 @@ def read_transcripts(folder: pathlib.Path) -> dict[str, list[str]]:
         raise ValueError(
           f'{file}, line {number}: expected "ID TRANSCRIPT", got {line!r}'
         )
-      row = f'{file.relative_to(folder)}, line {number}'
-      if seen.setdefault(utt_id, row) != row:
-        raise ValueError(
-          f'{folder}: utterance {utt_id!r} is in {seen[utt_id]} and {row}'
-        )
       columns['path'].append(f'{chapter.as_posix()}/{utt_id}.flac')
       columns['text'].append(text.strip())
       columns['utt_id'].append(utt_id)
       columns['speaker'].append(chapter.parts[0])
-      columns['row'].append(row)
+      columns['row'].append(f'{file.relative_to(folder)}, line {number}')
   if not columns['path']:
     raise ValueError(
       f'{folder}: no SPEAKER/CHAPTER/*.trans.txt here: not a LibriSpeech subset'

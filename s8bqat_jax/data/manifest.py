@@ -61,14 +61,18 @@ def read_csv(path: pathlib.Path) -> dict[str, list[str]]:
       pathlib.PurePosixPath(p).with_suffix('').as_posix()
       for p in columns['path']
     ]
+  return columns
+
+
+def _check_unique(columns: Mapping[str, Sequence[str]], source: str) -> None:
+  """Names the two rows of an utterance that is there twice."""
   seen: dict[str, str] = {}
   for utt_id, row in zip(columns['utt_id'], columns['row']):
     if utt_id in seen:
       raise ValueError(
-        f'{path}: utt_id {utt_id!r} is in {seen[utt_id]} and {row}'
+        f'{source}: utt_id {utt_id!r} is in {seen[utt_id]} and {row}'
       )
     seen[utt_id] = row
-  return columns
 
 
 def _check_durations(wheres: Sequence[str], values: Sequence[str]) -> None:
@@ -169,6 +173,7 @@ def from_files(
   Returns:
     The selected rows, or strings composed of them.
   """
+  _check_unique(columns, source)
   chosen = select.table(columns, options)
   files = [root / p for p in chosen['path']]
   wheres = [f'{source}, {r}' for r in chosen['row']]

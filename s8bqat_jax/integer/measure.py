@@ -169,18 +169,20 @@ def _while(e, arg_names, args, meter):
   run = lambda s: _evaluate(body, body_names, [*body_consts, *s], meter)
   ask = lambda s: _evaluate(cond, cond_names, [*cond_consts, *s], meter)
 
+  def asked(state, stats):
+    # Beside the body, since what the loop's own test computes is lost.
+    (goes_on,), seen = ask(state)
+    return state, goes_on, _merged(stats, seen, meter)
+
   def step(carry):
-    state, stats = carry
-    # What the condition computes is measured here: its test returns nothing.
-    stats = _merged(stats, ask(state)[1], meter)
+    state, _, stats = carry
     outs, seen = run(state)
-    return outs, _merged(stats, seen, meter)
+    return asked(outs, _merged(stats, seen, meter))
 
   found = jax.eval_shape(lambda s: _merged(ask(s)[1], run(s)[1], meter), init)
   empty = {k: meter.empty() for k in found}
-  test = lambda carry: ask(carry[0])[0][0]
-  state, stats = lax.while_loop(test, step, (init, empty))
-  return state, _merged(stats, ask(state)[1], meter)
+  state, _, stats = lax.while_loop(lambda x: x[1], step, asked(init, empty))
+  return state, stats
 
 
 _CONTROL = {'scan': _scan, 'cond': _cond, 'while': _while}

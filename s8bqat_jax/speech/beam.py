@@ -125,16 +125,19 @@ def beam_search(
   state, pred = decode.initial_carry(transducer, B * K)
   active = _Active(start, state, pred, jnp.zeros([B, K], jnp.int32))
 
+  # The most that an automaton may still give: for a label, and at the end.
+  per_label = at_end = jnp.float32(0)
+  if automaton is not None:
+    per_label = jnp.maximum(automaton.weight_SxV.max(), 0)
+    at_end = jnp.maximum(automaton.final_S.max(), 0)
+
   def unfinished(loop):
     _, active, finished = loop
     # Extending multiplies by probabilities, and merging adds them: nothing
     # that comes of a row's hypotheses is more likely than all of them, but for
     # what an automaton may give.
-    hopes_BxK = active.hyps.scores_BxK
-    if automaton is not None:
-      arc, end = automaton.weight_SxV.max(), automaton.final_S.max()
-      left_BxK = N - active.hyps.lengths_BxK
-      hopes_BxK += jnp.maximum(arc, 0) * left_BxK + jnp.maximum(end, 0)
+    left_BxK = N - active.hyps.lengths_BxK
+    hopes_BxK = active.hyps.scores_BxK + per_label * left_BxK + at_end
     all_B = jax.nn.logsumexp(hopes_BxK, axis=1)
     return jnp.any((all_B > finished.scores_BxK[:, -1]) & (all_B > _EMPTY / 2))
 

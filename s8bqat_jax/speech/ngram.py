@@ -58,6 +58,8 @@ class NGram:
     self.words = frozenset(word for s in sentences for word in s)
     if not self.words:
       raise ValueError('no words to count: all texts are empty')
+    # Shared by all words, the end of a sentence and the unknown word.
+    self._unseen = 1.0 / (len(self.words | {_END}) + 1)
     # {context: {word: count}}. Below the highest order a count is that of
     # distinct words to the left, which is what backing off asks about.
     self._counts: dict[tuple[str, ...], collections.Counter[str]] = (
@@ -79,8 +81,7 @@ class NGram:
     """Probability of a word (or '</s>') after the words before it."""
     padded = [_START] * (self.order - 1) + list(context)
     used = padded[len(padded) - self.order + 1 :]
-    # With the end of a sentence and the unknown word.
-    probability = 1.0 / (len(self.words | {_END}) + 1)
+    probability = self._unseen
     for start in range(len(used), -1, -1):
       counts = self._counts.get(tuple(used[start:]))
       if counts is None:

@@ -46,7 +46,8 @@ Found = Mapping[cells.Job, Any]
 def write(stages: Stages, rows: Rows, found: Found, path: pathlib.Path) -> None:
   """Writes `<path>.png`, `<path>_distance.png` and `<path>_weights.png`.
 
-  The latter two need what was trained here, a job of every cell.
+  The latter two need what was trained here, a job of every cell. Of float
+  models alone there is but the first.
 
   Args:
     stages: where files and metrics are.
@@ -54,6 +55,9 @@ def write(stages: Stages, rows: Rows, found: Found, path: pathlib.Path) -> None:
     found: metrics by job.
     path: of the pictures, without an ending.
   """
+  if {row['method'] for row in rows} == {'float'}:
+    _picture(png(path), (6, 4), lambda axes: error_against_weights(rows, axes))
+    return
   if len({row['bits'] for row in rows}) == 1 and len(_pooled(rows)) > 2:
     # An ablation: nobody differs in bytes.
     size = 8, 1 + 0.3 * len(_pooled(rows))
@@ -129,13 +133,11 @@ def error_against_bytes(rows: Rows, axes: Any, size_of: str = 'bytes') -> None:
   for i, ((size, method), of_line) in enumerate(lines.items()):
     of_line.sort(key=lambda row: row['metrics'][size_of])
     x = [row['metrics'][size_of] / 1000 for row in of_line]
-    y = np.array([row['metrics']['wer'] for row in of_line])
-    ends = np.array([row['metrics']['ci95'] for row in of_line]).T
+    y = [row['metrics']['wer'] for row in of_line]
     axes.errorbar(
       x,
       y,
-      # The estimate may lie a hair outside a bootstrap interval.
-      np.maximum([y - ends[0], ends[1] - y], 0),
+      np.hstack([_ends(row['metrics']) for row in of_line]),
       **look(method, i),
       fillstyle='full' if size == sizes[0] else 'none',
       capsize=3,
@@ -155,6 +157,45 @@ def error_against_bytes(rows: Rows, axes: Any, size_of: str = 'bytes') -> None:
   axes.legend(fontsize=8)
 
 
+def error_against_weights(rows: Rows, axes: Any) -> None:
+  """Draws the WER of float models against parameters: each part, and all.
+
+  Args:
+    rows: of `matrix.rows`.
+    axes: to draw on.
+  """
+  for row in rows:
+    for part in row['parts'].values():
+      axes.plot(row['metrics']['parameters'], part['wer'], '.', color='silver')
+  for row in _pooled(rows):
+    metrics = row['metrics']
+    axes.errorbar(
+      metrics['parameters'],
+      metrics['wer'],
+      _ends(metrics),
+      **look('float', 0),
+      capsize=3,
+      lw=1,
+    )
+    axes.annotate(
+      row['size'],
+      (metrics['parameters'], metrics['wer']),
+      (6, 4),
+      textcoords='offset points',
+    )
+  log_scale(axes, 'x')
+  log_scale(axes, 'y')
+  axes.set(xlabel='parameters', ylabel='WER, %')
+  axes.set(title='floating point (gray: single parts and seeds)')
+
+
+def _ends(metrics: Mapping[str, Any]) -> np.ndarray:
+  """Returns the lengths of an error bar's two arms, each in a row."""
+  wer, (low, high) = metrics['wer'], metrics['ci95']
+  # The estimate may lie a hair outside a bootstrap interval.
+  return np.maximum([[wer - low], [high - wer]], 0)
+
+
 def error_by_method(rows: Rows, axes: Any) -> None:
   """Draws WER with its interval, a line per row; the first is the reference.
 
@@ -164,9 +205,10 @@ def error_by_method(rows: Rows, axes: Any) -> None:
   """
   rows = _pooled(rows)
   for i, row in enumerate(rows):
-    wer, (low, high) = row['metrics']['wer'], row['metrics']['ci95']
-    ends = [[max(wer - low, 0)], [max(high - wer, 0)]]
-    axes.errorbar(wer, i, xerr=ends, **look(row['method'], i), capsize=3, lw=1)
+    metrics, style = row['metrics'], look(row['method'], i)
+    axes.errorbar(
+      metrics['wer'], i, xerr=_ends(metrics), **style, capsize=3, lw=1
+    )
   axes.axvline(rows[0]['metrics']['wer'], color='black', lw=0.6, ls=':')
   axes.set_yticks(range(len(rows)), [row['method'] for row in rows])
   axes.set_ylim(len(rows) - 0.5, -0.5)

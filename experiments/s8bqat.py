@@ -29,8 +29,8 @@ _MATRIX = flags.DEFINE_string('matrix', 'curve', 'One of config.matrices.')
 _RUNS = flags.DEFINE_string('runs', 'runs/s8bqat', 'Where stages are kept.')
 _FLOAT_RUNS = flags.DEFINE_list(
   'float_runs',
-  ['runs/float', str(results.MODELS / 'float')],
-  'Where float models may be found.',
+  [str(results.MODELS / 'float')],
+  'Where float models may be found, beside those of --runs.',
 )
 _ONLY = flags.DEFINE_string(
   'only', '', 'Only the cell of this name, or those that contain it.'

@@ -22,6 +22,7 @@ from experiments import results
 from s8bqat_jax import files
 
 RESULT = 'result.json'
+STAGE = 'stage.json'  # what it depends on
 _SPENT = 'seconds.json'  # of all sessions so far
 _POLL_SECONDS = 1.0
 
@@ -141,7 +142,7 @@ def cached(
   with _claimed(folder):
     if path.exists():  # Finished between the two looks.
       return json.loads(path.read_text())
-    _write(folder / 'stage.json', config)
+    _write(folder / STAGE, config)
     spent = folder / _SPENT
     before = json.loads(spent.read_text()) if spent.exists() else 0.0
     start = time.perf_counter()

@@ -25,7 +25,7 @@ from experiments import (
   trainer,
 )
 from experiments import recognizer as recognizer_lib
-from experiments.stage_cache import RESULT, Interrupted, cached
+from experiments.stage_cache import RESULT, STAGE, Interrupted, cached
 from s8bqat_jax import data, quantizers
 from s8bqat_jax.artifacts import packed_file, qtensor
 
@@ -41,8 +41,8 @@ class Stages:
   Attributes:
     config: of configs/s8bqat.
     root: folder of the experiment's stages.
-    float_runs: folders that hold runs of `experiments.float_baselines`, to
-      take float models from.
+    float_runs: folders of other experiments' float models, to take those of
+      the same config from.
     published: folder of evaluations that need no training any more.
     publishes: whether to add to them what is evaluated here.
     progress: whether to show progress bars.
@@ -70,28 +70,14 @@ class Stages:
     own = self.folder('float', name, keys.about(config))
     if (own / RESULT).exists():
       return own  # What else is here was made of it.
-    wanted = keys.anywhere(json.loads(config.to_json()))
     for root in self.float_runs:
-      for path in sorted(
-        [*root.glob('*/eval.json'), *root.glob('*/*/eval.json')]
-      ):
-        stored = json.loads(path.with_name('config.json').read_text())
-        if keys.anywhere(stored) != wanted:
-          continue
-        # The data may be elsewhere, and must be the same.
-        mark = json.loads(path.read_text()).get('fingerprint')
-        if mark not in (None, keys.fingerprint(config.data.eval)):
-          continue
-        if not trainer.changed_corpora(config, path.parent):
-          return path.parent
+      if found := _same_stage(root, keys.about(config)):
+        return found
     return own
 
   def float_model(self, job: cells.Job) -> pathlib.Path:
     """Returns the file of the float model, trained if it is not there."""
     folder = self.float_folder(job)
-    path = folder / recognizer_lib.MODEL_FILE
-    if (folder / 'eval.json').exists():
-      return path
     config = cells.float_config(self.config, job)
 
     def work(folder):
@@ -102,7 +88,7 @@ class Stages:
       return {'steps': config.train.steps, 'best': outcome.best}
 
     cached(folder, keys.about(config), work)
-    return path
+    return folder / recognizer_lib.MODEL_FILE
 
   def ranges(self, job: cells.Job) -> dict[str, Any]:
     """Returns the ranges of the float model's activations, calibrated once."""
@@ -327,7 +313,7 @@ class Stages:
 
   def float_done(self, job: cells.Job) -> bool:
     """Whether the float model that a job starts from is there."""
-    return _is_finished(self.float_folder(job))
+    return (self.float_folder(job) / RESULT).exists()
 
   def _published(self, job: cells.Job) -> pathlib.Path | None:
     """Returns the published evaluation of a job, if there is one."""
@@ -367,7 +353,7 @@ class Stages:
     path = folder / recognizer_lib.MODEL_FILE
     return {
       **about,
-      'float': results.file_hash(path) if _is_finished(folder) else None,
+      'float': results.file_hash(path) if (folder / RESULT).exists() else None,
       'calibration_batches': _CALIBRATION_BATCHES,
     }
 
@@ -398,9 +384,24 @@ def make_quantizer(
   return methods.make(name, bits, rules, run, config.method.options.to_dict())
 
 
-def _is_finished(folder: pathlib.Path) -> bool:
-  """Whether the training of a float model has ended."""
-  return any((folder / name).exists() for name in ('eval.json', RESULT))
+def _same_stage(
+  root: pathlib.Path, about: Mapping[str, Any]
+) -> pathlib.Path | None:
+  """Returns a finished training in `root` of this config on this data.
+
+  The data may have been elsewhere.
+
+  Args:
+    root: folder of stages, or of folders of stages.
+    about: what `keys.about` says of the config.
+  """
+  wanted = json.loads(json.dumps(keys.anywhere(about), default=str))
+  for path in sorted([*root.glob(f'*/{STAGE}'), *root.glob(f'*/*/{STAGE}')]):
+    stored = json.loads(path.read_text())
+    if path.with_name(RESULT).exists() and 'data' in stored:
+      if keys.anywhere(stored) == wanted:
+        return path.parent
+  return None
 
 
 def _plain(name: str) -> str:

@@ -14,7 +14,7 @@ import ml_collections
 import numpy as np
 from absl import flags, logging
 
-from experiments import fitting, keys, results, scoring
+from experiments import fitting, results, scoring
 from experiments import recognizer as recognizer_lib
 from s8bqat_jax import data, files, quantizers, training
 from s8bqat_jax.speech import features, normalize, tokenizers
@@ -229,26 +229,6 @@ def run(
     if lead and loader.skipped:
       logging.warning('%d utterances were skipped', len(loader.skipped))
       files.write_text(skipped, json.dumps(loader.skipped.reasons, indent=1))
-
-
-def changed_corpora(
-  config: ml_collections.ConfigDict, workdir: os.PathLike | str
-) -> list[str]:
-  """Returns the specs behind which there is other data than a run's.
-
-  Args:
-    config: of the run.
-    workdir: of the run; one that does not say what it heard heard the same.
-  """
-  changed = [
-    config.data[split]
-    for split, heard in _heard(workdir).items()
-    if keys.fingerprint(config.data[split]) != heard
-  ]
-  if config.get('pretrain'):
-    first = pathlib.Path(workdir) / PRETRAIN
-    changed += changed_corpora(config.pretrain, first)
-  return changed
 
 
 def _heard(workdir: os.PathLike | str) -> dict[str, str]:

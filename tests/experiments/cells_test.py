@@ -9,6 +9,7 @@ from experiments.configs.s8bqat import (
   asc_strings,
   digits,
   espeak_grammar,
+  fsdd_strings,
   speechocean,
 )
 from tests.experiments import tiny
@@ -57,7 +58,7 @@ def test_names_that_mean_nothing(text, message):
 
 @pytest.mark.parametrize(
   'module',
-  [asc_strings, digits, espeak_grammar, speechocean],
+  [asc_strings, digits, espeak_grammar, fsdd_strings, speechocean],
   ids=lambda m: m.__name__,
 )
 def test_every_matrix_can_be_read_and_made(module):

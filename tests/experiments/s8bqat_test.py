@@ -5,6 +5,7 @@ import json
 import shutil
 
 import jax
+import matplotlib.pyplot as plt
 import pytest
 
 pytest.importorskip('espeakng_loader')
@@ -14,11 +15,12 @@ from experiments import (
   integer_recognizer,
   keys,
   matrix,
+  plots,
   recognizer,
   scoring,
 )
 from experiments.configs.s8bqat import asc_strings, speechocean
-from experiments.stage_cache import RESULT
+from experiments.stage_cache import RESULT, STAGE
 from experiments.stages import HYPOTHESES, Stages, trained_hypotheses
 from s8bqat_jax import data
 from s8bqat_jax.artifacts import packed_file
@@ -191,21 +193,23 @@ def test_a_float_model_is_taken_from_a_finished_run(done, tmp_path):
   config, kept, jobs, _ = done
   run = tmp_path / 'floats' / 'tiny-0'
   run.mkdir(parents=True)
-  wanted = cells.float_config(config, jobs[0])
-  (run / 'config.json').write_text(wanted.to_json(indent=1, sort_keys=True))
+  wanted = keys.about(cells.float_config(config, jobs[0]))
+  (run / STAGE).write_text(json.dumps(wanted))
   other = dataclasses.replace(
     kept, root=tmp_path / 'none', float_runs=(tmp_path / 'floats',)
   )
-  assert not other.float_done(jobs[0])  # not evaluated: not finished
-  (run / 'eval.json').write_text('{}')
+  assert not other.float_done(jobs[0])  # not finished
+  (run / RESULT).write_text('{}')
   assert other.float_done(jobs[0])
   assert other.float_model(jobs[0]).parent == run
-  (run / 'eval.json').write_text('{"fingerprint": "of other data"}')
-  assert not other.float_done(jobs[0])
-  (run / 'eval.json').write_text('{}')
-  wanted.train.learning_rate = 1.0
-  (run / 'config.json').write_text(wanted.to_json())
-  assert not other.float_done(jobs[0])
+  heard = {**wanted['fingerprints'], 'train': 'f' * 16}
+  for change in (
+    {'fingerprints': heard},
+    {'train': {**wanted['train'], 'learning_rate': 1.0}},
+    {'vocabulary': 4096},  # a language model, say
+  ):
+    (run / STAGE).write_text(json.dumps({**wanted, **change}))
+    assert not other.float_done(jobs[0])
 
 
 @pytest.mark.parametrize('module', [asc_strings, speechocean])
@@ -241,6 +245,26 @@ def test_rows_and_comparisons(done, tmp_path):
   assert not any('latency' in key for key in ours)  # of a float: none
   pictures = {p.name for p in (tmp_path / 'results').glob('*.png')}
   assert pictures == {'tiny.png', 'tiny_distance.png', 'tiny_weights.png'}
+
+
+def test_floats_are_drawn_against_parameters(done, tmp_path):
+  config, kept, jobs, found = done
+  floats = {
+    job: {**found[jobs[0]], 'parameters': 1000 * (1 + i)}
+    for i, size in enumerate(('small', 'large'))
+    for seed in (0, 1)
+    for job in [jobs[0]._replace(cell=cells.Cell(size, 'float'), seed=seed)]
+  }
+  plan = cells.Plan(('all',), (0, 1))
+  rows = matrix.report(config, kept, 'floats', floats, [], tmp_path, plan)
+  assert {p.name for p in tmp_path.glob('*.png')} == {'floats.png'}
+  figure, axes = plt.subplots()
+  plots.error_against_weights(rows, axes)
+  shown = [text.get_text() for text in axes.texts]
+  assert shown == ['small', 'large']  # once each: of all seeds
+  wer = found[jobs[0]]['wer']
+  assert {text.xy for text in axes.texts} == {(1000, wer), (2000, wer)}
+  plt.close(figure)
 
 
 def test_what_runs_in_integers_is_compared_in_latency(done):

@@ -78,11 +78,9 @@ def test_pretraining_is_a_training_of_its_own(trained, config, tmp_path):
 def test_a_run_on_data_that_changed_since(trained, config, tmp_path):
   workdir = tmp_path / 'run'
   shutil.copytree(trained[0], workdir)
-  assert not trainer.changed_corpora(config, workdir)
   path = workdir / trainer.CORPORA
   stored = json.loads(path.read_text())
   path.write_text(json.dumps({**stored, 'train': 'f' * 16}))
-  assert trainer.changed_corpora(config, workdir) == [config.data.train]
   with pytest.raises(ValueError, match='run on other data: what espeak:digits'):
     trainer.run(config, workdir, progress=False)
   path.unlink()  # as earlier versions left it

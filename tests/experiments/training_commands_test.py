@@ -35,38 +35,6 @@ def test_train_goes_on_where_it_stopped_and_evaluate_scores(tmp_path):
   assert found['words'] > 16 and found['wer'] > 0
 
 
-def test_float_baselines_trains_a_cell_once_and_lists_the_others(tmp_path):
-  def run(runs, *more):
-    return commands.results(
-      tmp_path / 'results',
-      'experiments.float_baselines',
-      '--tasks=a',
-      '--sizes=66k',
-      '--parts=1',
-      f'--runs={tmp_path}/{runs}',
-      *more,
-      before=(
-        'from experiments.configs.float import espeak_grammar as task\n'
-        'from tests.experiments import tiny\n'
-        'seed = lambda text: text.rpartition("seed=")[2]\n'
-        'task.get_config = lambda text: tiny.get_config("seed=" + seed(text))\n'
-      ),
-    )
-
-  found = run('runs', '--publish')
-  (row,) = found['rows']
-  assert (row['size'], row['part'], row['split']) == ('66k', '1', 'eval')
-  assert row['metrics']['words'] > 16 and row['metrics']['steps'] == 6
-  assert '66k, seed 0' in found['not_run'] and '1m, seed 2' in found['not_run']
-  model = tmp_path / 'runs' / 'a' / '66k-1' / 'model.safetensors'
-  written = model.stat().st_mtime_ns
-  assert run('runs')['rows'] == found['rows']
-  assert model.stat().st_mtime_ns == written
-  # What is published needs no model.
-  assert run('none')['rows'] == found['rows']
-  assert not (tmp_path / 'none' / 'a').exists()
-
-
 def test_s8bqat_writes_a_table_of_its_matrix(tmp_path):
   config = tmp_path / 'config.py'
   config.write_text(

@@ -2,6 +2,8 @@
 
 import ml_collections
 
+from experiments.configs import float as float_configs
+
 
 def default() -> ml_collections.ConfigDict:
   """Returns a config without corpus and matrices."""
@@ -51,6 +53,14 @@ def matrix(
   return ml_collections.ConfigDict(
     {'cells': cells, 'seeds': seeds, 'split': split, 'parts': parts}
   )
+
+
+def floats(
+  sizes: tuple[str, ...] = tuple(float_configs.SIZES),
+  seeds: tuple[int, ...] = (0,),
+):
+  """Returns the matrix of error rate against size, in floating point."""
+  return matrix(*(f'{size}/float' for size in sizes), seeds=seeds)
 
 
 def every(size: str, method: str, bits: tuple[int, ...]) -> tuple[str, ...]:

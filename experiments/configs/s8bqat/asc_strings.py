@@ -67,6 +67,7 @@ def get_config(text=None):
     '90k/s8bqat:4',
     *s8bqat.every('90k', 'ptq lloyd-max', (4, 2)),
   )
+  config.matrices.floats = s8bqat.floats()
   config.matrices.curve = s8bqat.matrix(*s8bqat.curve('90k'))
   config.matrices.ablation = s8bqat.matrix(
     *s8bqat.ablation('90k', 2), split='dev', parts=('0',)

@@ -24,6 +24,7 @@ def get_config(text=None):
   # not compared yet.
   config.finetune.rates['s8bqat:3'] = 2e-3
   config.finetune.rates['uniform qat:8'] = 4e-3
+  config.matrices.floats = s8bqat.floats(seeds=(0, 1, 2))
   config.matrices.curve = s8bqat.matrix(*s8bqat.curve('90k'))
   config.matrices.ablation = s8bqat.matrix(
     *s8bqat.ablation('90k', 2), split='dev'

@@ -23,6 +23,7 @@ def get_config():
     ),
     split='dev',
   )
+  config.matrices.floats = s8bqat.floats(('1m',), seeds=(0, 1, 2))
   config.matrices.curve = s8bqat.matrix(
     '1m/float',
     '1m/float continued',

@@ -5,7 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test lint native bench clean
+.PHONY: help demo test lint native bench notebooks clean
 
 help:
 	@echo "make demo   synthesize speech, train, quantize, recognize: a table and a picture"
@@ -13,6 +13,7 @@ help:
 	@echo "make lint   ruff and mypy, a built wheel installs and imports"
 	@echo "make native the integer product in machine code (C++ compiler, AVX-512 VNNI)"
 	@echo "make bench  every benchmark, side by side with its peers"
+	@echo "make notebooks  runs them and keeps what they print"
 	@echo "make clean  remove .venv and caches"
 
 $(PY):
@@ -62,6 +63,9 @@ bench: $(VENV)/.bench
 	@for script in $$(grep -l __main__ benchmarks/*.py); do \
 	  name=$$(basename $$script .py); \
 	  echo "== $$name"; $(PY) -m benchmarks.$$name || exit 1; done
+
+notebooks: $(VENV)/.test
+	@$(VENV)/bin/jupyter-execute --inplace --NotebookClient.record_timing=False colabs/*.ipynb
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info s8bqat_jax/integer/native/_*-* .pytest_cache .mypy_cache .ruff_cache

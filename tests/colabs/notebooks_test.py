@@ -34,6 +34,22 @@ def printed(monkeypatch):
   return run
 
 
+@pytest.mark.parametrize(
+  'path', sorted(COLABS.glob('*.ipynb')), ids=lambda path: path.stem
+)
+def test_is_committed_as_it_ran(path):
+  cells = nbformat.read(path, as_version=4).cells
+  code = [cell for cell in cells if cell.cell_type == 'code']
+  assert [cell.execution_count for cell in code] == [
+    *range(1, len(code) + 1)
+  ], 'run: make notebooks'
+  outputs = [output for cell in code for output in cell.outputs]
+  assert not any(output.output_type == 'error' for output in outputs)
+  # Of nothing but this repository: no folder of the machine it ran on.
+  text = ''.join(output.get('text', '') for output in outputs)
+  assert 'site-packages' not in text and str(pathlib.Path.home()) not in text
+
+
 def test_s8bqat(printed):
   pytest.importorskip('espeakng_loader')
   text = printed('s8bqat.ipynb')
@@ -47,3 +63,11 @@ def test_mixed_precision(printed):
   assert 'in budget:' in text
   for metric in ('trace', 'kl', 'search'):
     assert f'{metric:7} rank correlation' in text
+
+
+def test_your_model(printed):
+  pytest.importorskip('espeakng_loader')
+  text = printed('your_model.ipynb')
+  assert 'no floating-point value; no accumulator can overflow' in text
+  assert 'in integers alone' in text and 'Ethos-U55' in text
+  assert '100% of its outputs equal ours' in text or 'not installed' in text

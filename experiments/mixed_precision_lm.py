@@ -47,7 +47,9 @@ _ONLY = flags.DEFINE_string(
 )
 _SEEDS = flags.DEFINE_list('seeds', [], 'Only these seeds.')
 _HOURS = flags.DEFINE_float(
-  'max_hours', float('inf'), 'Start nothing after that; it is listed.'
+  'max_hours',
+  float('inf'),
+  'Start nothing after that; it is listed. 0: report what is done.',
 )
 _ESTIMATE = flags.DEFINE_bool('estimate_only', False, 'Print hours and stop.')
 
@@ -87,12 +89,13 @@ def main(argv):
     )
     for seed in config.seeds
   }
-  hours = lm_matrix.estimated_hours(
-    config,
-    [found[seed] for seed in dict.fromkeys(job.seed for job in asked)],
-    list(dict.fromkeys(job.cell for job in asked)),
-  )
-  print(f'{len(asked)} of {len(planned)} cells; about {hours:.2f} h to go')
+  if _ESTIMATE.value or _HOURS.value > 0:  # else nothing is trained
+    hours = lm_matrix.estimated_hours(
+      config,
+      [found[seed] for seed in dict.fromkeys(job.seed for job in asked)],
+      list(dict.fromkeys(job.cell for job in asked)),
+    )
+    print(f'{len(asked)} of {len(planned)} cells; about {hours:.2f} h to go')
   if _ESTIMATE.value:
     return
   try:

@@ -38,7 +38,9 @@ _ONLY = flags.DEFINE_string(
 _PARTS = flags.DEFINE_list('parts', [], 'Only these parts.')
 _SEEDS = flags.DEFINE_list('seeds', [], 'Only these seeds.')
 _HOURS = flags.DEFINE_float(
-  'max_hours', float('inf'), 'Start nothing after that; it is listed.'
+  'max_hours',
+  float('inf'),
+  'Start nothing after that; it is listed. 0: report what is done.',
 )
 _PUBLISH = flags.DEFINE_bool(
   'publish',
@@ -80,8 +82,9 @@ def main(argv):
       f'--seeds={",".join(_SEEDS.value)}: no such job of {_MATRIX.value}, for '
       f'instance {planned[0]}'
     )
-  hours = matrix.estimated_hours(stages, asked)
-  print(f'{len(asked)} of {len(planned)} jobs; about {hours:.2f} h to go')
+  if _ESTIMATE.value or _HOURS.value > 0:  # else nothing is trained
+    hours = matrix.estimated_hours(stages, asked)
+    print(f'{len(asked)} of {len(planned)} jobs; about {hours:.2f} h to go')
   if _ESTIMATE.value:
     return
   try:

@@ -65,7 +65,7 @@ bench: $(VENV)/.bench
 	  echo "== $$name"; $(PY) -m benchmarks.$$name || exit 1; done
 
 notebooks: $(VENV)/.test
-	@$(VENV)/bin/jupyter-execute --inplace --NotebookClient.record_timing=False colabs/*.ipynb
+	@$(PY) -m experiments.notebooks colabs/*.ipynb
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info s8bqat_jax/integer/native/_*-* .pytest_cache .mypy_cache .ruff_cache

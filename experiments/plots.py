@@ -174,6 +174,7 @@ def error_against_weights(rows: Rows, axes: Any) -> None:
       metrics['wer'],
       _ends(metrics),
       **look('float', 0),
+      fillstyle='full' if row['complete'] else 'none',
       capsize=3,
       lw=1,
     )
@@ -186,7 +187,7 @@ def error_against_weights(rows: Rows, axes: Any) -> None:
   log_scale(axes, 'x')
   log_scale(axes, 'y')
   axes.set(xlabel='parameters', ylabel='WER, %')
-  axes.set(title='floating point (gray: single parts and seeds)')
+  axes.set(title='floating point (gray: parts and seeds; open: some)')
 
 
 def _ends(metrics: Mapping[str, Any]) -> np.ndarray:

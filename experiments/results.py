@@ -38,7 +38,7 @@ _FOLDERS = re.compile(r'(?<![\w./~-])/(?:[^\s/?*]+/)+')  # of this machine
 # Flags that share a matrix's jobs among copies of a command: the results file
 # is of all that are done, whoever did them.
 SHARING = (
-  *('max_hours', 'only', 'parts', 'seeds', 'sizes'),
+  *('max_hours', 'only', 'parts', 'seeds'),
   *('runs', 'float_runs', 'publish'),
 )
 # Wider registers, and products of int8 into int32 as one instruction.

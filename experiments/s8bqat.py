@@ -7,8 +7,8 @@ Every method fine-tunes from the same float model for the same steps on the
 same batches; what it encodes goes into a packed file, and every figure is that
 of the file. Stages are kept in --runs by the hash of their config: the same
 command goes on where it stopped, and copies of it that run at the same time
-share the jobs. Writes experiments/results/<name>_<matrix>.json, .png and two
-further pictures.
+share the jobs. Writes experiments/results/<name>_<matrix>.json and .png, and
+two further pictures of what was fine-tuned here.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _RUNS = flags.DEFINE_string('runs', 'runs/s8bqat', 'Where stages are kept.')
 _FLOAT_RUNS = flags.DEFINE_list(
   'float_runs',
   [str(results.MODELS / 'float')],
-  'Where float models may be found, beside those of --runs.',
+  'Where float models may be found, beside --runs.',
 )
 _ONLY = flags.DEFINE_string(
   'only', '', 'Only the cell of this name, or those that contain it.'
@@ -61,7 +61,7 @@ def main(argv):
   stages = Stages(
     config,
     root / config.name,
-    tuple(map(pathlib.Path, _FLOAT_RUNS.value)),
+    (root, *map(pathlib.Path, _FLOAT_RUNS.value)),
     results.FOLDER / 'evaluations' / config.name,
     publishes=_PUBLISH.value,
   )

@@ -392,11 +392,12 @@ def _same_stage(
   The data may have been elsewhere.
 
   Args:
-    root: folder of stages, or of folders of stages.
+    root: folder of stages, or of folders of them.
     about: what `keys.about` says of the config.
   """
   wanted = json.loads(json.dumps(keys.anywhere(about), default=str))
-  for path in sorted([*root.glob(f'*/{STAGE}'), *root.glob(f'*/*/{STAGE}')]):
+  folders = '*', '*/*', '*/float/*'  # the last: of several experiments
+  for path in sorted(p for f in folders for p in root.glob(f'{f}/{STAGE}')):
     stored = json.loads(path.read_text())
     if path.with_name(RESULT).exists() and 'data' in stored:
       if keys.anywhere(stored) == wanted:

@@ -231,17 +231,12 @@ def run(
       files.write_text(skipped, json.dumps(loader.skipped.reasons, indent=1))
 
 
-def _heard(workdir: os.PathLike | str) -> dict[str, str]:
-  """The fingerprints that a run stored; none where it stored none."""
-  path = pathlib.Path(workdir) / CORPORA
-  return json.loads(path.read_text()) if path.exists() else {}
-
-
 def _claim_corpora(
   workdir: os.PathLike | str, corpora: Mapping[str, data.Corpus]
 ) -> None:
   """Stores what a run hears; other data in the same directory is an error."""
-  stored = _heard(workdir)
+  path = pathlib.Path(workdir) / CORPORA
+  stored = json.loads(path.read_text()) if path.exists() else {}
   for split, corpus in corpora.items():
     if stored.get(split, corpus.fingerprint) != corpus.fingerprint:
       raise ValueError(
@@ -249,7 +244,7 @@ def _claim_corpora(
         'changed since. Choose another --workdir, or give the data back'
       )
   heard = {split: corpus.fingerprint for split, corpus in corpora.items()}
-  files.write_text(pathlib.Path(workdir) / CORPORA, json.dumps(heard, indent=1))
+  files.write_text(path, json.dumps(heard, indent=1))
 
 
 def steps_in_all(config: ml_collections.ConfigDict) -> int:

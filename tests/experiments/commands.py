@@ -15,23 +15,18 @@ def printed(*args: str) -> str:
   return _python('-m', *args)
 
 
-def results(
-  folder: pathlib.Path, module: str, *args: str, before: str = ''
-) -> dict:
+def results(folder: pathlib.Path, module: str, *args: str) -> dict:
   """Returns the one results file that `python -m MODULE ARGS` writes.
 
   Args:
     folder: where it writes it instead of beside the published ones.
     module: of `experiments`, whose name is that of its flags' owner.
     *args: its flags.
-    before: Python that runs first, such as to put something tiny in the place
-      of a corpus.
   """
   code = (
     'import pathlib, runpy, sys\n'
     'from experiments import results\n'
     f'results.FOLDER = pathlib.Path({str(folder)!r})\n'
-    f'{before}\n'
     f'sys.argv = [{module!r}, *sys.argv[1:]]\n'
     f'runpy.run_module({module!r}, run_name="__main__")\n'
   )

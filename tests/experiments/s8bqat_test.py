@@ -17,6 +17,7 @@ from experiments import (
   matrix,
   plots,
   recognizer,
+  results,
   scoring,
 )
 from experiments.configs.s8bqat import asc_strings, speechocean
@@ -189,9 +190,10 @@ def test_a_rerun_does_nothing_and_a_limit_leaves_the_rest(
   assert not none and not_run == [str(job) for job in jobs]
 
 
-def test_a_float_model_is_taken_from_a_finished_run(done, tmp_path):
+@pytest.mark.parametrize('name', ['x', 'corpus/x', 'experiment/float/x'])
+def test_a_float_model_is_taken_from_a_finished_run(done, tmp_path, name):
   config, kept, jobs, _ = done
-  run = tmp_path / 'floats' / 'tiny-0'
+  run = tmp_path / 'floats' / name
   run.mkdir(parents=True)
   wanted = keys.about(cells.float_config(config, jobs[0]))
   (run / STAGE).write_text(json.dumps(wanted))
@@ -210,6 +212,22 @@ def test_a_float_model_is_taken_from_a_finished_run(done, tmp_path):
   ):
     (run / STAGE).write_text(json.dumps({**wanted, **change}))
     assert not other.float_done(jobs[0])
+
+
+@pytest.mark.parametrize(
+  'path',
+  sorted((results.MODELS / 'float' / 'asc_strings').glob('*')),
+  ids=lambda path: path.name,
+)
+def test_published_floats_are_of_todays_config(path):
+  size, fold = path.name.split('-')
+  config = asc_strings.get_config()
+  job = cells.Job(cells.Cell(size, 'float'), fold, 0)
+  wanted = json.loads(cells.float_config(config, job).to_json())
+  stored = json.loads((path / STAGE).read_text())
+  assert set(stored.pop('fingerprints')) == {'train', 'dev'}
+  assert keys.anywhere(stored) == keys.anywhere(wanted)
+  assert (path / RESULT).exists() and (path / recognizer.MODEL_FILE).exists()
 
 
 @pytest.mark.parametrize('module', [asc_strings, speechocean])

@@ -40,13 +40,18 @@ def test_s8bqat_writes_a_table_of_its_matrix(tmp_path):
   config.write_text(
     'from tests.experiments.tiny import experiment as get_config\n'
   )
-  found = commands.results(
-    tmp_path / 'results',
-    'experiments.s8bqat',
-    f'--config={config}',
-    '--matrix=quick',
-    f'--runs={tmp_path}/runs',
-  )
+
+  def run(runs, *more):
+    return commands.results(
+      tmp_path / 'results',
+      'experiments.s8bqat',
+      f'--config={config}',
+      '--matrix=quick',
+      f'--runs={tmp_path}/{runs}',
+      *more,
+    )
+
+  found = run('runs', '--publish')
   methods = [row['method'] for row in found['rows']]
   assert methods == ['float', 's8bqat (pull 2)']
   assert not found['not_run']
@@ -54,6 +59,9 @@ def test_s8bqat_writes_a_table_of_its_matrix(tmp_path):
   assert sizes[1] < sizes[0] / 3
   for row in found['rows']:
     assert row['metrics']['equal_to_training'] == 16
+  # What is published needs no training.
+  assert run('none', '--max_hours=0')['rows'] == found['rows']
+  assert not (tmp_path / 'none' / 'tiny' / 'train').exists()
 
 
 def test_a_language_models_matrix_takes_what_is_asked(tmp_path):

@@ -2,8 +2,6 @@
 
   python -m experiments.s8bqat \
     --config=experiments/configs/s8bqat/fsdd_strings.py --matrix=floats
-
-Six speakers carry no test of significance.
 """
 
 from experiments.configs import s8bqat

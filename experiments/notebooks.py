@@ -53,8 +53,10 @@ def execute(path: pathlib.Path) -> None:
     resources={'metadata': {'path': str(path.parent)}},
   ).execute()
   notebook.metadata[_HASH] = sources_hash(notebook)
-  # Of the machine that it ran on.
+  # What differs each time, and from machine to machine.
   notebook.metadata.language_info = {'name': 'python'}
+  for cell in notebook.cells:
+    cell.metadata.pop('execution', None)
   files.write_text(path, nbformat.writes(notebook) + '\n')
 
 

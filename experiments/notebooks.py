@@ -8,13 +8,13 @@ when they are of other code. Nothing is written of one that fails.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import pathlib
+from typing import Any
 
 from absl import app
 
+from experiments import results
 from s8bqat_jax import files
 
 _HASH = 'outputs_of'
@@ -27,7 +27,7 @@ def sources_hash(notebook: dict) -> str:
     for cell in notebook['cells']
     if cell['cell_type'] == 'code'
   ]
-  return hashlib.sha256(json.dumps(sources).encode()).hexdigest()[:12]
+  return results.config_hash({'sources': sources})
 
 
 def is_current(notebook: dict) -> bool:
@@ -35,23 +35,33 @@ def is_current(notebook: dict) -> bool:
   return notebook['metadata'].get(_HASH) == sources_hash(notebook)
 
 
-def execute(path: pathlib.Path) -> None:
-  """Runs a notebook and writes it with its outputs.
+def run(path: pathlib.Path, timeout: int | None = None) -> Any:
+  """Returns a notebook with what its cells printed and drew.
 
   Args:
     path: of the notebook, whose folder it runs in.
+    timeout: of a cell, in seconds.
   """
   import nbclient  # of the test extra
   import nbformat
 
   notebook = nbformat.read(path, as_version=4)
+  nbformat.validate(notebook)
   nbclient.NotebookClient(
     notebook,
-    timeout=None,
+    timeout=timeout,
     kernel_name='python3',
     record_timing=False,
     resources={'metadata': {'path': str(path.parent)}},
   ).execute()
+  return notebook
+
+
+def execute(path: pathlib.Path) -> None:
+  """Runs a notebook and writes it with its outputs."""
+  import nbformat  # of the test extra
+
+  notebook = run(path)
   notebook.metadata[_HASH] = sources_hash(notebook)
   # What differs each time, and from machine to machine.
   notebook.metadata.language_info = {'name': 'python'}

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -67,13 +67,11 @@ class Stages:
     """Returns where the float model of a job is, or will be."""
     config = cells.float_config(self.config, job)
     name = f'{job.cell.size}-{job.part}-{config.seed}'
-    own = self.folder('float', name, keys.about(config))
+    about = keys.about(config)
+    own = self.folder('float', name, about)
     if (own / RESULT).exists():
       return own  # What else is here was made of it.
-    for root in self.float_runs:
-      if found := _same_stage(root, keys.about(config)):
-        return found
-    return own
+    return _same_stage(self.float_runs, about) or own
 
   def float_model(self, job: cells.Job) -> pathlib.Path:
     """Returns the file of the float model, trained if it is not there."""
@@ -385,23 +383,24 @@ def make_quantizer(
 
 
 def _same_stage(
-  root: pathlib.Path, about: Mapping[str, Any]
+  roots: Sequence[pathlib.Path], about: Mapping[str, Any]
 ) -> pathlib.Path | None:
-  """Returns a finished training in `root` of this config on this data.
+  """Returns a finished training of this config on this data, if there is one.
 
   The data may have been elsewhere.
 
   Args:
-    root: folder of stages, or of folders of them.
+    roots: folders of stages, or of folders of them; the first comes first.
     about: what `keys.about` says of the config.
   """
   wanted = json.loads(json.dumps(keys.anywhere(about), default=str))
   folders = '*', '*/*', '*/float/*'  # the last: of several experiments
-  for path in sorted(p for f in folders for p in root.glob(f'{f}/{STAGE}')):
-    stored = json.loads(path.read_text())
-    if path.with_name(RESULT).exists() and 'data' in stored:
-      if keys.anywhere(stored) == wanted:
-        return path.parent
+  for root in roots:
+    for path in sorted(p for f in folders for p in root.glob(f'{f}/{STAGE}')):
+      stored = json.loads(path.read_text())
+      if path.with_name(RESULT).exists() and 'data' in stored:
+        if keys.anywhere(stored) == wanted:
+          return path.parent
   return None
 
 

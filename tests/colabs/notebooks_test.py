@@ -7,7 +7,7 @@ import pytest
 
 from experiments import notebooks
 
-nbclient = pytest.importorskip('nbclient')
+pytest.importorskip('nbclient')
 nbformat = pytest.importorskip('nbformat')
 
 COLABS = pathlib.Path(__file__).parents[2] / 'colabs'
@@ -20,17 +20,9 @@ def printed(monkeypatch):
   monkeypatch.setenv('MPLBACKEND', 'agg')
 
   def run(name):
-    notebook = nbformat.read(COLABS / name, as_version=4)
-    nbformat.validate(notebook)
-    nbclient.NotebookClient(
-      notebook,
-      timeout=300,
-      kernel_name='python3',
-      resources={'metadata': {'path': str(COLABS)}},
-    ).execute()
     return ''.join(
       output.get('text', '')
-      for cell in notebook.cells
+      for cell in notebooks.run(COLABS / name, timeout=300).cells
       for output in cell.get('outputs', [])
     )
 

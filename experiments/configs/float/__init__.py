@@ -11,6 +11,13 @@ SIZES = {
   '450k': {'encoder': 144, 'predictor': 64, 'embed': 32, 'joint': 96},
   '1m': {'encoder': 228, 'predictor': 96, 'embed': 32, 'joint': 128},
 }
+# For sizes that fit too little, not too much.
+LIGHT_MASKS = {
+  'freq_masks': 1,
+  'freq_width': 6,
+  'time_masks': 1,
+  'time_width': 10,
+}
 
 
 def set_size(config, size: str) -> None:

@@ -38,9 +38,7 @@ def get_config(text=None):
   config.data.num_buckets = 3
   config.perturb.speeds = (0.9, 0.95, 1.0, 1.05, 1.1)
   # Light masks and no dropout: these sizes fit too little, not too much.
-  config.augment.update(
-    {'freq_masks': 1, 'freq_width': 6, 'time_masks': 1, 'time_width': 10}
-  )
+  config.augment.update(float_configs.LIGHT_MASKS)
   float_configs.set_size(config, args['size'])
   config.train.steps = 8000
   config.train.learning_rate = 8e-3

@@ -21,11 +21,8 @@ def get_config(text=None):
   config.data.dev = 'espeak:grammar?split=dev&utterances=400&snr=0-20'
   config.data.eval = 'espeak:grammar?split=eval&utterances=4000&snr=0-20'
   config.data.batch_size = 32
-  # Light masks: these sizes fit too little, not too much.
   config.perturb.speeds = (0.95, 1.0, 1.05)
-  config.augment.update(
-    {'freq_masks': 1, 'freq_width': 6, 'time_masks': 1, 'time_width': 10}
-  )
+  config.augment.update(float_configs.LIGHT_MASKS)
   config.model.stack = 3
   config.model.reduce_after = (0,)
   float_configs.set_size(config, args['size'])

@@ -29,9 +29,7 @@ def get_config(text=None):
   config.data.batch_size = 32
   config.data.num_buckets = 3
   config.perturb.speeds = (0.8, 0.9, 1.0, 1.1, 1.2)
-  config.augment.update(
-    {'freq_masks': 1, 'freq_width': 6, 'time_masks': 1, 'time_width': 10}
-  )
+  config.augment.update(float_configs.LIGHT_MASKS)
   config.augment.freq_warp = 0.12
   config.model.reduce_after = (0,)
   config.model.dropout = 0.1

@@ -1,5 +1,6 @@
 """A folder that keeps a corpus's samples: one int16 file, memory-mapped."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -21,6 +22,7 @@ _INDEX = 'index.json'
 _CHUNK = 256  # entries held in memory on their way to the disk
 _UNFINISHED = '.unfinished-'  # folders of stores that are being written
 _ABANDONED_S = 24 * 3600  # since something was last written to one
+_LIMIT_GB = 40.0  # of all stores in a cache, unless S8BQAT_CACHE_GB says
 
 
 class Entry(NamedTuple):
@@ -46,6 +48,21 @@ def default_folder() -> pathlib.Path:
     return pathlib.Path(os.environ['S8BQAT_CACHE']).expanduser()
   base = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
   return pathlib.Path(base).expanduser() / 's8bqat_jax'
+
+
+def _limit() -> float:
+  """Returns how many bytes of stores a cache keeps."""
+  text = os.environ.get('S8BQAT_CACHE_GB', str(_LIMIT_GB))
+  try:
+    gigabytes = float(text)
+  except ValueError:
+    gigabytes = -1
+  if not gigabytes >= 0:
+    raise ValueError(
+      f'S8BQAT_CACHE_GB is {text!r}: give how many GB of audio the cache may '
+      'keep, for example 40'
+    )
+  return 1e9 * gigabytes
 
 
 def make_all(
@@ -85,6 +102,8 @@ def collect(entries: Iterable[Entry]) -> Store:
 def read(folder: pathlib.Path) -> Store:
   """Opens a folder that `write` made; samples stay on disk.
 
+  Opening counts as use: what was used longest ago leaves a full cache first.
+
   Args:
     folder: The store.
 
@@ -99,6 +118,8 @@ def read(folder: pathlib.Path) -> Store:
       f'{folder / _SAMPLES} has {there} bytes, its index says '
       f'{2 * offsets_N1[-1]}: delete {folder}, it is made again'
     )
+  with contextlib.suppress(OSError):  # another user's
+    os.utime(folder)
   samples_S = np.zeros(0, np.int16)
   if there:  # what is empty cannot be mapped
     samples_S = np.memmap(folder / _SAMPLES, np.int16, 'r')
@@ -162,10 +183,46 @@ def _sweep(base: pathlib.Path) -> None:
       shutil.rmtree(folder, ignore_errors=True)
 
 
+def _trim(base: pathlib.Path, limit: float, keep: str) -> None:
+  """Removes what was used longest ago from a cache that is over its limit.
+
+  Who has a store open reads on: its samples are mapped.
+
+  Args:
+    base: The cache; only stores in it count.
+    limit: How many bytes may stay.
+    keep: Name of one that stays.
+  """
+  stores = []
+  for folder in base.glob('[!.]*'):
+    with contextlib.suppress(OSError):  # no store, or gone meanwhile
+      size = sum((folder / f).stat().st_size for f in (_INDEX, _SAMPLES))
+      stores.append((folder.stat().st_mtime, size, folder))
+  total = sum(size for _, size, _ in stores)
+  for _, size, folder in sorted(stores):
+    if total <= limit:
+      break
+    if folder.name == keep:
+      continue
+    gone = folder.with_name(f'{_UNFINISHED}{folder.name}-{os.getpid()}')
+    try:
+      os.replace(folder, gone)  # whole, or not there
+    except OSError:  # another user's, or gone meanwhile
+      continue
+    shutil.rmtree(gone, ignore_errors=True)
+    total -= size
+    logging.info(
+      'removed %s from the cache (%.1f GB, S8BQAT_CACHE_GB)', folder, size / 1e9
+    )
+
+
 def cached(
   name: str, cache: str | None, make: Callable[[], Iterable[Entry]]
 ) -> Store:
   """Reads a store from the cache, made there first if it is not.
+
+  A cache keeps S8BQAT_CACHE_GB of stores (40 unless it says); what was used
+  longest ago leaves to make room.
 
   Args:
     name: Says what is in it; other content, other name.
@@ -178,9 +235,15 @@ def cached(
   if cache == 'none':
     return collect(make())
   base = pathlib.Path(cache).expanduser() if cache else default_folder()
-  if not (base / name).is_dir():
+  try:
+    return read(base / name)
+  except FileNotFoundError:
+    limit = _limit()
     write(base / name, make())
-  return read(base / name)
+  # Open before others leave, and before another process may remove it.
+  made = read(base / name)
+  _trim(base, limit, keep=name)
+  return made
 
 
 def cached_json(name: str, cache: str | None, make: Callable[[], Any]) -> Any:

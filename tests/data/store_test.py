@@ -95,6 +95,48 @@ def test_a_full_disk_names_the_way_out(tmp_path):
   assert os.listdir(tmp_path) == []
 
 
+def _fill(folder, names):
+  for name in names:
+    store.cached(name, str(folder), lambda: _entries((500_000,)))  # 1 MB
+    time.sleep(0.01)  # clocks of file systems tick
+
+
+def test_a_full_cache_drops_what_was_used_longest_ago(tmp_path, monkeypatch):
+  monkeypatch.setenv('S8BQAT_CACHE_GB', '0.0031')
+  (tmp_path / 'mine').mkdir()  # none of ours
+  (tmp_path / 'mine' / 'index.json').write_text('x' * 4_000_000)
+  (tmp_path / 'found.json').write_text('x' * 4_000_000)
+  _fill(tmp_path, 'abc')
+  old = store.cached('b', str(tmp_path), lambda: pytest.fail('made again'))
+  _fill(tmp_path, 'ad')  # a was there
+  assert {f.name for f in tmp_path.iterdir()} == {*'abd', 'mine', 'found.json'}
+  _fill(tmp_path, 'ef')
+  assert {f.name for f in tmp_path.iterdir()} == {*'def', 'mine', 'found.json'}
+  _check(old, (500_000,))  # open, so still readable
+
+
+def test_a_store_larger_than_the_cache_is_made_all_the_same(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setenv('S8BQAT_CACHE_GB', '0')
+  _fill(tmp_path, 'ab')
+  assert os.listdir(tmp_path) == ['b']
+  _check(store.cached('b', str(tmp_path), lambda: []), (500_000,))
+
+
+@pytest.mark.parametrize('text', ['much', '-1', 'nan', ''])
+def test_a_limit_that_is_none_says_what_to_give(tmp_path, monkeypatch, text):
+  monkeypatch.setenv('S8BQAT_CACHE_GB', text)
+  with pytest.raises(ValueError, match='S8BQAT_CACHE_GB is .*for example 40'):
+    _fill(tmp_path, 'a')
+
+
+def test_a_store_that_vanishes_is_made_again(tmp_path):
+  _fill(tmp_path, 'a')
+  shutil.rmtree(tmp_path / 'a')
+  _check(store.cached('a', str(tmp_path), _entries))
+
+
 def test_default_folder(monkeypatch, tmp_path):
   monkeypatch.setenv('S8BQAT_CACHE', str(tmp_path / 'own'))
   assert store.default_folder() == tmp_path / 'own'

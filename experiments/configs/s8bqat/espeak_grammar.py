@@ -18,8 +18,8 @@ def get_config(text=None):
   config.float.module = 'experiments.configs.float.espeak_grammar'
   config.float.arguments = 'size={size},seed={seed}'
   config.activation_bits = 8
-  # 3,000 steps, 30% of all that the float models took.
-  config.finetune.share = 0.5
+  # 3,000 steps, 19% of all that the float models took.
+  config.finetune.share = 0.75
   # On development data, by the matrix `rates`; what is not here has 1e-3 and is
   # not compared yet.
   config.finetune.rates['s8bqat:3'] = 2e-3

@@ -16,13 +16,13 @@ experiments/results/<name>.json and pictures.
 from __future__ import annotations
 
 import functools
-import pathlib
 from typing import Any
 
 from absl import app, flags
 from ml_collections import config_flags
 
 from experiments import (
+  launch,
   lm_matrix,
   lm_plots,
   lm_sensitivity,
@@ -31,27 +31,12 @@ from experiments import (
   trainer,
   usage,
 )
-from experiments.stage_cache import Interrupted, chosen
+from experiments.stage_cache import Interrupted
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'A file of experiments/configs/lm.'
 )
-_RUNS = flags.DEFINE_string('runs', 'runs/lm', 'Where stages are kept.')
-_FLOAT_RUNS = flags.DEFINE_list(
-  'float_runs',
-  [str(results.MODELS / 'float')],
-  'Where float models may be found.',
-)
-_ONLY = flags.DEFINE_string(
-  'only', '', 'Only the cell of this name, or those that contain it.'
-)
-_SEEDS = flags.DEFINE_list('seeds', [], 'Only these seeds.')
-_HOURS = flags.DEFINE_float(
-  'max_hours',
-  float('inf'),
-  'Start nothing after that; it is listed. 0: report what is done.',
-)
-_ESTIMATE = flags.DEFINE_bool('estimate_only', False, 'Print hours and stop.')
+_LAUNCH = launch.define('runs/lm', seeds='seed')
 
 
 def main(argv):
@@ -60,8 +45,7 @@ def main(argv):
   config = _CONFIG.value
   usage.check_config(config, 'points', 'lm')
   lm_sensitivity.check_points(config)
-  usage.check_known('seeds', _SEEDS.value, map(str, config.seeds))
-  root = pathlib.Path(_RUNS.value)
+  root = _LAUNCH.root()
   trainer.keep_compiled(root / 'compiled')
   corpora = lm_stages.Corpora(config)
   planned = [
@@ -69,34 +53,23 @@ def main(argv):
     for seed in config.seeds
     for cell in lm_matrix.cells(config)
   ]
-  only = chosen((job.cell for job in planned), _ONLY.value)
-  asked = [
-    job
-    for job in planned
-    if str(job.cell) in only
-    and (not _SEEDS.value or str(job.seed) in _SEEDS.value)
-  ]
-  if not asked:
-    raise app.UsageError(
-      f'--only={_ONLY.value}: no such cell; there are '
-      f'{", ".join(str(c) for c in lm_matrix.cells(config))}'
-    )
+  asked = _LAUNCH.asked(planned)
   folder = root / (config.stages or config.name)
-  float_runs = tuple(map(pathlib.Path, _FLOAT_RUNS.value))
+  float_runs = _LAUNCH.float_folders()
   found = {
     seed: lm_sensitivity.Sensitivity(
       lm_stages.Stages(config, corpora, folder, seed, float_runs=float_runs)
     )
     for seed in config.seeds
   }
-  if _ESTIMATE.value or _HOURS.value > 0:  # else nothing is trained
-    hours = lm_matrix.estimated_hours(
+  if not _LAUNCH.goes_on(
+    f'{len(asked)} of {len(planned)} cells',
+    lambda: lm_matrix.estimated_hours(
       config,
       [found[seed] for seed in dict.fromkeys(job.seed for job in asked)],
       list(dict.fromkeys(job.cell for job in asked)),
-    )
-    print(f'{len(asked)} of {len(planned)} cells; about {hours:.2f} h to go')
-  if _ESTIMATE.value:
+    ),
+  ):
     return
   try:
     rows, not_run = lm_matrix.run(
@@ -104,7 +77,7 @@ def main(argv):
       lambda job: _row(found[job.seed], job),
       planned=planned,
       done=lambda job: lm_matrix.done(job.cell, found[job.seed]),
-      max_hours=_HOURS.value,
+      max_hours=_LAUNCH.hours.value,
     )
     if not rows:
       print('nothing is done yet, nothing was written')

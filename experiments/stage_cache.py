@@ -114,12 +114,6 @@ def run(
   )
 
 
-def chosen(cells: Iterable[Any], only: str) -> set[str]:
-  """Returns the names that `--only` means: that one, or all that contain it."""
-  names = {str(cell) for cell in cells}
-  return {only} if only in names else {n for n in names if only in n}
-
-
 def cached(
   folder: pathlib.Path,
   config: Mapping[str, Any],

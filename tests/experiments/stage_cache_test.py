@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from experiments import stage_cache
-from experiments.stage_cache import Busy, Turns, cached, chosen
+from experiments.stage_cache import Busy, Turns, cached
 
 
 def test_a_stage_is_worked_for_once(tmp_path):
@@ -95,15 +95,6 @@ def test_what_is_put_off_comes_after_all_others(monkeypatch):
 
 def test_no_jobs_take_no_turns():
   assert list(Turns([])) == []
-
-
-def test_a_cell_is_chosen_by_its_name_or_part_of_it():
-  cells = ['float', 'float continued', 'admm, 3', 'admm, bits by kl, 3']
-  assert chosen(cells, 'float') == {'float'}
-  assert chosen(cells, 'floa') == {'float', 'float continued'}
-  assert chosen(cells, ', 3') == {'admm, 3', 'admm, bits by kl, 3'}
-  assert chosen(cells, '') == set(cells)
-  assert chosen(cells, 'lsq') == set()
 
 
 def test_results_are_of_all_that_is_planned():

@@ -28,7 +28,7 @@ import optax
 
 from s8bqat_jax.quantizers import admm_tables as tables
 from s8bqat_jax.quantizers import codebook as books
-from s8bqat_jax.quantizers import lift, types
+from s8bqat_jax.quantizers import lift, schedules, types
 from s8bqat_jax.quantizers import rules as rule_lib
 from s8bqat_jax.quantizers.mracos import FLOW, LOSS
 
@@ -100,7 +100,6 @@ def admm(
   if every < 1:
     raise ValueError(f'every must be at least 1 step, got {every}')
   kind = tables.table(table, fit)
-  schedule = rho if callable(rho) else lambda _: jnp.asarray(rho, jnp.float32)
 
   def init(weights, specs):
     fitted = {
@@ -112,7 +111,7 @@ def admm(
     }
     # The dual starts at zero.
     target = {n: _entries(fitted[specs[n].group], c) for n, c in codes.items()}
-    start = jnp.asarray(schedule(jnp.zeros((), jnp.int32)), jnp.float32)
+    start = schedules.at(rho, jnp.zeros((), jnp.int32))
     one = jnp.ones((), jnp.float32)
     return types.State(carried=Carried(fitted, codes, target, start, one))
 
@@ -152,7 +151,7 @@ def admm(
       weights = pull(weights, carried, ctx)
     carried = jax.lax.cond(
       (ctx.step + 1) % every == 0,
-      lambda: project(weights, carried, specs, schedule(ctx.step + 1)),
+      lambda: project(weights, carried, specs, schedules.at(rho, ctx.step + 1)),
       lambda: carried,
     )
     return weights, types.State(carried=carried), {}

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from s8bqat_jax.quantizers import types
+from s8bqat_jax.quantizers import schedules, types
 
 
 class DecoupledState(NamedTuple):
@@ -63,10 +63,7 @@ def decoupled_penalty(
       raise ValueError(
         'decoupled_penalty needs params: tx.update(g, s, params)'
       )
-    rate = learning_rate
-    if callable(rate):
-      rate = rate(state.step)
-    rate = jnp.asarray(rate, jnp.float32)
+    rate = schedules.at(learning_rate, state.step)
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     ctx = types.Ctx(state.step, key, rate)
     pull = jax.grad(quantizer.penalty)(params, state.quantizer, ctx)

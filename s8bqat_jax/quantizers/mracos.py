@@ -44,7 +44,7 @@ import optax
 
 from s8bqat_jax.artifacts import qtensor
 from s8bqat_jax.quantizers import codebook as books
-from s8bqat_jax.quantizers import lift, trig, types
+from s8bqat_jax.quantizers import lift, schedules, trig, types
 from s8bqat_jax.quantizers import rules as rule_lib
 from s8bqat_jax.quantizers.lloyd_max import fit as fit_lloyd_max
 
@@ -95,17 +95,17 @@ def mracos(
   """
   if coupling not in (FLOW, LOSS):
     raise ValueError(f"coupling must be 'flow' or 'loss', got {coupling!r}")
-  strength = pressure if callable(pressure) else lambda _: pressure
 
   def penalty(w, state, spec, ctx):
     del spec
     w, left, right, width = _surroundings(w, state.carried)
-    return strength(ctx.step) * jnp.sum(value(w, left, right, width, power))
+    strength = schedules.at(pressure, ctx.step)
+    return strength * jnp.sum(value(w, left, right, width, power))
 
   def after_update(w, state, spec, ctx):
     del spec
     x, left, right, width = _surroundings(w, state.carried)
-    time = strength(ctx.step) * ctx.learning_rate
+    time = schedules.at(pressure, ctx.step) * ctx.learning_rate
     x = flow(x, left, right, width, time, power)
     return x.astype(w.dtype), state, jnp.zeros((), bool)
 
@@ -304,10 +304,8 @@ def pressure_schedule(
     return jnp.minimum((step + 1.0) / (until * total_steps), 1.0) ** 2
 
   with jax.ensure_compile_time_eval():
-    rates: Any = learning_rate
     steps = jnp.arange(total_steps)
-    if callable(learning_rate):
-      rates = jax.vmap(learning_rate)(steps)
+    rates = jax.vmap(lambda step: schedules.at(learning_rate, step))(steps)
     area = float(np.sum(np.asarray(ramp(steps) * rates, np.float64)))
   if not area > 0:
     raise ValueError(

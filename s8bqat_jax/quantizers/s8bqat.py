@@ -26,7 +26,7 @@ import optax
 
 from s8bqat_jax.quantizers import codebook as books
 from s8bqat_jax.quantizers import rules as rule_lib
-from s8bqat_jax.quantizers import types
+from s8bqat_jax.quantizers import schedules, types
 from s8bqat_jax.quantizers.centroids import centroids
 from s8bqat_jax.quantizers.hard_compressor import hard_compressor, loss_at_codes
 from s8bqat_jax.quantizers.lloyd_max import fit as fit_lloyd_max
@@ -96,6 +96,6 @@ def s8bqat(
     return pulled
   if reading == AT_CODES:
     return loss_at_codes(pulled, every)
-  rate, steps = learning_rate, jnp.arange(total_steps)
-  peak = float(jnp.max(jax.vmap(rate)(steps)) if callable(rate) else rate)
-  return hard_compressor(pulled, every, peak)
+  steps = jnp.arange(total_steps)
+  rates = jax.vmap(lambda step: schedules.at(learning_rate, step))(steps)
+  return hard_compressor(pulled, every, float(jnp.max(rates)))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from s8bqat_jax.quantizers import types
+from s8bqat_jax.quantizers import schedules, types
 
 Loss = Callable[[types.Branches, Any, jax.Array], tuple[jax.Array, dict]]
 # What optax calls its first moments: Adam's family, momentum's, Adafactor's.
@@ -90,11 +90,9 @@ def context(
     The Ctx; the same state gives the same random key.
   """
   key = jax.random.fold_in(jax.random.key(state.seed), state.step)
-  rate = learning_rate
-  if callable(rate):
-    # A skipped step does not advance the schedule within the optimizer.
-    rate = rate(state.step - state.skipped)
-  return types.Ctx(state.step, key, jnp.asarray(rate, jnp.float32))
+  # A skipped step does not advance the schedule within the optimizer.
+  rate = schedules.at(learning_rate, state.step - state.skipped)
+  return types.Ctx(state.step, key, rate)
 
 
 def averaged(state: TrainState) -> tuple[types.Params, types.State]:

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from s8bqat_jax.artifacts import qtensor
-from s8bqat_jax.quantizers import lift, types
+from s8bqat_jax.quantizers import lift, schedules, types
 from s8bqat_jax.quantizers import rules as rule_lib
 from s8bqat_jax.quantizers.learnable import quantized
 from s8bqat_jax.quantizers.uniform import mse_scale, quantize
@@ -81,7 +81,7 @@ def search(
     return types.State(learned, scales)
 
   def mixture(state, ctx):
-    tau = temperature(ctx.step) if callable(temperature) else temperature
+    tau = schedules.at(temperature, ctx.step)
     shares = {}
     for group, logits_C in state.learned['logits'].items():
       if gumbel:

@@ -8,7 +8,7 @@ one line in `SCHEMES`.
 import dataclasses
 import difflib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from s8bqat_jax.data import corpus as corpus_lib
 
@@ -24,9 +24,24 @@ SCHEMES = {
 class Spec:
   """A parsed spec; `options` are still strings."""
 
+  text: str
   scheme: str
   rest: str
   options: Mapping[str, str]
+
+  def check_options(self, known: Mapping[str, str]) -> None:
+    """Raises ValueError for an option that is not known.
+
+    Args:
+      known: what each option of the scheme means.
+    """
+    for name in self.options:
+      if name not in known:
+        listing = '\n'.join(f'  {k}: {v}' for k, v in known.items())
+        raise ValueError(
+          f'data spec {self.text!r}: {self.scheme}: has no option {name!r}.'
+          f'{_did_you_mean(name, known)} Its options are\n{listing or "none"}'
+        )
 
 
 def _did_you_mean(word: str, words) -> str:
@@ -34,22 +49,23 @@ def _did_you_mean(word: str, words) -> str:
   return f' Did you mean {close[0]!r}?' if close else ''
 
 
-def parse(spec: str) -> Spec:
+def parse(spec: str, schemes: Collection[str] = tuple(SCHEMES)) -> Spec:
   """Splits a spec string and checks the scheme.
 
   Args:
     spec: `scheme:rest` with options after `?`, separated by `&`.
+    schemes: those that there are; of speech, unless others are named.
 
   Returns:
-    The three parts.
+    Its parts.
   """
   body, _, query = spec.partition('?')
   scheme, colon, rest = body.partition(':')
-  if not colon or scheme not in SCHEMES:
+  if not colon or scheme not in schemes:
     raise ValueError(
       f'data spec {spec!r}: unknown scheme {scheme!r}.'
-      f'{_did_you_mean(scheme, SCHEMES)} A spec is scheme:rest?option=value, '
-      f'with a scheme of {", ".join(sorted(SCHEMES))}.'
+      f'{_did_you_mean(scheme, schemes)} A spec is scheme:rest?option=value, '
+      f'with a scheme of {", ".join(sorted(schemes))}.'
     )
   options: dict[str, str] = {}
   for item in query.split('&') if query else ():
@@ -61,7 +77,7 @@ def parse(spec: str) -> Spec:
     if name in options:
       raise ValueError(f'data spec {spec!r}: option {name!r} is given twice.')
     options[name] = value
-  return Spec(scheme, rest, options)
+  return Spec(spec, scheme, rest, options)
 
 
 def load(spec: str) -> corpus_lib.Corpus:
@@ -78,15 +94,9 @@ def load(spec: str) -> corpus_lib.Corpus:
     return corpus_lib.concat([load(part.strip()) for part in parts])
   parsed = parse(spec.strip())
   module = importlib.import_module(SCHEMES[parsed.scheme])
-  for name in parsed.options:
-    if name not in module.OPTIONS:
-      listing = '\n'.join(f'  {k}: {v}' for k, v in module.OPTIONS.items())
-      raise ValueError(
-        f'data spec {spec!r}: {parsed.scheme}: has no option {name!r}.'
-        f'{_did_you_mean(name, module.OPTIONS)} Its options are\n{listing}'
-      )
+  parsed.check_options(module.OPTIONS)
   try:
-    return module.load(parsed.rest, parsed.options, spec.strip())
+    return module.load(parsed.rest, parsed.options, parsed.text)
   except corpus_lib.BadUtteranceError:
     raise
   except ValueError as e:

@@ -24,6 +24,7 @@ import numpy as np
 from s8bqat_jax.data import corpus as corpus_lib
 from s8bqat_jax.data import espeak_texts, tfds
 from s8bqat_jax.data import options as option_lib
+from s8bqat_jax.data import spec as spec_lib
 from s8bqat_jax.speech import tokenizers
 
 END = 0
@@ -31,11 +32,17 @@ UNKNOWN = '<unk>'
 # Sentencepiece keeps `<unk>` to itself and learns no pieces for it, so that
 # subwords spell it as this character instead.
 _UNKNOWN_CHARACTER = '\u2047'
-SCHEMES = ('text', 'ptb', 'tfds')
-_OPTIONS = {
-  'text': ('part', 'form'),
-  'ptb': (),
-  'tfds': ('dir', 'field'),
+# scheme -> option -> what it means.
+SCHEMES: Mapping[str, Mapping[str, str]] = {
+  'text': {
+    'part': 'dev, eval or all: every other article, by its headings',
+    'form': 'written, or spoken: sentences in lower case, no punctuation',
+  },
+  'ptb': {},
+  'tfds': {
+    'dir': 'folder of the prepared sets',
+    'field': 'feature that holds the text (default: text)',
+  },
 }
 # Of WikiText: ` = Title = `, and not the section titles ` = = Section = = `.
 _HEADING = re.compile(r'\s*= [^=](?:.*[^=])? =\s*')
@@ -87,27 +94,15 @@ def load_text(spec: str) -> TextCorpus:
   Returns:
     The corpus.
   """
-  body, _, query = spec.partition('?')
-  scheme, _, rest = body.partition(':')
-  if scheme not in SCHEMES or not rest:
-    raise ValueError(
-      f'text spec {spec!r}: expected text:PATH, ptb:DIRECTORY:SPLIT or '
-      'tfds:NAME:SPLIT'
-    )
-  options = dict(item.partition('=')[::2] for item in query.split('&') if item)
-  for name in options:
-    if name not in _OPTIONS[scheme]:
-      raise ValueError(
-        f'text spec {spec!r}: {scheme}: has no option {name!r}; its options '
-        f'are {", ".join(_OPTIONS[scheme]) or "none"}'
-      )
+  parsed = spec_lib.parse(spec, tuple(SCHEMES))
+  parsed.check_options(SCHEMES[parsed.scheme])
   try:
-    read = {'text': _read, 'ptb': _read_ptb, 'tfds': _read_tfds}[scheme]
-    lines, articles = read(rest, options)
+    read = {'text': _read, 'ptb': _read_ptb, 'tfds': _read_tfds}[parsed.scheme]
+    lines, articles = read(parsed.rest, parsed.options)
   except ValueError as e:
-    raise ValueError(f'text spec {spec!r}: {e}') from e
+    raise ValueError(f'data spec {spec!r}: {e}') from e
   if not any(line.split() for line in lines):
-    raise ValueError(f'text spec {spec!r}: the corpus is empty')
+    raise ValueError(f'data spec {spec!r}: the corpus is empty')
   mark = corpus_lib.fingerprint(lines)
   return TextCorpus(tuple(lines), spec, mark, tuple(articles))
 
@@ -125,6 +120,8 @@ def _read_file(path: pathlib.Path) -> list[str]:
 
 def _read(rest: str, options: Mapping[str, str]) -> tuple[list[str], list[int]]:
   """Lines, and the article of each."""
+  if not rest:
+    raise ValueError('expected text:PATH, e.g. text:wikitext2/train.txt')
   lines = _read_file(pathlib.Path(rest).expanduser())
   part = option_lib.choice(options, 'part', ('all', 'dev', 'eval'), 'all')
   form = option_lib.choice(options, 'form', ('written', 'spoken'), 'written')

@@ -86,9 +86,13 @@ class TestLoad:
   @pytest.mark.parametrize(
     'spec, message',
     [
-      ('wiki.txt', 'expected text:PATH'),
+      ('wiki.txt', 'a scheme of ptb, text, tfds'),
       ('text:', 'expected text:PATH'),
       ('text:a.txt?split=dev', "no option 'split'"),
+      ('text:a.txt?fom=spoken', "no option 'fom'. Did you mean 'form'"),
+      ('text:a.txt?part=dev&part=eval', 'given twice'),
+      ('text:a.txt?part', 'option=value'),
+      ('ptb:folder:train?part=dev', 'no option'),
       ('ptb:folder', 'expected ptb:DIRECTORY:SPLIT'),
       ('tfds:lm1b', 'expected tfds:NAME:SPLIT'),
       ('tfds:lm1b:train?dir=nowhere', 'not prepared in nowhere'),

@@ -131,6 +131,11 @@ class Recognizer:
     """Audio samples that one encoder frame advances by."""
     return self.log_mel.hop * self.model.subsampling
 
+  @property
+  def min_samples(self) -> int:
+    """Audio samples of which the encoder makes its first frame."""
+    return self.log_mel.window + self.samples_per_frame - self.log_mel.hop
+
   def init(self, key: jax.Array) -> Params:
     """Returns fresh params."""
     feats = jnp.zeros((1, 2 * self.model.subsampling, self.log_mel.num_mels))

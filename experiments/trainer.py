@@ -91,7 +91,7 @@ def make_loader(
   """Returns the training batches of a config.
 
   Where CTC helps, a transcript of more labels than its audio has encoder frames
-  is left out; a transducer alone can learn it.
+  is left out; a transducer alone can learn it, if there is a frame at all.
 
   Args:
     config: whole.
@@ -107,6 +107,7 @@ def make_loader(
     seed=config.seed,
     perturb=data.Perturbation(**config.perturb) if config.perturb else None,
     samples_per_label=recognizer.samples_per_frame if with_ctc else 0,
+    min_samples=recognizer.min_samples,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )

@@ -32,6 +32,21 @@ def replacing(path: os.PathLike | str) -> Iterator[pathlib.Path]:
     partial.unlink(missing_ok=True)
 
 
+def read_text(path: os.PathLike | str) -> str:
+  """Returns a text in UTF-8, without the mark that some programs put first.
+
+  Args:
+    path: the file.
+
+  Raises:
+    ValueError: if it is in another encoding; names the file.
+  """
+  try:
+    return pathlib.Path(path).read_text(encoding='utf-8-sig')
+  except UnicodeDecodeError as e:
+    raise ValueError(f'{path}: not UTF-8 text: {e}; save it as UTF-8') from e
+
+
 def write_text(path: os.PathLike | str, text: str) -> None:
   """Writes a text file whole or not at all.
 

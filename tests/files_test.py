@@ -15,6 +15,17 @@ def test_a_file_takes_the_place_of_another(tmp_path):
   assert list(tmp_path.iterdir()) == [path]
 
 
+def test_text_is_read_with_or_without_a_mark(tmp_path):
+  path = tmp_path / 'a.txt'
+  for mark in (b'', b'\xef\xbb\xbf'):
+    path.write_bytes(mark + 'größer\r\nzwei\n'.encode())
+    assert files.read_text(path) == 'größer\nzwei\n'
+  for encoding in ('latin-1', 'utf-16'):
+    path.write_text('größer', encoding=encoding)
+    with pytest.raises(ValueError, match='a.txt: not UTF-8 text: .*save it as'):
+      files.read_text(path)
+
+
 def test_what_fails_leaves_what_was_there(tmp_path):
   path = tmp_path / 'picture.png'
   path.write_bytes(b'old')

@@ -10,6 +10,9 @@ import soundfile
 
 from s8bqat_jax.data import corpus as corpus_lib
 
+# The last: files without a header, which name no rate.
+_UNREADABLE = (soundfile.LibsndfileError, OSError, TypeError)
+
 
 def to_int16(audio_S: np.ndarray) -> np.ndarray:
   """Returns float samples in [-1, 1] as int16; louder ones are clipped."""
@@ -58,7 +61,7 @@ def duration(path: pathlib.Path, where: str) -> float:
   """
   try:
     info = soundfile.info(str(path))
-  except (soundfile.LibsndfileError, OSError) as e:
+  except _UNREADABLE as e:
     raise corpus_lib.BadUtteranceError(
       f'{where}: cannot read {path}: {e}'
     ) from e
@@ -78,7 +81,7 @@ def read(path: pathlib.Path, where: str, seconds: float) -> np.ndarray:
   """
   try:
     audio_SxC, rate = soundfile.read(str(path), dtype='float32', always_2d=True)
-  except (soundfile.LibsndfileError, OSError) as e:
+  except _UNREADABLE as e:
     raise corpus_lib.BadUtteranceError(
       f'{where}: cannot read {path}: {e}'
     ) from e

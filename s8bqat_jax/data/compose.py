@@ -153,7 +153,7 @@ def _composed(
     string = strings[index]
     pieces = [np.zeros(string.pauses[0], np.float32)]
     for i, pause in zip(string.recordings, string.pauses[1:]):
-      pieces.append(_fade(kept.samples_S[slice(*kept.offsets_N1[i : i + 2])]))
+      pieces.append(_fade(kept.pcm(i)))
       pieces.append(np.zeros(pause, np.float32))
     audio_S = np.concatenate(pieces)
     if snr is not None:
@@ -227,16 +227,14 @@ def apply(
     options.get('cache'),
     lambda: _composed(kept, strings, snr, seed, side),
   )
-  offsets_N1 = made.offsets_N1
   return corpus_lib.Table(
     spec=table.spec,
     utt_ids_N=[f'string-{i:06d}' for i in range(len(strings))],
     texts_N=made.texts_N,
     speakers_N=made.speakers_N,
-    durations_N=(np.diff(offsets_N1) / corpus_lib.SAMPLE_RATE).astype(
-      np.float32
-    ),
-    read=lambda i: made.samples_S[offsets_N1[i] : offsets_N1[i + 1]],
+    durations_N=made.durations_N,
+    read=made.pcm,
     fingerprint=fingerprint,
     edition=table.edition,
+    cache=table.cache,
   )

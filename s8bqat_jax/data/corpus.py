@@ -76,6 +76,7 @@ class Table:
     sample_rate: Always 16000.
     edition: What tells audio files from others that replaced them, on this
       machine; see `cache_key`.
+    cache: Where what is made of it is kept, as `store.cached` takes it.
   """
 
   spec: str
@@ -87,6 +88,7 @@ class Table:
   fingerprint: str
   sample_rate: int = SAMPLE_RATE
   edition: str = ''
+  cache: str | None = None
 
   def __len__(self) -> int:
     return len(self.texts_N)
@@ -149,6 +151,11 @@ def _edition(corpus: Corpus) -> str:
   return getattr(corpus, 'edition', '')
 
 
+def cache_of(corpus: Corpus) -> str | None:
+  """Where what is made of a corpus is kept: what its spec says, if it does."""
+  return getattr(corpus, 'cache', None)
+
+
 def _rows(
   corpus: Corpus, indices: Sequence[int] | Sequence[bool] | np.ndarray
 ) -> list[int]:
@@ -198,6 +205,7 @@ def subset(
     read=lambda i: corpus.pcm(rows[i]),
     fingerprint=fingerprint([corpus.fingerprint, tuple(rows)]),
     edition=_edition(corpus),
+    cache=cache_of(corpus),
   )
 
 
@@ -227,4 +235,5 @@ def concat(corpora: Sequence[Corpus]) -> Table:
     read=read,
     fingerprint=fingerprint([c.fingerprint for c in corpora]),
     edition=''.join(map(_edition, corpora)),
+    cache=next(filter(None, map(cache_of, corpora)), None),
   )

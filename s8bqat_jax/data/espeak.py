@@ -10,15 +10,14 @@ of the options and i alone; the first load synthesizes the corpus into a cache.
 import dataclasses
 import functools
 import hashlib
-import os
 import pathlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent import futures
 
 import numpy as np
 import tqdm
 
+from s8bqat_jax import files
 from s8bqat_jax.data import (
   audio,
   espeak_engine,
@@ -45,7 +44,6 @@ _DEV_VARIANTS, _EVAL_VARIANTS = 6, 14
 
 # Raise when the same options must give other samples: caches are then remade.
 _VERSION = 1
-_CHUNK = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,8 +184,8 @@ class Synthesis:
       start: First index.
       count: How many.
 
-    Yields:
-      Samples, text and speaker.
+    Returns:
+      Samples, text and speaker of each.
     """
     make_text = espeak_texts.text_maker(self.kind, self.split, self.file)
     side = select.SPLITS.index(self.split)
@@ -204,10 +202,7 @@ class Synthesis:
     if self.snr is not None:
       for kind in noise.KINDS:  # threads would each make the bank
         noise.bank(kind, side)
-    with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-      for first in range(start, start + count, _CHUNK):
-        last = min(first + _CHUNK, start + count)
-        yield from pool.map(make, range(first, last))
+    return store.in_threads(make, count, start)
 
   def until(self, seconds: float) -> Iterator[store.Entry]:
     """Synthesizes the first utterances that last `seconds` together.
@@ -282,7 +277,7 @@ def load(rest: str, options: Mapping[str, str], spec: str) -> corpus_lib.Corpus:
   espeak_texts.text_maker(task.kind, task.split, task.file)
   content = [_VERSION, espeak_engine.version(), task, count or seconds]
   if task.file is not None:
-    content.append(pathlib.Path(task.file).expanduser().read_text('utf-8'))
+    content.append(files.read_text(pathlib.Path(task.file).expanduser()))
     content[2] = dataclasses.replace(task, file=None)
   name = corpus_lib.fingerprint(content)
 
@@ -292,7 +287,6 @@ def load(rest: str, options: Mapping[str, str], spec: str) -> corpus_lib.Corpus:
   kept = store.cached(
     f'espeak-{rest}-{task.split}-{name}', options.get('cache'), entries
   )
-  offsets_N1 = kept.offsets_N1
   return corpus_lib.Table(
     spec=spec,
     utt_ids_N=[
@@ -300,9 +294,8 @@ def load(rest: str, options: Mapping[str, str], spec: str) -> corpus_lib.Corpus:
     ],
     texts_N=kept.texts_N,
     speakers_N=kept.speakers_N,
-    durations_N=(np.diff(offsets_N1) / corpus_lib.SAMPLE_RATE).astype(
-      np.float32
-    ),
-    read=lambda i: kept.samples_S[offsets_N1[i] : offsets_N1[i + 1]],
+    durations_N=kept.durations_N,
+    read=kept.pcm,
     fingerprint=name,
+    cache=options.get('cache'),
   )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from s8bqat_jax import files
 from s8bqat_jax.data import grammar
 
 KINDS = ('digits', 'commands', 'grammar', 'text')
@@ -44,7 +45,7 @@ def read_sentences(path: pathlib.Path) -> list[str]:
   """Returns the `sentences` of a text file; none at all is an error."""
   if not path.is_file():
     raise ValueError(f'file={path}: no such file')
-  found = sentences(path.read_text(encoding='utf-8').splitlines())
+  found = sentences(files.read_text(path).splitlines())
   if not found:
     raise ValueError(
       f'file={path}: holds no sentence of 2 to 20 words in the letters a-z'

@@ -7,6 +7,7 @@ SPEAKER-CHAPTER.trans.txt with a line `SPEAKER-CHAPTER-NNNN TRANSCRIPT` each.
 import pathlib
 from collections.abc import Mapping
 
+from s8bqat_jax import files
 from s8bqat_jax.data import corpus as corpus_lib
 from s8bqat_jax.data import manifest
 
@@ -23,11 +24,11 @@ def read_transcripts(folder: pathlib.Path) -> dict[str, list[str]]:
     Columns as of a manifest, paths relative to `folder`, in name order.
   """
   columns: dict[str, list[str]] = {
-    name: [] for name in ('path', 'text', 'utt_id', 'speaker', 'row')
+    name: [] for name in ('path', 'text', 'utt_id', 'speaker', manifest.ROW)
   }
-  for file in sorted(folder.glob('*/*/*.trans.txt')):
+  for file in sorted(folder.glob('*/*/[!.]*.trans.txt')):
     chapter = file.parent.relative_to(folder)
-    text = file.read_text(encoding='utf-8-sig')
+    text = files.read_text(file)
     # Not `splitlines`: other separators of Unicode end no line here.
     lines = text.removesuffix('\n').split('\n')
     for number, line in enumerate(lines, 1):
@@ -40,7 +41,7 @@ def read_transcripts(folder: pathlib.Path) -> dict[str, list[str]]:
       columns['text'].append(text.strip())
       columns['utt_id'].append(utt_id)
       columns['speaker'].append(chapter.parts[0])
-      columns['row'].append(f'{file.relative_to(folder)}, line {number}')
+      columns[manifest.ROW].append(f'{file.relative_to(folder)}, line {number}')
   if not columns['path']:
     raise ValueError(
       f'{folder}: no SPEAKER/CHAPTER/*.trans.txt here: not a LibriSpeech subset'

@@ -254,6 +254,7 @@ def make_loader(
   train: bool = True,
   perturb: perturb_lib.Perturbation | None = None,
   samples_per_label: int = 0,
+  min_samples: int = 0,
   process_index: int = 0,
   process_count: int = 1,
   prefetch: int = 4,
@@ -273,11 +274,14 @@ def make_loader(
     samples_per_label: Audio that a label needs (CTC: hop x time reduction). In
       training a longer transcript is skipped and reported, since its loss
       would drown all others; 0 checks nothing.
+    min_samples: Audio that a frame of the encoder needs. In training shorter
+      recordings are skipped and reported: nothing can be learned from them,
+      and the loss of any label without a frame is infinite.
     process_index: This process.
     process_count: Processes that share each global batch.
     prefetch: Batches read ahead; 0 reads in the caller's thread.
     cache: Folder of the copies at other speeds that `perturb` asks for, `none`
-      to change speeds when reading, None for the user's cache.
+      to change speeds when reading, None for that of the corpus.
 
   Returns:
     The loader.
@@ -287,26 +291,27 @@ def make_loader(
   shortest, longest = (1.0, 1.0) if perturb is None else perturb.stretch
   labels_N = encode_texts(corpus, tokenizer)
   label_lengths_N = np.array([len(l) for l in labels_N])
-  crowded = (
-    _crowded(corpus, labels_N, samples_per_label, shortest) if train else {}
-  )
+  unfit = {}
+  if train:
+    unfit = _crowded(corpus, labels_N, samples_per_label, shortest)
+    unfit |= _too_short(corpus, min_samples, shortest)
   skipped = Skipped()
-  if crowded:
-    skipped.reasons |= {corpus.utt_ids_N[i]: crowded[i] for i in crowded}
+  if unfit:
+    skipped.reasons |= {corpus.utt_ids_N[i]: unfit[i] for i in unfit}
     name, reason = next(iter(skipped.reasons.items()))
     logging.warning(
       'skipped %d of %d utterances, the first: %s: %s',
-      len(crowded),
+      len(unfit),
       len(corpus),
       name,
       reason,
     )
-  if len(crowded) == len(corpus):
+  if len(unfit) == len(corpus):
     raise ValueError(
-      f'{corpus.spec}: no transcript fits its audio at {samples_per_label} '
-      'samples a label'
+      f'{corpus.spec}: none of {len(unfit)} utterances can be trained on, '
+      f'the first: {next(iter(skipped.reasons.values()))}'
     )
-  kept_N = np.setdiff1d(np.arange(len(corpus)), list(crowded))
+  kept_N = np.setdiff1d(np.arange(len(corpus)), list(unfit))
   buckets = batching.make_buckets(
     np.asarray(corpus.durations_N)[kept_N],
     label_lengths_N[kept_N],
@@ -321,7 +326,7 @@ def make_loader(
     seed=seed,
     shuffle=train,
     stretch=longest,
-    leave_out=list(crowded),
+    leave_out=list(unfit),
   )
   at_speed = None
   if perturb is not None:
@@ -338,6 +343,18 @@ def make_loader(
     prefetch=prefetch,
     skipped=skipped,
   )
+
+
+def _too_short(
+  corpus: corpus_lib.Corpus, min_samples: int, shortest: float
+) -> dict[int, str]:
+  """Which utterances give an encoder no frame, and why."""
+  samples_N = np.asarray(corpus.durations_N) * corpus.sample_rate * shortest
+  return {
+    i: f'{corpus.durations_N[i]:.3f} s of audio hold no frame of the encoder, '
+    f'which needs {min_samples} samples'
+    for i in np.flatnonzero(samples_N < min_samples).tolist()
+  }
 
 
 def _crowded(

@@ -6,17 +6,20 @@ Columns `path` (relative to the CSV) and `text`; optional `speaker`, `utt_id`,
 
 import csv
 import functools
+import io
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent import futures
 
 import numpy as np
 
+from s8bqat_jax import files
 from s8bqat_jax.data import audio, compose, select, store
 from s8bqat_jax.data import corpus as corpus_lib
 
 OPTIONS = select.OPTIONS | compose.OPTIONS
 
+ROW = '<row>'  # where an entry is, for errors
 # Decoded recordings stay in memory as int16 up to this size.
 _CACHE_BYTES = 2**30
 
@@ -29,14 +32,19 @@ def read_csv(path: pathlib.Path) -> dict[str, list[str]]:
 
   Returns:
     Its columns, `utt_id` added (the path without suffix) when absent, and
-    `row`, where each entry is.
+    `ROW`, where each entry is.
   """
   if not path.is_file():
     raise ValueError(f'{path}: no such file')
-  with path.open(newline='', encoding='utf-8-sig') as f:
-    reader = csv.DictReader(f)
+  reader = csv.DictReader(io.StringIO(files.read_text(path)), strict=True)
+  try:
     names = list(reader.fieldnames or [])
     lines = [(reader.line_num, line) for line in reader]
+  except csv.Error as e:
+    raise ValueError(
+      f'{path}, about line {reader.line_num}: {e}; is a quote not closed, or not '
+      'doubled within quotes?'
+    ) from e
   if not lines:
     raise ValueError(f'{path}: the manifest is empty (no row after the header)')
   missing = [n for n in ('path', 'text') if n not in names]
@@ -54,8 +62,13 @@ def read_csv(path: pathlib.Path) -> dict[str, list[str]]:
     for name in ('path', 'text'):
       if not line[name].strip():
         raise ValueError(f'{path}, line {number}: the {name} is empty')
+      if '\n' in line[name]:
+        raise ValueError(
+          f'{path}, line {number}: the {name} is longer than its line; is a '
+          'quote not closed?'
+        )
   columns = {n: [line[n] for _, line in lines] for n in names}
-  columns['row'] = [f'line {number}' for number, _ in lines]
+  columns[ROW] = [f'line {number}' for number, _ in lines]
   if 'utt_id' not in columns:
     columns['utt_id'] = [
       pathlib.PurePosixPath(p).with_suffix('').as_posix()
@@ -67,7 +80,7 @@ def read_csv(path: pathlib.Path) -> dict[str, list[str]]:
 def _check_unique(columns: Mapping[str, Sequence[str]], source: str) -> None:
   """Names the two rows of an utterance that is there twice."""
   seen: dict[str, str] = {}
-  for utt_id, row in zip(columns['utt_id'], columns['row']):
+  for utt_id, row in zip(columns['utt_id'], columns[ROW]):
     if utt_id in seen:
       raise ValueError(
         f'{source}: utt_id {utt_id!r} is in {seen[utt_id]} and {row}'
@@ -90,10 +103,10 @@ def _check_durations(wheres: Sequence[str], values: Sequence[str]) -> None:
 
 
 def _header_durations(
-  files: Sequence[pathlib.Path], wheres: Sequence[str]
+  paths: Sequence[pathlib.Path], wheres: Sequence[str]
 ) -> list[float]:
   with futures.ThreadPoolExecutor() as pool:
-    return list(pool.map(audio.duration, files, wheres))
+    return list(pool.map(audio.duration, paths, wheres))
 
 
 def _remember(
@@ -149,6 +162,7 @@ def make_table(
       [*zip(chosen['utt_id'], texts, speakers), *content]
     ),
     edition=edition,
+    cache=options.get('cache'),
   )
   return compose.apply(table, options)
 
@@ -163,7 +177,7 @@ def from_files(
   """Makes a corpus of a table of audio files.
 
   Args:
-    columns: `path`, `text`, `utt_id`, `row`; optional `speaker`, `duration_s`
+    columns: `path`, `text`, `utt_id`, `ROW`; optional `speaker`, `duration_s`
       and columns that the options name.
     root: What the paths are relative to.
     options: Selection (`select.OPTIONS`) and composition (`compose.OPTIONS`).
@@ -175,11 +189,11 @@ def from_files(
   """
   _check_unique(columns, source)
   chosen = select.table(columns, options)
-  files = [root / p for p in chosen['path']]
-  wheres = [f'{source}, {r}' for r in chosen['row']]
+  paths = [root / p for p in chosen['path']]
+  wheres = [f'{source}, {r}' for r in chosen[ROW]]
   sizes, times = [], []
   absent = []
-  for file, where in zip(files, wheres):
+  for file, where in zip(paths, wheres):
     try:
       status = file.stat()
       sizes.append(status.st_size)
@@ -189,7 +203,7 @@ def from_files(
   if absent:
     shown = '\n  '.join(absent[:5])
     raise ValueError(
-      f'{len(absent)} of {len(files)} audio files are missing:\n  {shown}'
+      f'{len(absent)} of {len(paths)} audio files are missing:\n  {shown}'
     )
   if 'duration_s' in chosen:
     _check_durations(wheres, chosen['duration_s'])
@@ -197,14 +211,14 @@ def from_files(
   else:
     # Opening every file takes minutes for a large corpus: worth keeping.
     seconds = store.cached_json(
-      f'durations-{corpus_lib.fingerprint(zip(files, sizes, times))}',
+      f'durations-{corpus_lib.fingerprint(zip(paths, sizes, times))}',
       options.get('cache'),
-      lambda: _header_durations(files, wheres),
+      lambda: _header_durations(paths, wheres),
     )
   return make_table(
     chosen,
     seconds,
-    lambda i: audio.read(files[i], wheres[i], seconds[i]),
+    lambda i: audio.read(paths[i], wheres[i], seconds[i]),
     options,
     spec,
     zip(chosen['path'], sizes),

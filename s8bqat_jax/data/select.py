@@ -49,7 +49,7 @@ def deal(names: Sequence[str], shares: Sequence[float]) -> list[int]:
     shares: How much of the list each hand gets (any unit).
 
   Returns:
-    The hand of each name. Hand sizes are within one of their share.
+    The hand of each name. Hand sizes are about their shares.
   """
   total = sum(shares)
   counts = [0] * len(shares)
@@ -182,7 +182,13 @@ def rows(
       balance = _column(columns, options, 'split_by')
       balance_N = [balance[i] for i in keep]
     side = _split_of_speaker([speakers_N[i] for i in keep], balance_N, options)
-    keep = [i for i in keep if side[speakers_N[i]] == split]
+    dealt = [i for i in keep if side[speakers_N[i]] == split]
+    if keep and not dealt:
+      raise ValueError(
+        f'split={split} gets none of {len(side)} speakers: give it more with '
+        'shares=, or name a column with split_column='
+      )
+    keep = dealt
   wanted = options_lib.names(options, 'texts')
   if wanted is not None:
     texts_N = columns['text']

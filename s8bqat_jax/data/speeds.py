@@ -57,11 +57,12 @@ def at_speeds(
   Args:
     corpus: Whose recordings.
     speeds: Those that will be asked for.
-    cache: Folder of the copies, `none` for none, None for the user's cache.
+    cache: Folder of the copies, `none` for none, None for that of the corpus.
 
   Returns:
     `(index, speed) -> int16 [S]`; raises as `corpus.pcm` does.
   """
+  cache = cache or corpus_lib.cache_of(corpus)
   others = [s for s in dict.fromkeys(speeds) if s != 1]
   seconds = sum(float(corpus.durations_N.sum()) / s for s in others)
   copies: dict[float, store.Store] = {}
@@ -78,8 +79,7 @@ def at_speeds(
 
   def read(index: int, speed: float) -> np.ndarray:
     if speed in copies:
-      samples_S, offsets_N1, _, _ = copies[speed]
-      pcm_S = samples_S[offsets_N1[index] : offsets_N1[index + 1]]
+      pcm_S = copies[speed].pcm(index)
       if len(pcm_S):
         return pcm_S
     return change(corpus.pcm(index), speed)

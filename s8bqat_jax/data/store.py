@@ -16,6 +16,7 @@ import tqdm
 from absl import logging
 
 from s8bqat_jax import files
+from s8bqat_jax.data import corpus as corpus_lib
 
 _SAMPLES = 'samples.int16'
 _INDEX = 'index.json'
@@ -40,6 +41,16 @@ class Store(NamedTuple):
   offsets_N1: np.ndarray
   texts_N: Sequence[str]
   speakers_N: Sequence[str]
+
+  def pcm(self, index: int) -> np.ndarray:
+    """Returns the samples of an utterance."""
+    return self.samples_S[self.offsets_N1[index] : self.offsets_N1[index + 1]]
+
+  @property
+  def durations_N(self) -> np.ndarray:
+    """float32 [N], seconds."""
+    seconds_N = np.diff(self.offsets_N1) / corpus_lib.SAMPLE_RATE
+    return seconds_N.astype(np.float32)
 
 
 def default_folder() -> pathlib.Path:
@@ -78,14 +89,29 @@ def make_all(
   Yields:
     The entries, in order.
   """
-  with (
-    futures.ThreadPoolExecutor(os.cpu_count()) as pool,
-    tqdm.tqdm(desc=what, total=count, disable=None) as bar,
-  ):
-    for first in range(0, count, _CHUNK):
-      for entry in pool.map(make, range(first, min(first + _CHUNK, count))):
-        yield entry
-        bar.update()
+  with tqdm.tqdm(desc=what, total=count, unit='utt', disable=None) as bar:
+    for entry in in_threads(make, count):
+      yield entry
+      bar.update()
+
+
+def in_threads(
+  make: Callable[[int], Entry], count: int, start: int = 0
+) -> Iterator[Entry]:
+  """Makes entries start .. start + count - 1 in threads, as they are asked for.
+
+  Args:
+    make: As for `make_all`.
+    count: How many at most.
+    start: First one.
+
+  Yields:
+    The entries, in order.
+  """
+  with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    for first in range(start, start + count, _CHUNK):
+      last = min(first + _CHUNK, start + count)
+      yield from pool.map(make, range(first, last))
 
 
 def collect(entries: Iterable[Entry]) -> Store:
@@ -261,8 +287,8 @@ def cached_json(name: str, cache: str | None, make: Callable[[], Any]) -> Any:
     return make()
   base = pathlib.Path(cache).expanduser() if cache else default_folder()
   file = base / f'{name}.json'
-  if file.is_file():
-    return json.loads(file.read_text())
+  with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+    return json.loads(file.read_text())  # unless the power went before the disk
   value = make()
   try:
     base.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from s8bqat_jax import files
 from s8bqat_jax.data import corpus as corpus_lib
 from s8bqat_jax.data import espeak_texts, tfds
 from s8bqat_jax.data import options as option_lib
@@ -109,11 +110,9 @@ def load_text(spec: str) -> TextCorpus:
 
 def _read_file(path: pathlib.Path) -> list[str]:
   try:
-    text = path.read_text(encoding='utf-8-sig')
+    text = files.read_text(path)
   except FileNotFoundError:
     raise FileNotFoundError(f'no text file {path}') from None
-  except UnicodeDecodeError as e:
-    raise ValueError(f'{path}: not UTF-8 text: {e}') from e
   # Not splitlines: form feeds and the like are no line ends.
   return text.removesuffix('\n').split('\n') if text else []
 

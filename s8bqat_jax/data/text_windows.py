@@ -32,7 +32,8 @@ class TrainBatches:
   """Endless training batches: a pure function of (seed, step).
 
   An epoch is the stream cut into windows from a random offset, in random
-  order; every token but the few at the ends is predicted once.
+  order; every token is predicted at most once. The ends, and windows that fill
+  no batch, are left out: others in each epoch.
   """
 
   def __init__(

@@ -82,8 +82,9 @@ def _speech_power(audio_BxS: jax.Array) -> jax.Array:
 def perturbed(batch: Mapping[str, jax.Array]) -> jax.Array:
   """Returns a batch's audio as training hears it.
 
-  Noise reaches its ratio over the frames of speech, and what would clip is
-  scaled down. Without draws in the batch nothing is changed.
+  Noise reaches its ratio over the frames of speech, and what is then too loud
+  is scaled down; where a perturbation has no noise, a gain clips it, as a
+  recorder would. Without draws in the batch nothing is changed.
 
   Args:
     batch: Of a loader.

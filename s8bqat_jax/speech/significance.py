@@ -98,7 +98,8 @@ def rate_interval(
 ) -> Interval:
   """The 95% interval of one system's error rate, a fraction.
 
-  With one speaker it is over utterances only and says nothing of others.
+  With one speaker it is over utterances only and says nothing of others; one
+  utterance says nothing at all, which is NaN.
 
   Args:
     errors_SxN: errors of each seed in each utterance.
@@ -113,6 +114,8 @@ def rate_interval(
     The interval.
   """
   errors_SxN, units_N = _check(errors_SxN, units_N, speakers_N)
+  if len(units_N) == 1:
+    return Interval(np.nan, np.nan)
   errors_R, units_R = _resample(
     [errors_SxN], units_N, speakers_N, folds_N, replicates, seed
   )

@@ -32,6 +32,12 @@ def test_reads_the_layout(root):
   assert len(some) == 2
 
 
+def test_what_macs_put_beside_files_is_no_transcript(root):
+  chapter = root / 'LibriSpeech/dev-clean/174/5'
+  (chapter / '._174-5.trans.txt').write_bytes(b'\0\5\x16\7\xff')
+  assert len(data.load(f'librispeech:{root}:dev-clean')) == 3
+
+
 def test_errors(root):
   with pytest.raises(ValueError, match='no such folder; .* holds LibriSpeech'):
     data.load(f'librispeech:{root}:dev-other')

@@ -175,8 +175,30 @@ def test_a_transcript_too_long_for_its_audio():
   scored = _loader(corpus, samples_per_label=640, train=False)
   assert not scored.skipped.reasons
   assert (scored.plan.bucket_N >= 0).all()
-  with pytest.raises(ValueError, match='no transcript fits'):
+  with pytest.raises(
+    ValueError,
+    match='none of .* can be trained on, the first: .* labels do not fit',
+  ):
     _loader(_corpus(texts=['z' * 500] * 23), samples_per_label=640)
+
+
+def test_audio_too_short_for_a_frame_is_left_out_of_training():
+  corpus = _corpus()
+  corpus.durations_N[[3, 7]] = 0, 0.05
+  loader = _loader(corpus, min_samples=1200)
+  assert set(loader.skipped.reasons) == {'u3', 'u7'}
+  assert 'hold no frame of the encoder' in loader.skipped.reasons['u7']
+  seen = [b['indices_B'] for b in loader.batches(0, loader.steps_per_epoch)]
+  assert not {3, 7} & set(np.concatenate(seen).tolist())
+  # It has to be enough after it was read faster.
+  corpus.durations_N[7] = 0.078
+  fast = perturb.Perturbation(speeds=(1.0, 1.1))
+  for options, short in (({}, {'u3'}), ({'perturb': fast}, {'u3', 'u7'})):
+    kept = _loader(corpus, min_samples=1200, **options)
+    assert set(kept.skipped.reasons) == short
+  assert not _loader(corpus, min_samples=1200, train=False).skipped.reasons
+  with pytest.raises(ValueError, match='the first: .* hold no frame'):
+    _loader(corpus, min_samples=10**6)
 
 
 def test_an_empty_transcript_is_a_row_without_labels():

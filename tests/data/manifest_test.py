@@ -94,6 +94,10 @@ def test_a_promise_cut_short_by_rounding_is_what_is_read(make_manifest):
     ('path,text\na.wav,b,c\n', 'line 2: expected 2 fields'),
     ('path,text\na.wav,x\nb.wav\n', 'line 3: expected 2 fields'),
     ('path,text,utt_id\na.wav,x,1\nb.wav,y,1\n', "utt_id '1' is in line 2"),
+    ('path,text\n"a.wav\n",x\n', 'line 3: the path is longer than its line'),
+    ('path,text\na.wav,"b\nb.wav,"c\n', 'is a quote not closed'),
+    ('path,text\na.wav,"hello\nb.wav,world\n', 'is a quote not closed'),
+    ('path,text\na.wav,"' + 'x' * 200_000, 'about line 1: field larger than'),
     ('path,text\nno.wav,x\n', 'line 2: '),
     ('path,text\nno.wav,x\n', '1 of 1 audio files are missing'),
   ],
@@ -105,6 +109,29 @@ def test_errors_name_the_file_and_the_row(tmp_path, content, message):
     data.load(f'manifest:{file}')
   assert message in str(e.value)
   assert str(file) in str(e.value)
+
+
+def test_another_encoding_names_the_file(tmp_path):
+  for encoding in ('latin-1', 'utf-16'):
+    (tmp_path / 'm.csv').write_text('path,text\na.wav,größer\n', encoding)
+    with pytest.raises(ValueError, match='m.csv: not UTF-8 text'):
+      data.load(f'manifest:{tmp_path}/m.csv + manifest:{tmp_path}/m.csv')
+
+
+def test_a_column_of_any_name_can_be_split_by(make_manifest):
+  rows = [
+    {'path': f'{k}.wav', 'text': 'x', 'row': str(7 + k)} for k in range(3)
+  ]
+  file = make_manifest(rows)
+  corpus = data.load(f'manifest:{file}?split_column=row&split=8')
+  assert corpus.utt_ids_N == ['1']
+
+
+def test_a_file_without_a_header_is_no_audio(tmp_path):
+  (tmp_path / 'a.raw').write_bytes(bytes(3200))
+  (tmp_path / 'm.csv').write_text('path,text\na.raw,x\n')
+  with pytest.raises(ValueError, match='m.csv, line 2: cannot read .*a.raw'):
+    data.load(f'manifest:{tmp_path}/m.csv')
 
 
 def test_a_duration_that_is_none_names_its_row(make_manifest):

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from s8bqat_jax import data
 from s8bqat_jax.data import corpus as corpus_lib
 from s8bqat_jax.data import speeds
 
@@ -50,6 +51,18 @@ def test_copies_are_made_once(cache):
   speeds.at_speeds(corpus, (0.9, 1.0))(2, 0.9)
   assert len(reads) == 3
   assert len(list(cache.iterdir())) == 1
+
+
+def test_copies_go_where_the_spec_says(make_manifest, cache, tmp_path):
+  file = make_manifest([{'path': 'a.wav', 'text': 'x', 'speaker': 's'}])
+  for spec, kept in ((tmp_path / 'own', 1), ('none', 0)):
+    corpus = data.load(f'manifest:{file}?cache={spec}')
+    for part in (corpus, data.subset(corpus, [0]), data.concat([corpus] * 2)):
+      assert len(speeds.at_speeds(part, (0.5,))(0, 0.5)) == 16_000
+      found = list((tmp_path / 'own').glob('speed-*'))
+      assert kept == 0 or found
+    assert not cache.exists()
+  assert len(found) == 3
 
 
 def test_a_large_corpus_gets_no_copies(cache, monkeypatch):

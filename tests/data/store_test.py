@@ -151,6 +151,10 @@ def test_cached_json(tmp_path):
     got = store.cached_json('n', str(tmp_path), lambda: next(values))
     assert got == [1.5, 2]
   assert os.listdir(tmp_path) == ['n.json']
+  (tmp_path / 'n.json').write_text('')  # what a power cut leaves
+  for _ in range(2):
+    got = store.cached_json('n', str(tmp_path), lambda: next(values))
+    assert got == 'again'
 
 
 @pytest.mark.parametrize('umask', [0o022, 0o027, 0o002])

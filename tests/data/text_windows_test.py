@@ -18,7 +18,7 @@ def _corpus(*lines):
 
 
 class TestBatches:
-  def test_an_epoch_predicts_each_token_once(self):
+  def test_an_epoch_predicts_no_token_twice(self):
     ids = np.arange(1, 104, dtype=np.int32)
     batches = lib.TrainBatches(ids, batch_size=3, length=8, seed=5)
     assert batches.steps_per_epoch == 3  # 11 windows

@@ -186,6 +186,7 @@ def test_degenerate_comparisons():
   one = significance.compare([3], [2], [10], ['x'], replicates=50)
   assert one.p_mapsswe == one.p_bootstrap == 1.0 and not one.non_inferior()
   assert one.relative == pytest.approx(-1 / 3)
+  assert np.isnan(significance.rate_interval([3], [10], ['x'])).all()
   with pytest.raises(ValueError, match='makes no error'):
     significance.compare([0, 0], [1, 0], [5, 5], ['x', 'y'])
   with pytest.raises(ValueError, match='no reference words'):

@@ -212,6 +212,7 @@ def check(q: QTensor, name: str = 'tensor') -> QTensor:
   if q.codebook is None:
     low, high = uniform_range(q.levels)
     require(codes.dtype == np.int8, f'codes must be int8, got {codes.dtype}')
+    farthest, what = max(-low, high), 'codes'
   else:
     low, high = 0, q.levels - 1
     book = np.asarray(q.codebook)
@@ -225,11 +226,12 @@ def check(q: QTensor, name: str = 'tensor') -> QTensor:
       f'codebook must be int8 or floating point, got {book.dtype}',
     )
     require(np.all(book[1:] >= book[:-1]), 'codebook must be sorted')
-    ends = np.abs(book[[0, -1]].astype(np.float64)).max(initial=0)
-    require(
-      np.all(ends * scale.astype(np.float64) <= float(jnp.finfo(scale).max)),
-      f'codebook times scale overflows {scale.dtype}',
-    )
+    farthest = np.abs(book[[0, -1]].astype(np.float64)).max(initial=0)
+    what = 'codebook'
+  require(
+    np.all(farthest * scale.astype(np.float64) <= float(jnp.finfo(scale).max)),
+    f'{what} times scale overflows {scale.dtype}',
+  )
   if codes.size:
     require(
       low <= codes.min() and codes.max() <= high,

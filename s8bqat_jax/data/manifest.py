@@ -42,8 +42,8 @@ def read_csv(path: pathlib.Path) -> dict[str, list[str]]:
     lines = [(reader.line_num, line) for line in reader]
   except csv.Error as e:
     raise ValueError(
-      f'{path}, about line {reader.line_num}: {e}; is a quote not closed, or not '
-      'doubled within quotes?'
+      f'{path}, about line {reader.line_num}: {e}; is a quote not closed, or '
+      'not doubled within quotes?'
     ) from e
   if not lines:
     raise ValueError(f'{path}: the manifest is empty (no row after the header)')

@@ -19,6 +19,12 @@ class Channels(NamedTuple):
   scale: np.ndarray
 
 
+def factor_of(op: Op, index: int) -> float:
+  """The real multiplier that an operand of an operation is."""
+  require_constants(op, index)
+  return math.ldexp(float(op.ins[index].const.reshape(())), -op.params['shift'])
+
+
 def channels_of(op: Op, weights_NxK: np.ndarray, per_result: Any) -> Channels:
   """Weights, bias and weight scales per output channel.
 

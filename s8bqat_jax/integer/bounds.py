@@ -150,8 +150,10 @@ def _norm_bound(p, shapes, peaks, values):
   out = value * _abs_max(values[1], INT32)
   out += _abs_max(values[2], INT32) * 2 ** max(0, p['shift'] - norm.BIAS_BITS)
   out += 2 ** max(p['shift'] - 1, 0)
-  scaled = centered**2 * 4**norm.ROOT_FRACTION + p['epsilon']
-  return max(width * centered**2, scaled, out), INT64
+  bits = 8 if peaks[0] <= 128 else 16
+  kept = centered / 2 ** norm.dropped_bits(width, bits) + 1
+  scaled = kept**2 * 4**norm.ROOT_FRACTION + p['epsilon']
+  return max(width * kept**2, scaled, centered, out), INT64
 
 
 _BOUNDS: dict[str, Callable[..., tuple[float, int]]] = {

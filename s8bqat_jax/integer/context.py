@@ -147,14 +147,30 @@ class Context:
 
   # Materializing them.
 
-  def range_spec(self, key: str, bits: int, first: Value | None = None) -> Spec:
+  def range_spec(
+    self, key: str, bits: int, firsts: Sequence[Value] = ()
+  ) -> Spec:
     """The spec that covers the calibrated range of a name.
 
     Args:
       key: the name.
       bits: 8 or 16.
-      first: what a loop starts from, to be covered as well.
+      firsts: what a loop starts from, to be covered as well.
     """
+    low, high = self._range(key)
+    for first in firsts:
+      least, most = self._reach(first, (low, high))
+      low, high = min(low, least), max(high, most)
+    return spec_lib.from_range(low, high, bits, key)
+
+  def start_spec(self, bits: int, firsts: Sequence[Value]) -> Spec:
+    """The spec of what a loop only passes on: of what that starts from."""
+    reaches = [self._reach(first, (0.0, 0.0)) for first in firsts]
+    low, high = min(r[0] for r in reaches), max(r[1] for r in reaches)
+    return spec_lib.from_range(low, high, bits, 'what a loop passes on')
+
+  def _range(self, key: str) -> tuple[float, float]:
+    """The calibrated range of a name."""
     if key in ('', keys.CARRY) and key not in self.ranges:
       raise MissingRange(
         'no range for what a loop or branch returns: it is a constant there; '
@@ -172,17 +188,26 @@ class Context:
         f'{found!r}'
       )
     low, high = found
-    start: Sequence[float] = (low, high)
+    return low, high
+
+  def _reach(
+    self, first: Value, others: tuple[float, float]
+  ) -> tuple[float, float]:
+    """The range of what a loop starts from; `others` is that of the rest."""
     if isinstance(first, QValue):
-      start = self.ranges.get(first.key, start)
-    elif isinstance(first, Const):
+      if first.key in self.ranges and first.key != keys.CARRY:
+        return self._range(first.key)
+      # What stands for a range reaches beyond it by as much as half a step.
+      spec = self.natural(first, 16)
+      least, most = spec.interval
+      return min(least + spec.scale, 0.0), max(most - spec.scale, 0.0)
+    if isinstance(first, Const):
       # What is larger than all data is a fill on either side.
       small = squeeze_const(first.value)
-      data = small[(np.abs(small) < MASK_LIMIT) | (np.abs(small) <= high)]
+      data = small[(np.abs(small) < MASK_LIMIT) | (np.abs(small) <= others[1])]
       if data.size:
-        start = data.min(), data.max()
-    low, high = min(low, start[0]), max(high, start[1])
-    return spec_lib.from_range(low, high, bits, key)
+        return data.min(), data.max()
+    return others
 
   def masked_spec(self, e: internals.Eqn) -> Callable[[int], Spec]:
     """The spec of a result some of which is masked out, at any width asked."""
@@ -236,23 +261,30 @@ class Context:
 
   def natural(self, v: QValue, bits: int) -> Spec:
     """The spec that `v` takes when its consumer has no wish of its own."""
+    spec = self._of_source(v, bits)
+    low, high = spec.interval
+    if v.clip[0] > high or v.clip[1] < low:
+      return self.spec_of(v, bits)  # Nothing of what it is a clip of is left.
+    return spec.clipped(*v.clip)
+
+  def _of_source(self, v: QValue, bits: int) -> Spec:
+    """`natural`, but for the clip."""
     match v.source:
       case Fixed(spec=spec):
         if spec.bits == 16 and bits == 8:
           low, high = spec.scaled(v.gain).interval
-          if v.key in self.ranges:
+          # A carry's name is that of every carry.
+          if v.key in self.ranges and v.key != keys.CARRY:
             low, high = self.range_spec(v.key, 8).interval
           cover = spec_lib.masked_range if spec.masked else spec_lib.from_range
-          return cover(low, high).clipped(*v.clip)
-        return spec.scaled(v.gain).clipped(*v.clip)
+          return cover(low, high)
+        return spec.scaled(v.gain)
       case Moved(parent, _):
-        spec = self.natural(parent, bits)
-        return spec.scaled(v.gain).clipped(*v.clip)
+        return self.natural(parent, bits).scaled(v.gain)
       case Table(base, fn) if tables.masks(base.spec, fn):
-        low, high = self.spec_of(v, 8).interval
-        return spec_lib.masked_range(low, high)
+        return spec_lib.masked_range(*self.spec_of(v, 8).interval)
       case Computed(own=own) if own is not None:
-        return own(bits).scaled(v.gain).clipped(*v.clip)
+        return own(bits).scaled(v.gain)
       case Computed(costly=True) if bits == 16:
         for spec in v.codes:
           return spec  # Already computed: take it as it is.

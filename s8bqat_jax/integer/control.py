@@ -1,6 +1,7 @@
 """Rules for scan, cond and while: integers in, integers out, at fixed scales.
 
-A carry has one spec for all steps: the range of what the body returns for it.
+A carry has one spec for all steps: the range of what the body returns for it,
+or, if that is another carry moved along (a delay line), what that one has.
 It is stored in 8 bits if a product reads it (an LSTM's h), else in 16 (its c),
 where small updates must not vanish. `feeds_product` decides, and decides the
 same for the state of a streaming step. What comes back masked has a spec with
@@ -26,7 +27,6 @@ from s8bqat_jax.integer.context import Context, register
 from s8bqat_jax.integer.spec import Spec
 from s8bqat_jax.integer.values import Const, Exact, QValue, Value
 
-_PRODUCTS = ('dot_general', 'conv_general_dilated')
 # What a product still reads the same values through: also several made one.
 _MOVES = keys.MOVEMENT | {'concatenate', 'stack', 'select_n'}
 
@@ -38,7 +38,7 @@ def feeds_product(graph: internals.Graph, v: internals.Var) -> bool:
     hit = [i for i, a in enumerate(e.ins) if a in reached]
     if not hit:
       continue
-    if e.name in _PRODUCTS:
+    if e.name in keys.PRODUCTS:
       return True
     if e.name in _MOVES:
       reached.update(e.outs)
@@ -47,6 +47,59 @@ def feeds_product(graph: internals.Graph, v: internals.Var) -> bool:
       if any(feeds_product(body, body.ins[i]) for i in hit):
         return True
   return False
+
+
+def passed_on(
+  body: internals.Graph, carries: Sequence[internals.Var]
+) -> list[list[int]]:
+  """Returns which carries each one becomes that a loop passes it on to.
+
+  [i] and all that follow: what the body returns for carry i may be carry j,
+  moved but not computed with, and what it returns for that carry k. The last
+  is computed, unless it was met before.
+
+  Args:
+    body: of the loop.
+    carries: its inputs that are carried.
+  """
+  made = {v: e for e in body.eqns for v in e.outs}
+
+  def source(a: internals.Atom) -> int | None:
+    while a in made and made[a].name in keys.MOVEMENT:
+      a = made[a].ins[0]
+    return carries.index(a) if a in carries else None
+
+  chains = []
+  for i in range(len(carries)):
+    chain: list[int] = []
+    following: int | None = i
+    while following is not None and following not in chain:
+      chain.append(following)
+      following = source(body.outs[following])
+    chains.append(chain if following is None else [*chain, following])
+  return chains
+
+
+def _carry_spec(
+  ctx: Context,
+  chain: Sequence[int],
+  names: Sequence[keys.Key],
+  bits: int,
+  firsts: Sequence[Value],
+) -> Spec:
+  """The spec of a carry.
+
+  Args:
+    ctx: of the lowering.
+    chain: what it becomes: see `passed_on`.
+    names: of what the body returns for each carry.
+    bits: 8 or 16.
+    firsts: what each carry starts from.
+  """
+  starts = [firsts[i] for i in dict.fromkeys(chain)]
+  if len(chain) > len(starts):
+    return ctx.start_spec(bits, starts)  # They only take turns.
+  return ctx.range_spec(names[chain[-1]].name, bits, starts)
 
 
 def to_array(ctx: Context, v: Value, spec: Spec | None) -> Any:
@@ -115,15 +168,21 @@ def _fresh(values: Sequence[Value]) -> list[Value]:
   ]
 
 
-def _masked(ctx: Context, walk: Callable[[], list[Value]]) -> set[int]:
-  """Which results of a body are masked; `walk` runs it, aside."""
-  found: set[int] = set()
+def _aside(
+  ctx: Context, walk: Callable[[], list[Value]]
+) -> tuple[set[int], list[int]]:
+  """Runs a body aside: which results are masked, and the bits of all."""
+  masked: set[int] = set()
+  bits: list[int] = []
 
-  def aside():
-    found.update(i for i, v in enumerate(walk()) if ctx.is_masked(v))
+  def run():
+    for i, v in enumerate(walk()):
+      bits.append(ctx.prefers(v) if isinstance(v, QValue) else 8)
+      if ctx.is_masked(v):
+        masked.add(i)
 
-  jax.eval_shape(aside)
-  return found
+  jax.eval_shape(run)
+  return masked, bits
 
 
 def _specs(
@@ -150,7 +209,7 @@ def _carried(
   masked = {i for i, v in enumerate(firsts) if ctx.is_masked(v)}
   while True:
     specs = _specs(spec_of, bits, masked)
-    found = _masked(ctx, functools.partial(walk, specs))
+    found, _ = _aside(ctx, functools.partial(walk, specs))
     if found <= masked:
       return specs
     masked |= found
@@ -175,12 +234,13 @@ def _scan(ctx: Context, e: Any, *args: Value) -> list[Value]:
   def bits(i: int) -> int:
     return 8 if feeds_product(body, body.ins[i]) else 16
 
-  is_float = [v.is_float for v in body.ins]
+  carries = body.ins[c : c + n]
+  chains = passed_on(body, carries)
 
   def carry_spec(i, bits):
-    if not is_float[c + i]:
+    if not carries[i].is_float:
       return None
-    return ctx.range_spec(out_names[i].name, bits, args[c + i])
+    return _carry_spec(ctx, chains[i], out_names, bits, args[c : c + n])
 
   xs_specs = [
     _spec_in(ctx, a, bits(c + n + i)) for i, a in enumerate(args[c + n :])
@@ -240,8 +300,12 @@ def _cond(ctx: Context, e: Any, index: Value, *args: Value) -> list[Value]:
   def branch(graph):
     return lambda: [to_array(ctx, o, s) for o, s in zip(outs_of(graph), specs)]
 
-  masked = [_masked(ctx, functools.partial(outs_of, g)) for g in branches]
-  specs = _specs(spec_of, [8] * len(e.outs), set().union(*masked))
+  masked, bits = zip(
+    *(_aside(ctx, functools.partial(outs_of, g)) for g in branches)
+  )
+  # What one branch adds up must not vanish because another computes nothing.
+  widest = [max(of_one) for of_one in zip(*bits)]
+  specs = _specs(spec_of, widest, set().union(*masked))
   outs = lax.switch(index.array, [branch(graph) for graph in branches])
   return [
     from_array(ctx, x, ctx.named[v].name, s)
@@ -258,10 +322,13 @@ def _while(ctx: Context, e: Any, *args: Value) -> list[Value]:
   cond_consts = _outer(ctx, [cond], args[:skip])
   body_consts = _outer(ctx, [body], args[skip:first])
 
+  carries = body.ins[consts:]
+  chains = passed_on(body, carries)
+
   def spec_of(i, bits):
-    if not body.ins[consts + i].is_float:
+    if not carries[i].is_float:
       return None
-    return ctx.range_spec(out_names[i].name, bits, args[first + i])
+    return _carry_spec(ctx, chains[i], out_names, bits, args[first:])
 
   def outs_of(graph, graph_names, outer, specs, state):
     values = [from_array(ctx, x, keys.CARRY, s) for x, s in zip(state, specs)]

@@ -88,11 +88,13 @@ def _apply(ctx: Context, e: internals.Eqn, args: list[Value]) -> list[Value]:
 
 _CONTROL = ('scan', 'while', 'cond')
 
-# Movements act on a quantized constant's integers, so it stays quantized.
-_WEIGHT_MOVES = frozenset(
-  """reshape transpose slice squeeze rev broadcast_in_dim copy
-  convert_element_type split stop_gradient""".split()
-)
+# Movements act on a quantized constant's integers, so it stays quantized: all
+# but those that take reals beside it, or act on reals.
+_WEIGHT_MOVES = keys.MOVEMENT - {
+  'pad',
+  'reduce_precision',
+  'optimization_barrier',
+}
 
 
 def _fold(e: internals.Eqn, args: list[Const]) -> list[Const]:
@@ -106,11 +108,12 @@ def _fold(e: internals.Eqn, args: list[Const]) -> list[Const]:
   w = args[0].weight if args else None
   if w is not None and e.name in _WEIGHT_MOVES:
     cast = e.name == 'convert_element_type'
-    moved = [w.values] if cast else _evaluate(e, [w.values])
+    where = [a.value for a in args[1:]]  # of gathers and slices
+    moved = [w.values] if cast else _evaluate(e, [w.values, *where])
     scales = [w.scale] * len(e.outs)
     if np.ndim(w.scale) and not cast:
       full = np.broadcast_to(w.scale, w.values.shape)
-      scales = [_uniform(s) for s in _evaluate(e, [full])]
+      scales = [_uniform(s) for s in _evaluate(e, [full, *where])]
     weights = [Weight(m, s) for m, s in zip(moved, scales)]
   elif e.name in ('mul', 'div') and len(args) == 2:
     other = args[1]

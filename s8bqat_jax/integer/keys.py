@@ -12,8 +12,10 @@ stands: the path of the last weight consumed, plus what was done since.
   f * c, inside            mul(enc/bias:add[4].logistic,~)
 
 Reshapes and broadcasts keep the name, and so do slices along any axis but the
-last. Equal names share one range: the union. Long names end in a digest, but
-name their weight in full.
+last. Equal names share one range: the union. Within one body the same is not
+done to the same value under one name with different constants (x + 0.1 and
+x + 1000): all but the first such name end in a digest of these. Long names end
+in a digest, but name their weight in full.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from s8bqat_jax.integer import _jax_internals as internals
 MAX_LENGTH = 96
 CARRY = '~'
 
+PRODUCTS = ('dot_general', 'conv_general_dilated')
 # Movement of one array's values, which changes no value's range.
 MOVEMENT = frozenset(
   """reshape transpose broadcast_in_dim squeeze rev copy slice split unstack
@@ -59,6 +62,7 @@ def assign(
     named when they are entered: see `scan_body`.
   """
   env: dict[internals.Var, Key] = dict(zip(graph.ins, ins))
+  constants = _Constants()
 
   def read(a):
     return Key('', True) if isinstance(a, internals.Lit) else env[a]
@@ -78,8 +82,45 @@ def assign(
       names = while_outs(e, args)
     else:
       names = [_name(e, args, i) for i in range(len(e.outs))]
+      names = constants.apart(e, names)
     env.update(zip(e.outs, names))
   return env, [read(a) for a in graph.outs]
+
+
+class _Constants:
+  """Which constants the values of one body are made with, as digests."""
+
+  def __init__(self):
+    self._of_const: dict[internals.Var, str] = {}
+    self._of_name: dict[str, str] = {}
+
+  def apart(self, e: internals.Eqn, names: list[Key]) -> list[Key]:
+    """Returns names of an equation's results that no other constants have."""
+    made_of = self._digest(e)
+    if names[0].const:
+      self._of_const.update(dict.fromkeys(e.outs, made_of))
+      return names
+    if e.name in MOVEMENT:
+      return names
+    return [
+      n
+      if self._of_name.setdefault(n.name, made_of) == made_of
+      else _shorten(Key(f'{n.name}{{{made_of}}}'))
+      for n in names
+    ]
+
+  def _digest(self, e: internals.Eqn) -> str:
+    whole = e.name in PRODUCTS  # else arrays may be as long as the input
+    parts = [str(e.params.get('y', ''))]  # of integer_pow
+    for a in e.ins:
+      if isinstance(a, internals.Var):
+        parts.append(self._of_const.get(a, ''))
+      elif whole or np.size(a.value) == 1:
+        parts.append(np.asarray(a.value, np.float64).tobytes().hex())
+    # A parameter's name tells it, whatever moves it.
+    if not any(parts) or e.name in MOVEMENT:
+      return ''.join(parts)
+    return hashlib.sha1(repr((e.name, parts)).encode()).hexdigest()[:8]
 
 
 def scan_body(parts: internals.Scan, args: Sequence[Key]) -> list[Key]:

@@ -212,13 +212,16 @@ class Program:
     self.names += [keys.Key(keys.CARRY)] * self.carry
     self.names += [keys.Key(n) for n in keys.input_names(count)]
     _, outs = keys.assign(self.graph, self.names)
+    state = self.graph.ins[first : first + self.carry]
+    chains = control.passed_on(self.graph, state)
     self.in_specs: list[Spec | None] = []
     for i, v in enumerate(self.graph.ins[first:]):
       if not v.is_float:
         self.in_specs.append(None)
       elif i < self.carry:
         bits = 8 if control.feeds_product(self.graph, v) else 16
-        self.in_specs.append(self.ctx.range_spec(outs[i].name, bits))
+        last = chains[i][-1]  # A delay line holds what went into it.
+        self.in_specs.append(self.ctx.range_spec(outs[last].name, bits))
       else:
         name = self.names[first + i].name
         self.in_specs.append(self.ctx.range_spec(name, 8))

@@ -60,7 +60,7 @@ def _split(ctx: Context, e: Any, x: QValue) -> list[Value]:
 
 @register('unstack')
 def _unstack(ctx: Context, e: Any, x: QValue) -> list[Value]:
-  """jax 0.12 has a primitive for what were slices before."""
+  """A primitive of its own since jax 0.10; slices before."""
   parts: list[Value] = []
   for i, var in enumerate(e.outs):
     pick = functools.partial(

@@ -96,7 +96,8 @@ def _normalize(ctx: Context, e: Any, x: QValue, *rest: Value) -> QValue:
   to_last, back = _last_axis(e, x)
   gamma, beta = e.params['gamma'], e.params['beta']
   width = x.shape[e.params['axis']]
-  epsilon = e.params['epsilon'] * (width / a.spec.scale) ** 2
+  unit = a.spec.scale * 2 ** norm.dropped_bits(width, a.spec.bits)
+  epsilon = e.params['epsilon'] * (width / unit) ** 2
   epsilon = int(np.rint(epsilon * 4.0**norm.ROOT_FRACTION))
 
   def emit(spec: Spec):

@@ -164,7 +164,7 @@ def _epilogue(ctx: Context, e: Any, x: Any, c: Const, **change: Any):
         f'{e.where()}; integers have neither: mask with jnp.where'
       )
   acc = x.acc._replace(**change)
-  live = ctx.live(e, x, c) if e.ins[0] is not e.ins[1] else None
+  live = ctx.live(e, x, c)
   source = x.source._replace(emit=acc.emit)
   return QValue(e.outs[0].shape, ctx.key(e), source, acc=acc, live=live)
 

@@ -114,7 +114,8 @@ class Computed(NamedTuple):
   Attributes:
     emit: (spec) -> codes.
     bits: 16 for sums and products, which feed other sums; 8 otherwise.
-    costly: emitted once at most; another scale is a rescale of the first.
+    costly: emitted once for a value; its other scales are rescales of that. (A
+      clip or an epilogue makes another value.)
     own: a spec that does not depend on calibration (softmax), or None.
   """
 

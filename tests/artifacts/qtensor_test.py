@@ -95,6 +95,14 @@ def test_check_names_the_tensor_and_what_is_wrong(bad, message):
     qtensor.check(bad, 'encoder/w')
 
 
+def test_codes_that_overflow_are_an_error():
+  q = qtensor.QTensor(np.int8([[127]]), np.float16(512), None, 256)
+  with pytest.raises(ValueError, match='codes times scale overflows float16'):
+    qtensor.check(q)
+  fine = dataclasses.replace(q, scale=np.float16(511))
+  assert np.isfinite(qtensor.dequantize(qtensor.check(fine))).all()
+
+
 def test_a_codebook_that_overflows_is_an_error():
   q = _centroids(scale=np.float16(546))
   with pytest.raises(

@@ -215,19 +215,6 @@ def embed():
   return lambda p, i: p['e'][i], params, (np.array([[0, 3, 10], [1, 1, 2]]),)
 
 
-class _Ranges(dict):
-  """One range for every value: calibrating a recurrence takes long."""
-
-  def __contains__(self, key):
-    return True
-
-  def __getitem__(self, key):
-    return (-4.0, 4.0)
-
-  def get(self, key, default=None):
-    return (-4.0, 4.0)
-
-
 @functools.cache
 def rnnt_parts():
   """The streaming step of the repository's recognizer, with centroids."""
@@ -249,7 +236,7 @@ def rnnt_parts():
   predict_step = lambda p, c, u: apply(p, c, u, method='predict_step')
   joint = lambda p, a, b: apply(p, a, b, method='joint')
   zero = lambda method: apply({}, 1, method=method)
-  encoder_ranges = predictor_ranges = joint_ranges = _Ranges()
+  encoder_ranges = predictor_ranges = joint_ranges = integer.uncalibrated()
   enc, pred = normal(1, 1, 6, 16), normal(2, 1, 1, 16)
   start, begin = zero('initial_carry'), zero('initial_prediction')
   return {

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from s8bqat_jax.integer import _jax_internals as internals
 from s8bqat_jax.integer import keys
@@ -50,6 +51,29 @@ def test_scan_names_its_carry_by_its_body():
 
   (name,) = names(batch, (3, 3), (3,), (7, 3), const=('w',))
   assert name == 'add(~,w:dot_general).tanh'
+
+
+def test_other_constants_make_other_names():
+  small, large = np.ones((4, 2)), 100 * np.ones((4, 2))
+  for one, other in (
+    (lambda x: x + 0.1, lambda x: x + 1000.0),
+    (lambda x: x**3, lambda x: x**9),
+    (lambda x: jnp.clip(x, -1, 1), lambda x: jnp.clip(x, -100, 100)),
+    (lambda x: x @ small, lambda x: x @ large),
+    (lambda x: x @ (small * 2.0).T.T, lambda x: x @ (small * 3.0).T.T),
+  ):
+    first, second, again, late = names(
+      lambda x: (one(x), other(x), one(x), jnp.tanh(other(x))),  # noqa: B023
+      (5, 4),
+    )
+    assert first == again != second
+    assert late == f'{second}.tanh'
+    assert first == names(one, (5, 4))[0]  # as if it were alone
+  # A sequence and one step of it: the same names.
+  both = lambda x: (x + 0.1, x + 1000.0)
+  assert names(both, (7, 4)) == names(both, (1, 4))
+  shifted = lambda x: (x + jnp.arange(x.shape[0])[:, None], x + 1.0)
+  assert names(shifted, (7, 4)) == names(shifted, (1, 4))
 
 
 def test_long_names_end_in_a_digest():

@@ -228,6 +228,39 @@ def test_a_scaled_quantized_weight_keeps_its_codes(scaled):
   )
 
 
+@pytest.mark.parametrize(
+  'pick',
+  [
+    lambda w: w[1],
+    lambda w: jnp.unstack(w)[1],
+    lambda w: jnp.take(w, 1, axis=0),
+    lambda w: jax.lax.dynamic_index_in_dim(w, 1, keepdims=False),
+    lambda w: jnp.tile(w[1][:, :4], (1, 2)),
+  ],
+)
+def test_a_weight_of_a_stack_keeps_its_codes_and_scales(pick):
+  codes = np.random.default_rng(0).integers(-7, 8, (3, 8, 8)).astype(np.int8)
+  scales = np.where(np.arange(8) % 4 < 2, 1.0, 1e-3).astype(np.float32)
+  params = {'w': QTensor(codes, scales.reshape(1, 1, 8), None, 15)}
+  fn = lambda p, x: x @ pick(p['w'])
+  x = jax.random.normal(KEY, (16, 8))
+  program = lower(fn, params, calibrate(fn, params, [x]), x)
+  wanted = np.asarray(pick(codes)).T
+  stored = [np.asarray(c) for c in program.jaxpr.consts]
+  assert any(
+    c.dtype == np.int8 and c.shape == wanted.shape and np.array_equal(c, wanted)
+    for c in stored
+  )
+
+
+def test_a_norm_of_wide_rows_on_a_sum():
+  fn = lambda p, a, b: nn.RMSNorm(use_scale=False).apply({}, a + b)
+  a, b = (jax.random.normal(jax.random.key(i), (2, 8192)) for i in (0, 1))
+  program = lower(fn, {}, calibrate(fn, {}, [(a, b)]), a, b)
+  assert audit(program).ok
+  assert snr(fn({}, a, b), program(a, b)) > 35
+
+
 def test_twin_trains_an_unmodified_model():
   """8-bit activations learn a toy task that its ranges alone get wrong."""
   x = jax.random.normal(KEY, (64, 8))

@@ -30,7 +30,7 @@ def test_isqrt_is_floor_of_the_root():
 
 @pytest.mark.parametrize('dtype', ['int8', 'int16'])
 @pytest.mark.parametrize('center', [True, False])
-@pytest.mark.parametrize('width', [2, 16, 512])
+@pytest.mark.parametrize('width', [2, 16, 512, 4096])
 def test_error_bound(dtype, center, width):
   r = np.random.default_rng(width)
   info = np.iinfo(dtype)
@@ -49,17 +49,40 @@ def test_error_bound(dtype, center, width):
   y = norm.q_layernorm(
     x, fixed.multiplier,
     np.rint(beta / step * 2.0**norm.BIAS_BITS).astype(np.int32),
-    center=center, epsilon=round(epsilon * (16 * width / scale) ** 2),
-    zero=zero,
+    center=center, zero=zero, epsilon=round(
+      epsilon * (16 * width / scale / 2**norm.dropped_bits(width, info.bits))**2
+    ),
     shift=fixed.shift, out=Out(0, -32767, 32767, 'int16'), site='',
   )  # fmt: skip
   # floor(sqrt(v)) is off by at most 1 in 16 N sigma.
   deviation = np.sqrt((c**2).mean(-1, keepdims=True) + epsilon) / scale
   root = 1 / (16 * width * deviation)
-  bound = np.abs(gamma) * ((2.0**-13 + root) * np.abs(n) + 2.0**-13)
+  coarse = 0.0
+  if dropped := norm.dropped_bits(width, info.bits):
+    coarse = 0.6 * 2**dropped / (width * deviation)
+  assert (dropped > 0) == (width == 4096 and dtype == 'int16')
+  bound = (2.0**-13 + root + coarse) * np.abs(n) + 2.0**-13 + coarse
+  bound = np.abs(gamma) * bound
   bound = bound + step * 0.502
   error = np.abs(np.asarray(y) * step - np.clip(n * gamma + beta, -16, 16))
   assert np.all(error <= bound)
+
+
+@pytest.mark.parametrize('bits', [8, 16])
+def test_no_width_overflows(bits):
+  """Worst rows, half at either end, against Python's own integers."""
+  widths = [2**k + d for k in range(1, 18) for d in (-1, 0, 1)]
+  for width in [*widths, 645, 646, 26_007, 26_008]:
+    dropped = norm.dropped_bits(width, bits)
+    ends = width * (2**bits - 1)  # of c, |zero| included
+    kept = (ends + (1 << dropped >> 1)) >> dropped
+    assert width * kept**2 < 2**63
+    assert kept**2 * 4**norm.ROOT_FRACTION < 2**62
+    if dropped:  # and no bit more than that takes
+      lost = ends >> (dropped - 1)
+      assert width * (2 * lost) ** 2 * 1.01 > 2**62
+  assert norm.dropped_bits(645 if bits == 16 else 26_007, bits) == 0
+  assert norm.dropped_bits(646 if bits == 16 else 26_008, bits) == 1
 
 
 @pytest.mark.parametrize('center', [True, False])

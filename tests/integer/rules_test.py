@@ -60,6 +60,23 @@ def test_relu_costs_nothing_and_keeps_all_levels():
   assert z.min() == 0 and step == pytest.approx(y.max() / 255, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+  'fn',
+  [
+    lambda p, x: jnp.maximum(x.mean(-1), 1.0),
+    lambda p, x: jnp.clip(x / 4, 2.0, 3.0),
+    lambda p, x: jnp.minimum(x.T, -4.0),
+    lambda p, x: jnp.maximum(x[:, :2], 5.0) + x[:, :2],
+    lambda p, x: jnp.maximum(2.0 * x[::-1], 9.0) * x,
+  ],
+)
+def test_a_clip_beyond_all_that_is_clipped(fn):
+  x = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
+  integer = lower(fn, {}, calibrate(fn, {}, [(x,)]), x)
+  y = fn({}, x)
+  np.testing.assert_allclose(integer(x), y, atol=0.02 * np.abs(y).max())
+
+
 def test_scalar_factor_costs_nothing():
   _, _, _, ops = both(lambda p, x: (x @ p['w']) / 7 * 3, X, params=W)
   assert ops == ['q_dot']

@@ -44,6 +44,8 @@ def _layernorm(w: Writer, op: Op) -> None:
   c = w.node('Mul', centered, whole(width))
   if p['center']:
     c = w.node('Sub', c, w.node('ReduceSum', centered, _last(w), keepdims=1))
+  bits = 8 * np.dtype(x.dtype).itemsize
+  c = w.shifted(c, norm.dropped_bits(width, bits))
   squares = w.node('ReduceSum', w.node('Mul', c, c), _last(w), keepdims=1)
   # Nothing here is negative, so that truncation is the floor.
   v = w.node('Div', squares, whole(width))

@@ -13,6 +13,7 @@ from s8bqat_jax.export.products import (
   Matrix,
   as_matrix,
   channels_of,
+  factor_of,
   per_channel,
   require_constants,
   require_narrow,
@@ -188,7 +189,7 @@ def _pool(w: Writer, op: Op) -> None:
       _exact_sums(w, op)
       return
     channels = x.shape[-1]
-    ratio = math.ldexp(float(op.ins[1].const.reshape(())), -p['shift'])
+    ratio = factor_of(op, 1)
     ones = np.ones((channels, 1, *p['window']), np.int8)
     scale = np.asarray([ratio * y.scale / x.scale])
     c = Channels(ones, np.zeros(channels, np.int32), scale)

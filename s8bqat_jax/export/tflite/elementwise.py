@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from s8bqat_jax.export import tables
-from s8bqat_jax.export.products import require_constants
+from s8bqat_jax.export.products import factor_of, require_constants
 from s8bqat_jax.export.program import Op, UnsupportedExport, Value
 from s8bqat_jax.export.tflite.writer import Writer, rule
 
@@ -56,12 +56,6 @@ def _binary(w: Writer, op: Op, code: str, ins: list[tuple[Value, float]]):
         w.graph.op('RELU', [last], [target], 2)
 
   w.saturate(op, emit)
-
-
-def factor_of(op: Op, index: int) -> float:
-  """The real multiplier that an operand of an operation is."""
-  require_constants(op, index)
-  return math.ldexp(float(op.ins[index].const.reshape(())), -op.params['shift'])
 
 
 def _meant(v: Value, scale: float, zero: int) -> Value:

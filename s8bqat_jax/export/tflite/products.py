@@ -9,6 +9,7 @@ import numpy as np
 from s8bqat_jax.export.products import (
   as_matrix,
   channels_of,
+  factor_of,
   require_constants,
 )
 from s8bqat_jax.export.program import Op, UnsupportedExport, Value
@@ -102,8 +103,7 @@ def _batch_matmul(w: Writer, op: Op) -> None:
     w.reshape(index, merged, shape)
     return merged
 
-  ratio = math.ldexp(float(multiplier.const.reshape(())), -op.params['shift'])
-  left_scale = ratio * y.scale / b.scale
+  left_scale = factor_of(op, 3) * y.scale / b.scale
   left = prepared(a, left_scale, ab, ac, True)
   right = prepared(b, b.scale, bb, bc, False)
   batch = [a.shape[i] for i in ab]

@@ -13,13 +13,13 @@ import numpy as np
 from s8bqat_jax.export.products import (
   Channels,
   channels_of,
+  factor_of,
   per_channel,
   require_constants,
   require_narrow,
 )
 from s8bqat_jax.export.program import Op, UnsupportedExport, Value
 from s8bqat_jax.export.tflite import flatbuffer
-from s8bqat_jax.export.tflite.elementwise import factor_of
 from s8bqat_jax.export.tflite.writer import Writer, rule
 
 
@@ -162,9 +162,8 @@ def _pool(w: Writer, op: Op) -> None:
   """A maximum; or a sum, which is a depthwise product with ones."""
   x, p = op.ins[0], op.params
   if p['kind'] == 'sum':
-    require_constants(op, 1)
     window, channels = _pair(p['window']), x.shape[-1]
-    ratio = math.ldexp(float(op.ins[1].const.reshape(())), -p['shift'])
+    ratio = factor_of(op, 1)
     ones = np.ones((channels, math.prod(window)), np.int8)
     scale = np.asarray([ratio * op.outs[0].scale / x.scale])
     c = Channels(ones, np.zeros(channels, np.int32), scale)

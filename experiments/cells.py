@@ -91,6 +91,11 @@ class Plan(NamedTuple):
   split: str = 'eval'
 
   @property
+  def carries_headline(self) -> bool:
+    """Whether it has as many seeds as the pair that was named before needs."""
+    return self.carries_claims and len(self.seeds) >= 5
+
+  @property
   def carries_claims(self) -> bool:
     """Whether it has trainings enough, and data that nothing was tuned on."""
     enough = len(self.seeds) >= 3 or len(self.parts) >= 4
@@ -117,11 +122,13 @@ def parse(text: str) -> Cell:
       f'cell {text!r}: expected SIZE/METHOD:BITS?option=value&..., such as '
       '90k/s8bqat:4?pull=8'
     )
-  options = []
+  options: list[tuple[str, Any]] = []
   for item in filter(None, tail.split('&')):
     key, equals, value = item.partition('=')
     if not equals:
       raise ValueError(f'cell {text!r}: option {item!r} has no value')
+    if key in dict(options):
+      raise ValueError(f'cell {text!r}: option {key!r} is given twice')
     options.append((key, _value(value)))
   cell = Cell(size, method, int(bits) if bits else 32, tuple(options))
   methods.check(method, cell.method_options)

@@ -73,7 +73,10 @@ def main(argv):
   texts = data.load(_TEXTS.value).texts_N
   sentences: list[str] = []
   if _SENTENCES.value:
-    sentences = espeak_texts.read_sentences(pathlib.Path(_SENTENCES.value))
+    # What is tuned on or scored must be new to the language model.
+    sentences = nbest.unheard(
+      espeak_texts.read_sentences(pathlib.Path(_SENTENCES.value)), dev, scored
+    )
   task = ngram.NGram(texts, _ORDER.value)
   general = ngram.NGram(sentences, _ORDER.value) if sentences else None
   language, share = nbest.best_mixture(task, general, dev.texts_N)

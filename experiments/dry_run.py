@@ -39,7 +39,7 @@ from ml_collections import config_flags  # noqa: E402
 
 from experiments import fitting, results, usage  # noqa: E402
 from experiments import recognizer as recognizer_lib  # noqa: E402
-from s8bqat_jax import data, training  # noqa: E402
+from s8bqat_jax import training  # noqa: E402
 from s8bqat_jax.speech import features, normalize, tokenizers  # noqa: E402
 from s8bqat_jax.training import flops  # noqa: E402
 from s8bqat_jax.training import mesh as mesh_lib  # noqa: E402
@@ -105,7 +105,7 @@ def run(
     log_mel=log_mel,
     normalization=_no_normalization(log_mel.num_mels),
     tokenizer=tokenizers.CharTokenizer(' '),
-    augment=data.SpecAugment(**config.augment),
+    augment=recognizer_lib.make_augment(config.augment),
     ctc_weight=config.train.ctc_weight,
   )
   step = fitting.make_step(config, recognizer)

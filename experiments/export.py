@@ -18,7 +18,7 @@ import pathlib
 
 from absl import app, flags
 
-from experiments import exporting, trainer
+from experiments import exporting, trainer, usage
 from s8bqat_jax import files
 
 _MODEL = flags.DEFINE_string(
@@ -28,7 +28,8 @@ _FORMAT = flags.DEFINE_enum('format', 'tflite', ['tflite', 'onnx'], 'Of files.')
 _OUT = flags.DEFINE_string('out', 'exported', 'Folder of the files.')
 
 
-def main(_) -> None:
+def main(argv) -> None:
+  usage.no_arguments(argv)
   trainer.set_up()
   folder = pathlib.Path(_OUT.value)
   folder.mkdir(parents=True, exist_ok=True)

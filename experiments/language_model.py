@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import fields
+from experiments import fields, results
 from s8bqat_jax.artifacts import packed_file, qtensor
 from s8bqat_jax.data import text as text_lib
 from s8bqat_jax.data import text_windows
@@ -242,24 +242,32 @@ def articles(corpus: text_lib.TextCorpus) -> list[str]:
 
 
 def relative_perplexity(
-  rise_SxL: np.ndarray, corpus: text_lib.TextCorpus
+  base_SxL: np.ndarray, other_SxL: np.ndarray, corpus: text_lib.TextCorpus
 ) -> dict[str, Any]:
   """Compares perplexities by their ratio.
 
   Args:
-    rise_SxL: how many more nats than the base each line has under each seed.
+    base_SxL: nats of each line under each seed.
+    other_SxL: those of what is compared.
     corpus: of the lines.
 
   Returns:
-    `relative`, 10 for a perplexity that is 10% higher, and its interval `ci95`
-    by a bootstrap over seeds, articles and lines.
+    `relative`, 10 for a perplexity that is 10% higher; its interval `ci95` and
+    `p`, of no difference, by a bootstrap over seeds, articles and lines; and
+    `relative_per_seed`.
   """
   words_L = [len(line.split()) + 1 for line in corpus.lines]
+  rise_SxL = other_SxL - base_SxL
   interval = significance.rate_interval(rise_SxL, words_L, articles(corpus))
-  nats = rise_SxL.mean(0).sum() / corpus.words
+  compared = significance.compare(
+    base_SxL, other_SxL, words_L, articles(corpus)
+  )
+  percent = lambda nats: results.finite(100 * float(np.expm1(nats)))
   return {
-    'relative': 100 * float(np.expm1(nats)),
-    'ci95': [100 * float(np.expm1(x)) for x in (interval.low, interval.high)],
+    'relative': percent(rise_SxL.mean(0).sum() / corpus.words),
+    'ci95': [percent(x) for x in interval],
+    'p': compared.p_bootstrap,
+    'relative_per_seed': [percent(x) for x in rise_SxL.sum(1) / corpus.words],
   }
 
 

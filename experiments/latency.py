@@ -18,7 +18,7 @@ import pathlib
 
 from absl import app, flags
 
-from experiments import exporting, trainer
+from experiments import exporting, trainer, usage
 from s8bqat_jax import npu
 from s8bqat_jax.npu import ethos, vela
 
@@ -29,7 +29,8 @@ _PER_OP = flags.DEFINE_bool('per_op', False, 'Print every operation.')
 _PLOT = flags.DEFINE_string('plot', None, 'Folder of pictures.')
 
 
-def main(_) -> None:
+def main(argv) -> None:
+  usage.no_arguments(argv)
   trainer.set_up()
   functions = exporting.functions(_MODEL.value)
   with_vela = importlib.util.find_spec('ethosu') is not None

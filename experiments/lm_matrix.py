@@ -245,8 +245,8 @@ def _agreement(stages, found, metrics) -> list[dict[str, Any]]:
           'point': point,
           'allocations': len(drawn),
           # Predictions that are all alike rank nothing.
-          'spearman': _finite(rank.statistic),
-          'p': _finite(rank.pvalue),
+          'spearman': results.finite(rank.statistic),
+          'p': results.finite(rank.pvalue),
           'rise_chosen': rise(chosen[metric]),
           'rise_equal_bits': equal,
           'rise_random': float(np.mean(measured)),
@@ -254,10 +254,6 @@ def _agreement(stages, found, metrics) -> list[dict[str, Any]]:
         }
       )
   return rows
-
-
-def _finite(x: float) -> float | None:
-  return float(x) if np.isfinite(x) else None
 
 
 def _random_allocations(found, point, count, rng) -> list[dict[str, int]]:
@@ -274,7 +270,7 @@ def _random_allocations(found, point, count, rng) -> list[dict[str, int]]:
 
 
 def comparisons(
-  line_nats: Mapping[tuple[Cell, int], str],
+  metrics: Mapping[tuple[Cell, int], Mapping[str, Any]],
   corpus: text_lib.TextCorpus,
   asked: Iterable[tuple[Cell, Cell]],
   planned: Sequence[int],
@@ -282,24 +278,23 @@ def comparisons(
   """Compares cells pairwise over the seeds that both have.
 
   Args:
-    line_nats: the file of each cell's and seed's nats per line.
+    metrics: of each cell and seed: `line_nats`, the file of its nats per line,
+      and `bytes`.
     corpus: of the lines.
     asked: pairs (base, other); those without a common seed are left out.
     planned: seeds without which, and at least three, nothing is claimed.
   """
   found = []
   for base, cell in asked:
-    seeds = [{s for c, s in line_nats if c == one} for one in (base, cell)]
+    seeds = [{s for c, s in metrics if c == one} for one in (base, cell)]
     common = sorted(seeds[0] & seeds[1])
     if not common:
       continue
-    rise_SxL = np.stack(
-      [
-        np.load(line_nats[cell, s]) - np.load(line_nats[base, s])
-        for s in common
-      ]
-    )
-    compared = language_model.relative_perplexity(rise_SxL, corpus)
+    of_both = [[metrics[one, s] for s in common] for one in (base, cell)]
+    nats = [np.stack([np.load(m['line_nats']) for m in x]) for x in of_both]
+    compared = language_model.relative_perplexity(nats[0], nats[1], corpus)
+    highest = compared['ci95'][1]
+    sizes = [np.mean([m['bytes'] for m in x]) for x in of_both]
     complete = len(planned) >= 3 and set(common) == set(planned)
     found.append(
       {
@@ -309,8 +304,9 @@ def comparisons(
         'seeds': common,
         'articles': len(set(language_model.articles(corpus))),
         **compared,
+        'bytes_ratio': float(sizes[1] / sizes[0]),
         'complete': complete,
-        'non_inferior': compared['ci95'][1] < 100 * MARGIN
+        'non_inferior': highest is not None and highest < 100 * MARGIN
         if complete
         else None,
       }

@@ -306,11 +306,12 @@ class Sensitivity:
       found = sensitivity.search_scores(
         max(choices), state.params, state.quantizer, choices=choices
       )
-      shutil.rmtree(folder / 'checkpoints')
       return {'scores': found}
 
     folder = self.stages.folder('sensitivity', name, config)
-    return _int_keys(cached(folder, json.loads(config.to_json()), work))
+    found = cached(folder, json.loads(config.to_json()), work)
+    shutil.rmtree(folder / 'checkpoints', ignore_errors=True)
+    return _int_keys(found)
 
   def _trace_stage(self) -> tuple[str, ml_collections.ConfigDict]:
     config = self._section('rtol', 'max_probes')

@@ -233,6 +233,8 @@ class Stages:
       nats_N = self._nats(params, self.corpora.eval)
       np.save(folder / LINE_NATS, self.corpora.by_line(nats_N))
       ppl = text_windows.perplexity(nats_N.sum(), self.corpora.eval.words)
+      if not np.isfinite(ppl):
+        raise FloatingPointError(f'{path}: its perplexity is {ppl}')
       count = sum(x.size for x in jax.tree.leaves(params))
       floats = sum(
         np.asarray(x).nbytes
@@ -314,11 +316,11 @@ class Stages:
     def work(folder):
       outcome = self.fit(folder, config, quantizer, params)
       self._save(folder / SHIPPED, fitting.shipped(outcome.state, quantizer))
-      # A matrix of them fills a disk, and what ships is written.
-      shutil.rmtree(folder / 'checkpoints')
       return {'steps': config.train.steps}
 
     cached(folder, json.loads(config.to_json()), work)
+    # A matrix of them fills a disk, and what ships is written.
+    shutil.rmtree(folder / 'checkpoints', ignore_errors=True)
     return folder / SHIPPED
 
   def fit(self, folder, config, quantizer, params, **options):

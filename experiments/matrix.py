@@ -311,7 +311,7 @@ def _compare(a, b, groups, headline, plan) -> dict[str, Any] | None:
   paired = a.size != b.size or floats[0] == floats[1]
   claims = complete and paired and plan.carries_claims
   of_a, of_b = ([_counts(groups[x][s]) for s in seeds] for x in (a, b))
-  if of_a[0].errors_N.sum() == 0:
+  if not any(c.errors_N.any() for c in of_a):
     return None  # nothing to be relative to
   if any(c.said_N != of_a[0].said_N for c in (*of_a, *of_b)):
     raise ValueError(f'{a} and {b} were scored on different utterances')
@@ -337,7 +337,7 @@ def _compare(a, b, groups, headline, plan) -> dict[str, Any] | None:
   return {
     'a': str(a),
     'b': str(b),
-    'headline': headline and claims,
+    'headline': headline and claims and plan.carries_headline,
     'complete': complete,
     'same_checkpoint': paired if a.size == b.size else None,
     'metric': 'wer',
@@ -348,10 +348,7 @@ def _compare(a, b, groups, headline, plan) -> dict[str, Any] | None:
     'relative_per_seed': [
       100 * (y - x) / x if x else None for x, y in zip(*rates)
     ],
-    'relative': 100 * result.relative,
-    'ci95': [100 * x if np.isfinite(x) else None for x in result.interval],
-    'p': result.p_bootstrap,
-    'p_mapsswe': result.p_mapsswe,
+    **scoring.relative(result),
     'no_loss': result.non_inferior(MARGIN) if claims else None,
     'bytes_ratio': ratio('bytes'),
     'encoded_bytes_ratio': ratio('encoded_bytes'),
@@ -407,14 +404,14 @@ def _counts(parts: Mapping[str, dict]) -> _Counts:
   )
 
 
-def _interval(counts: Sequence[_Counts]) -> list[float]:
+def _interval(counts: Sequence[_Counts]) -> list[float | None]:
   interval = significance.rate_interval(
     np.stack([c.errors_N for c in counts]),
     counts[0].words_N,
     counts[0].speakers_N,
     counts[0].parts_N,
   )
-  return [100 * interval.low, 100 * interval.high]
+  return results.percent(interval)
 
 
 def _pooled(parts: Mapping[str, dict]) -> dict[str, Any]:

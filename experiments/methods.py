@@ -300,7 +300,7 @@ def resolved(
 
 
 def check(name: str, options: Mapping[str, Any]) -> None:
-  """Raises ValueError for a method or an option that does not exist."""
+  """Raises ValueError for what does not exist, or an option of another type."""
   if name not in METHODS:
     raise ValueError(f'no method {name!r}; methods: {", ".join(METHODS)}')
   known = _defaults(name)
@@ -310,6 +310,16 @@ def check(name: str, options: Mapping[str, Any]) -> None:
       f'method {name!r} has no option {unknown[0]!r}; options: '
       f'{", ".join(known) or "none"}'
     )
+  for option, value in options.items():
+    default = known[option]
+    if isinstance(default, dict):
+      default = next(iter(default.values()))
+    kinds = (int, float) if isinstance(default, float) else type(default)
+    if isinstance(value, bool) or not isinstance(value, kinds):
+      raise ValueError(
+        f'method {name!r}: {option} is {value!r}, expected a value like '
+        f'{default!r}'
+      )
 
 
 def _defaults(name: str) -> dict[str, Any]:

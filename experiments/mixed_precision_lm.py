@@ -133,10 +133,7 @@ def _write(config, corpora, rows, not_run, first, agreement) -> None:
     config.name,
     list(rows.values()),
     comparisons=lm_matrix.comparisons(
-      {
-        (cell, seed): row['metrics']['line_nats']
-        for (seed, cell), row in rows.items()
-      },
+      {(cell, seed): row['metrics'] for (seed, cell), row in rows.items()},
       corpora.eval_text,
       lm_matrix.pairs(config),
       config.seeds,

@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import numpy as np
@@ -95,13 +95,16 @@ def choose(
 def tune(
   nbests: NBests, language: ngram.LanguageModel, references: Sequence[str]
 ) -> tuple[float, float]:
-  """Returns the weight and the bonus of the fewest word errors."""
+  """Returns the weight and the bonus of the fewest word errors.
 
-  def errors(pair: tuple[float, float]) -> int:
+  Of pairs that make as many, the one that changes least.
+  """
+
+  def cost(pair: tuple[float, float]) -> tuple[int, float]:
     found = wer.count_errors(references, choose(nbests, language, *pair))
-    return int(found.word_errors_N.sum())
+    return int(found.word_errors_N.sum()), sum(map(abs, pair))
 
-  return min(itertools.product(_WEIGHTS, _BONUSES), key=errors)
+  return min(itertools.product(_WEIGHTS, _BONUSES), key=cost)
 
 
 def read_lists(path: pathlib.Path) -> list[list[ngram.Candidate]]:
@@ -136,6 +139,12 @@ def best_mixture(
   fits = {s: sum(map(m.log_prob, texts)) for s, m in mixtures.items()}
   share = max(fits, key=lambda s: fits[s])
   return mixtures[share], share
+
+
+def unheard(lines: Iterable[str], *corpora: data.Corpus) -> list[str]:
+  """Returns the lines that are no transcript of any of these corpora."""
+  heard = {text for corpus in corpora for text in corpus.texts_N}
+  return [line for line in lines if line not in heard]
 
 
 def unigrams(

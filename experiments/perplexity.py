@@ -60,7 +60,7 @@ def main(argv):
       'b': name,
       'metric': 'perplexity',
       **language_model.relative_perplexity(
-        (found[name][1] - found[base][1])[None], corpus
+        found[base][1][None], found[name][1][None], corpus
       ),
     }
     for name in others

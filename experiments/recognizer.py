@@ -286,6 +286,11 @@ def without_ctc_head(tree: Mapping[str, Any]) -> dict[str, Any]:
   return {name: leaf for name, leaf in tree.items() if name != 'ctc_out'}
 
 
+def make_augment(section: Mapping[str, Any]) -> data.SpecAugment | None:
+  """Returns the masks of a config's `augment` section; empty, none."""
+  return data.SpecAugment(**section) if section else None
+
+
 def make_model(config: Mapping[str, Any], **overrides: Any) -> rnnt.RNNT:
   """Returns the model of a config section.
 

@@ -18,7 +18,6 @@ import pathlib
 from typing import Any
 
 import jax
-import numpy as np
 from absl import app, flags
 
 from experiments import (
@@ -76,11 +75,8 @@ def main(argv):
   count = None
   if _SENTENCES.value:
     # What is tuned on or scored must be as new to it as to the others.
-    held_out = {*dev.texts_N, *scored.texts_N}
     lines = text_lib.load_text(_SENTENCES.value).lines
-    count = ngram.NGram(
-      [line for line in lines if line not in held_out], _ORDER.value
-    )
+    count = ngram.NGram(nbest.unheard(lines, dev, scored), _ORDER.value)
   texts = {c.text for n in [*dev_lists, *lists] for c in n} | {*dev.texts_N}
   ordered = sorted(texts)
 
@@ -142,10 +138,7 @@ def _compare(a: str, b: str, errors, speakers_N) -> dict[str, Any]:
     'a': a,
     'b': b,
     'metric': 'wer',
-    'relative': 100 * found.relative,
-    'ci95': [100 * x if np.isfinite(x) else None for x in found.interval],
-    'p': found.p_bootstrap,
-    'p_mapsswe': found.p_mapsswe,
+    **scoring.relative(found),
   }
 
 

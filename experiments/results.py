@@ -17,6 +17,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import math
 import os
 import pathlib
 import platform
@@ -24,7 +25,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -147,6 +148,16 @@ def _warn_of_fewer(path: pathlib.Path, rows: int) -> None:
     before = len(json.loads(path.read_text())['rows'])
   if rows < before:
     print(f'{path} had {before} rows and now gets {rows}; `git` has the others')
+
+
+def finite(x: float) -> float | None:
+  """Returns what JSON can hold of a number: None if it is none."""
+  return float(x) if math.isfinite(x) else None
+
+
+def percent(ends: Iterable[float]) -> list[float | None]:
+  """Returns the ends of an interval of fractions as a results file has them."""
+  return [finite(100 * x) for x in ends]
 
 
 def read(name: str, folder: os.PathLike | str | None = None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
+from experiments import results
 from experiments.recognizer import Recognizer
 from s8bqat_jax import data, files
 from s8bqat_jax.speech import significance, wer
@@ -118,11 +119,21 @@ def summarize(hypotheses: Sequence[Hypothesis]) -> dict[str, Any]:
   )
   return {
     'wer': 100 * counts.wer,
-    'ci95': [100 * interval.low, 100 * interval.high],
+    'ci95': results.percent(interval),
     'cer': 100 * counts.cer,
     'words': int(counts.words_N.sum()),
     'utterances': len(hypotheses),
     'speakers': len({h.speaker for h in hypotheses}),
+  }
+
+
+def relative(found: significance.Comparison) -> dict[str, Any]:
+  """Returns how far a system is from another, as results files have it."""
+  return {
+    'relative': 100 * found.relative,
+    'ci95': results.percent(found.interval),
+    'p': found.p_bootstrap,
+    'p_mapsswe': found.p_mapsswe,
   }
 
 

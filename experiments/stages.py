@@ -167,7 +167,7 @@ class Stages:
     )
     trained = dataclasses.replace(
       recognizer,
-      augment=data.SpecAugment(**config.augment) if config.augment else None,
+      augment=recognizer_lib.make_augment(config.augment),
     )
     ranges = None
     if eight_bit_activations(config):

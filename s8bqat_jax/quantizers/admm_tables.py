@@ -16,12 +16,11 @@ import jax.numpy as jnp
 
 from s8bqat_jax.artifacts import qtensor
 from s8bqat_jax.quantizers import codebook as books
-from s8bqat_jax.quantizers import row_scales
+from s8bqat_jax.quantizers import row_scales, uniform
 from s8bqat_jax.quantizers.lloyd_max import distortion
 from s8bqat_jax.quantizers.lloyd_max import fit as fit_lloyd_max
-from s8bqat_jax.quantizers.uniform import grid
 
-_CANDIDATES = 48
+_CANDIDATES = 96
 _TURNS = 4  # of alternation
 _LANES = 256  # partial sums: a single one of many weights loses its digits
 
@@ -61,9 +60,9 @@ def table(kind: str, fit: Fit | None = None) -> Table:
   if fit is not None and kind != 'lloyd_max':
     raise ValueError(f"fit is for the table 'lloyd_max', not for {kind!r}")
   if kind == 'uniform':
-    return Table(_scaled(grid), improve_scale, _ship_uniform)
+    return Table(_on_grid, improve_scale, _ship_uniform)
   if kind == 'powers_of_two':
-    return Table(_scaled(power_levels), improve_scale, books.quantize)
+    return Table(_on_powers, improve_scale, books.quantize)
   if kind == 'lloyd_max':
     return Table(_jointly(fit), improve_centroids, books.quantize)
   raise ValueError(
@@ -165,11 +164,13 @@ def _jointly(own: Fit | None):
   return fit
 
 
-def _scaled(levels_of: Callable[[int], list[int]]):
-  def fit(weights: Sequence[jax.Array], levels: int) -> books.Codebook:
-    return _fit_scale(_joined(weights), jnp.array(levels_of(levels), jnp.int8))
+def _on_grid(weights: Sequence[jax.Array], levels: int) -> books.Codebook:
+  return uniform.book(_joined(weights), levels)
 
-  return fit
+
+def _on_powers(weights: Sequence[jax.Array], levels: int) -> books.Codebook:
+  values_K = jnp.array(power_levels(levels), jnp.int8)
+  return _fit_scale(_joined(weights), values_K)
 
 
 @jax.jit
@@ -177,8 +178,8 @@ def _fit_scale(w: jax.Array, values_K: jax.Array) -> books.Codebook:
   """Tries scales all along the range, then alternates from the best."""
   widest = jnp.max(jnp.abs(w)).astype(jnp.float32)
   widest = jnp.where(widest > 0, widest, 1.0)
-  # Down to where the largest level alone would be half the largest weight.
-  finest = 0.5 / jnp.max(jnp.abs(values_K.astype(jnp.float32)))
+  # Down to where the largest level is a fiftieth of the largest weight.
+  finest = 0.02 / jnp.max(jnp.abs(values_K.astype(jnp.float32)))
   scales = widest * jnp.geomspace(finest, 1.0, _CANDIDATES)
   scales = jnp.maximum(scales, jnp.finfo(w.dtype).tiny).astype(w.dtype)
   errors = jax.lax.map(

@@ -124,8 +124,8 @@ def on_grid(values_K: jax.Array, scale: jax.Array) -> Codebook:
 def nearest(w: jax.Array, codebook: Codebook) -> jax.Array:
   """Returns the code of the nearest centroid of each weight.
 
-  A weight halfway between two centroids, in units of the scale as float32
-  divides them, takes the lower one, and equal centroids are all known by the
+  A weight halfway between two centroids, as `in_steps` finds it in float32,
+  takes the lower one, and equal centroids are all known by the
   first of them, so that the codes of decoded weights are the codes they came
   from, inside jit and outside alike. Weights outside the range take the
   nearest end; NaN takes code 0.

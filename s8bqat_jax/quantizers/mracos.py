@@ -297,16 +297,19 @@ def pressure_schedule(
   """
   if total_steps < 1:
     raise ValueError(f'total_steps must be at least 1, got {total_steps}')
+  if not total >= 0:
+    raise ValueError(
+      f'total must be 0 or more, got {total}: a pull below it pushes weights '
+      'away from their centroids'
+    )
   if not 0 < until <= 1:
     raise ValueError(f'until must be in (0, 1], got {until}')
 
   def ramp(step):
     return jnp.minimum((step + 1.0) / (until * total_steps), 1.0) ** 2
 
-  with jax.ensure_compile_time_eval():
-    steps = jnp.arange(total_steps)
-    rates = jax.vmap(lambda step: schedules.at(learning_rate, step))(steps)
-    area = float(np.sum(np.asarray(ramp(steps) * rates, np.float64)))
+  rates = schedules.values(learning_rate, total_steps)
+  area = float(np.sum(schedules.values(ramp, total_steps) * rates))
   if not area > 0:
     raise ValueError(
       'learning_rate must be positive in some step that has pressure; its sum '

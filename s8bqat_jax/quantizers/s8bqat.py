@@ -21,7 +21,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from s8bqat_jax.quantizers import codebook as books
@@ -96,6 +95,5 @@ def s8bqat(
     return pulled
   if reading == AT_CODES:
     return loss_at_codes(pulled, every)
-  steps = jnp.arange(total_steps)
-  rates = jax.vmap(lambda step: schedules.at(learning_rate, step))(steps)
-  return hard_compressor(pulled, every, float(jnp.max(rates)))
+  peak = schedules.values(learning_rate, total_steps).max()
+  return hard_compressor(pulled, every, float(peak))

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 
@@ -13,3 +14,15 @@ def at(value: optax.ScalarOrSchedule, step: jax.typing.ArrayLike) -> jax.Array:
     step: 0 at the first one.
   """
   return jnp.asarray(value(step) if callable(value) else value, jnp.float32)
+
+
+def values(value: optax.ScalarOrSchedule, steps: int) -> np.ndarray:
+  """Returns what `at` says of the first steps, float64 [steps], under jit too.
+
+  Args:
+    value: as for `at`.
+    steps: how many.
+  """
+  with jax.ensure_compile_time_eval():
+    found = jax.vmap(lambda step: at(value, step))(jnp.arange(steps))
+    return np.asarray(found, np.float64)

@@ -218,6 +218,11 @@ def entropy_scale(bits_per_weight: float) -> ScaleFit:
       raise ValueError(
         'entropy_scale fits one step per tensor; leave channel_axis at None'
       )
+    if levels < 3:
+      raise ValueError(
+        'entropy_scale coarsens the codes of a grid that has a zero: expected '
+        f'at least 3 levels, got {levels}'
+      )
     return _entropy_scale(w, levels, bits_per_weight)
 
   return fit

@@ -14,9 +14,9 @@ Table = allocation_lib.Table
 class ParetoFront:
   """All allocations that no other beats in both score and cost.
 
-  Has the length and the items of a sequence of `Allocation`, from the cheapest
-  to the best. The arrays are for plotting; an allocation is put together when
-  asked for.
+  Has the length of a sequence of `Allocation`, and its items one at a time,
+  from the cheapest to the best. The arrays are for plotting; an allocation is
+  put together when asked for.
   """
 
   score_P: np.ndarray  # strictly falling

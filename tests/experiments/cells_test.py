@@ -49,6 +49,13 @@ def test_a_cell_is_its_name(text):
     ('90k/s8bqat:3?predictor=0', 's8bqat takes 1..8 bits'),
     ('90k/s8bqat:3?joint=5.0', 's8bqat takes 1..8 bits'),
     ('90k/s8bqat:3?predictor=wide', 's8bqat takes 1..8 bits'),
+    ('90k/s8bqat:4?pull=abc', "pull is 'abc', expected a value like 4.0"),
+    ('90k/s8bqat:4?pull=8,0', 'pull is .8, 0., expected a value like 4.0'),
+    ('90k/s8bqat:4?every=2.5', 'every is 2.5, expected a value like 1'),
+    ('90k/s8bqat:4?every=True', 'every is True, expected a value like 1'),
+    ('90k/s8bqat:4?reading=2', "reading is 2, expected a value like 'loss'"),
+    ('90k/coarse int8:4?rate=abc', "rate is 'abc', expected a value like"),
+    ('90k/s8bqat:4?pull=4&pull=8', 'option .pull. is given twice'),
   ],
 )
 def test_names_that_mean_nothing(text, message):
@@ -79,6 +86,7 @@ def test_every_matrix_can_be_read_and_made(module):
     ('tiny/coarse int8:8', 'knows its rate at 2, 3, 4 bits, not at 8'),
     ('tiny/coarse int8:3?joint=5', 'one rate for all weights'),
     ('tiny/s8bqat:2?reading=x', "reading must be 'loss' or 'overwrite'"),
+    ('tiny/s8bqat:2?pull=-4', 'total must be 0 or more, got -4'),
     ('tiny/s8bqat:2?centroids=x', "not one of .'lloyd-max', 'uniform'"),
   ],
 )

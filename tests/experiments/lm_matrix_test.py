@@ -264,9 +264,12 @@ def test_comparisons_are_of_seeds_that_both_have(tmp_path):
   folders = {}
   for seed in (0, 1):
     for cell, rise in ((a, 0.0), (b, 0.1)):
-      folders[cell, seed] = tmp_path / f'{cell.method}{seed}.npy'
-      np.save(folders[cell, seed], np.array([5.0, 4.0]) + rise * 10)
-  folders[lib.Cell('admm', 2), 7] = tmp_path / 'absent.npy'
+      path = tmp_path / f'{cell.method}{seed}.npy'
+      np.save(path, np.array([5.0, 4.0]) + rise * 10)
+      size = 100 if cell == a else 20 + seed
+      folders[cell, seed] = {'line_nats': path, 'bytes': size}
+  absent = {'line_nats': tmp_path / 'absent.npy', 'bytes': 1}
+  folders[lib.Cell('admm', 2), 7] = absent
   nine = ' '.join('abcdefghi')  # and an end
   corpus = text_lib.TextCorpus((nine, nine), '', '', (0, 1))
   (row,) = lib.comparisons(
@@ -276,6 +279,9 @@ def test_comparisons_are_of_seeds_that_both_have(tmp_path):
   # 1 nat over 10 words.
   np.testing.assert_allclose(row['relative'], 100 * np.expm1(0.1))
   np.testing.assert_allclose(row['ci95'], [100 * np.expm1(0.1)] * 2)
+  assert len(row['relative_per_seed']) == 2
+  np.testing.assert_allclose(row['relative_per_seed'], row['relative'])
+  assert row['p'] < 0.01 and row['bytes_ratio'] == 0.205
   assert row['non_inferior'] is None  # of two seeds
 
 

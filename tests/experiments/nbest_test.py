@@ -47,6 +47,19 @@ def test_tuning_finds_the_weight_that_mends_the_errors():
   assert nbest.choose(nbests, language, weight, bonus) == ['a b', '']
 
 
+def test_a_model_of_no_use_changes_nothing():
+  language = ngram.NGram(['c d'])
+  nbests = [_candidates(('a b', 0.0), ('a', -5.0))]
+  assert nbest.tune(nbests, language, ['a b']) == (0.0, 0.0)
+
+
+def test_what_is_scored_is_not_counted():
+  corpus = data.load('espeak:digits?utterances=2&cache=none')
+  lines = ['new', corpus.texts_N[0], 'new', corpus.texts_N[1]]
+  assert nbest.unheard(lines, corpus) == ['new', 'new']
+  assert nbest.unheard(lines) == lines
+
+
 def test_the_search_spells_words_of_the_lexicon_only():
   tokenizer = speech.CharTokenizer(' abc')
   model = recognizer.Recognizer(

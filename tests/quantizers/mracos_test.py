@@ -214,5 +214,7 @@ def test_pressure_refuses_what_has_no_sum():
     pressure_schedule(4.0, 0, 1e-3)
   with pytest.raises(ValueError, match='learning_rate'):
     pressure_schedule(4.0, 10, 0.0)
+  with pytest.raises(ValueError, match='pushes weights away'):
+    pressure_schedule(-1.0, 10, 0.1)
   with pytest.raises(ValueError, match='until'):
     pressure_schedule(4.0, 10, 1e-3, until=1.5)

@@ -15,6 +15,14 @@ def test_a_number_is_itself_at_every_step(number):
     assert got == np.float32(number)
 
 
+def test_the_values_of_all_steps_also_within_jit():
+  ramp = optax.linear_schedule(0.0, 1.0, 10)
+  for value, expected in ((ramp, np.arange(5) / 10), (0.5, np.full(5, 0.5))):
+    total = jax.jit(lambda x, v=value: x + schedules.values(v, 5).sum())(0.0)
+    np.testing.assert_allclose(total, expected.sum(), rtol=1e-6)
+    np.testing.assert_allclose(schedules.values(value, 5), expected, rtol=1e-6)
+
+
 def test_a_schedule_is_asked_also_within_jit_and_vmap():
   ramp = optax.linear_schedule(0.0, 1.0, 10)
   got = jax.jit(jax.vmap(lambda step: schedules.at(ramp, step)))(jnp.arange(12))

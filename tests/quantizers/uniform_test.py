@@ -98,7 +98,9 @@ def test_mse_scales_of_a_gaussian_are_the_known_optima():
   ],
   ids=['zeros', 'equal', 'tiny'],
 )
-def test_degenerate_weights_get_a_valid_scale(w, fit, levels):
+def test_degenerate_weights_get_a_valid_scale(w, fit, levels, request):
+  if levels == 2 and 'entropy' in request.node.name:
+    pytest.skip('entropy_scale is for grids that have a zero')
   scale = fit(jnp.asarray(w), levels, None)
   q = qtensor.check(quantize(jnp.asarray(w), scale, levels))
   assert np.all(np.isfinite(qtensor.dequantize(q)))
@@ -159,6 +161,8 @@ def test_entropy_scale_says_what_it_can_not_do():
     entropy_scale(0.0)
   with pytest.raises(ValueError, match='channel_axis'):
     entropy_scale(2.0)(jnp.asarray(GAUSS), 256, -1)
+  with pytest.raises(ValueError, match='at least 3 levels, got 2'):
+    entropy_scale(0.5)(jnp.asarray(GAUSS), 2)
 
 
 def test_the_view_is_what_ships_and_its_gradient_goes_straight_through():

@@ -203,8 +203,9 @@ def train_config(
   made = float_config(config, job)
   float_steps = made.train.steps
   made.starts_from = results.config_hash(made.to_dict())
-  if 'pretrain' in made:  # It is behind us.
-    del made.pretrain
+  for behind in ('pretrain', 'joint_from_ctc'):
+    if behind in made:
+      del made[behind]
   made.seed = job.seed
   made.train.update(config.finetune.train)
   made.data.update(config.finetune.data)

@@ -17,6 +17,7 @@ from absl import flags, logging
 from experiments import fitting, results, scoring
 from experiments import recognizer as recognizer_lib
 from s8bqat_jax import data, files, quantizers, training
+from s8bqat_jax.models import rnnt
 from s8bqat_jax.speech import features, normalize, tokenizers
 from s8bqat_jax.training import mesh as mesh_lib
 from s8bqat_jax.training import paths
@@ -78,7 +79,7 @@ def make_recognizer(
       log_mel, corpus, config.data.normalize_utterances
     ),
     tokenizer=tokenizer,
-    augment=data.SpecAugment(**config.augment) if config.augment else None,
+    augment=recognizer_lib.make_augment(config.augment),
     ctc_weight=config.train.ctc_weight,
   )
 
@@ -196,6 +197,8 @@ def run(
     if outcome.reason == 'interrupted':
       return outcome
     _, params, _ = recognizer_lib.load(first / recognizer_lib.MODEL_FILE)
+    if config.get('joint_from_ctc'):
+      params = rnnt.from_ctc(params)
     params = _without_head(params, recognizer)
   skipped = pathlib.Path(workdir) / SKIPPED
   if skipped.exists():  # before this process took over

@@ -34,7 +34,7 @@ def arguments(
 
 
 def encoder_first(
-  config: ml_collections.ConfigDict, steps: int
+  config: ml_collections.ConfigDict, steps: int, joint_from_ctc: bool = False
 ) -> ml_collections.ConfigDict:
   """Gives a training a first stage, of the encoder alone, by CTC.
 
@@ -45,6 +45,8 @@ def encoder_first(
   Args:
     config: whole; it gets `pretrain`.
     steps: of the first stage.
+    joint_from_ctc: whether the transducer begins as the CTC model that the
+      first stage ends with: see `rnnt.from_ctc`.
 
   Returns:
     `config.pretrain`, for what else is different there.
@@ -54,6 +56,8 @@ def encoder_first(
   first.train.ctc_weight = 1.0
   first.train.eval_every = 0
   config.pretrain = first
+  if joint_from_ctc:
+    config.joint_from_ctc = True
   return first
 
 

@@ -32,6 +32,21 @@ def stack_frames(x_BxTxD: jax.Array, factor: int) -> jax.Array:
   return x_BxTxD[:, : groups * factor].reshape(batch, groups, factor * width)
 
 
+def from_ctc(params: dict) -> dict:
+  """Returns params of a transducer that begins as the CTC model it was.
+
+  The joint network gets what the CTC head has learned, and hears nothing of the
+  prediction network yet. From a fresh joint network a transducer learns first
+  which words follow which, and may stay there.
+
+  Args:
+    params: of an `RNNT` with `ctc`, whose encoder and CTC head are trained.
+  """
+  made = {**params, 'joint_out': params['ctc_out']}
+  made['predictor_out'] = jax.tree.map(jnp.zeros_like, params['predictor_out'])
+  return made
+
+
 class RNNT(nn.Module):
   """The transducer; sizes come from the config.
 

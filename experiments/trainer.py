@@ -181,7 +181,7 @@ def run(
     earlier = make_recognizer(
       config.pretrain, data.load(config.pretrain.data.train)
     )
-    _check_follows(recognizer, earlier)
+    _check_follows(config, recognizer, earlier)
   if lead:
     fitting.claim(config, workdir)
     _claim_corpora(workdir, {'train': corpus, 'dev': dev})
@@ -273,9 +273,16 @@ def _without_head(params: Any, recognizer: recognizer_lib.Recognizer) -> Any:
 
 
 def _check_follows(
-  recognizer: recognizer_lib.Recognizer, earlier: recognizer_lib.Recognizer
+  config: ml_collections.ConfigDict,
+  recognizer: recognizer_lib.Recognizer,
+  earlier: recognizer_lib.Recognizer,
 ) -> None:
   """Raises ValueError unless training can go on from `earlier`."""
+  if config.get('joint_from_ctc') and not earlier.ctc_weight:
+    raise ValueError(
+      'config.joint_from_ctc: there is no CTC head to begin with, since '
+      'config.pretrain.train.ctc_weight is 0'
+    )
   if earlier.tokenizer != recognizer.tokenizer:
     labels, wanted = (x.tokenizer.to_config() for x in (earlier, recognizer))
     raise ValueError(

@@ -1,6 +1,7 @@
 """The recognizer, from config to packed file to text, on a tiny problem."""
 
 import json
+import pathlib
 import shutil
 
 import jax
@@ -14,6 +15,7 @@ from experiments import fitting, scoring, streaming, trainer
 from experiments import recognizer as recognizer_lib
 from s8bqat_jax import data, quantizers, training
 from s8bqat_jax.artifacts import packed_file
+from s8bqat_jax.models import rnnt
 from s8bqat_jax.quantizers import tree as trees
 from s8bqat_jax.training import mesh as mesh_lib
 from tests.experiments import tiny
@@ -47,11 +49,16 @@ def test_the_file_scores_as_the_weights_in_training_did(trained, config):
   corpus = data.load(config.data.dev)
   rates = scoring.Scorer(recognizer, corpus).rates(params)
   assert rates['wer'] == stored['dev']['wer'] == outcome.best['score']
-  if stored['dev']['step'] == 6:
-    for a, b in zip(
-      jax.tree.leaves(params), jax.tree.leaves(outcome.state.average)
-    ):
-      np.testing.assert_array_equal(a, b)
+
+
+def test_the_file_holds_the_averages_of_the_best_step(config, tmp_path):
+  last = config.copy_and_resolve_references()
+  last.train.eval_every = 0  # so that the last step is the best one
+  outcome = trainer.run(last, tmp_path / 'run', progress=False)
+  path = tmp_path / 'run' / recognizer_lib.MODEL_FILE
+  _, params, stored = recognizer_lib.load(path)
+  assert stored['dev']['step'] == int(outcome.state.step) == 6
+  jax.tree.map(np.testing.assert_array_equal, params, outcome.state.average)
 
 
 def test_pretraining_is_a_training_of_its_own(trained, config, tmp_path):
@@ -75,6 +82,28 @@ def test_pretraining_is_a_training_of_its_own(trained, config, tmp_path):
   assert trainer.steps_in_all(both) == 2 * config.train.steps
 
 
+def test_the_transducer_may_begin_as_the_ctc_model_it_was(
+  trained, config, tmp_path, monkeypatch
+):
+  both = config.copy_and_resolve_references()
+  both.pretrain = config.copy_and_resolve_references()
+  both.joint_from_ctc = True
+  workdir = tmp_path / 'both'
+  shutil.copytree(trained[0], workdir / trainer.PRETRAIN)
+  _, before, _ = recognizer_lib.load(trained[0] / recognizer_lib.MODEL_FILE)
+  whole, starts = fitting.fit, {}
+
+  def fit(config, workdir, *args, params, **kwargs):
+    starts[pathlib.Path(workdir).name] = params
+    return whole(config, workdir, *args, params=params, **kwargs)
+
+  monkeypatch.setattr(fitting, 'fit', fit)
+  trainer.run(both, workdir, progress=False)
+  assert starts['pretrain'] is None
+  began = rnnt.from_ctc(before)
+  jax.tree.map(np.testing.assert_array_equal, starts['both'], began)
+
+
 def test_a_run_on_data_that_changed_since(trained, config, tmp_path):
   workdir = tmp_path / 'run'
   shutil.copytree(trained[0], workdir)
@@ -93,6 +122,7 @@ def test_a_run_on_data_that_changed_since(trained, config, tmp_path):
   [
     ('tokenizer', 'char', 'what config.pretrain trains, which has other lab'),
     ('model.encoder_width', 12, 'another model than config.model .*encoder_0'),
+    ('pretrain.train.ctc_weight', 0.0, 'joint_from_ctc: there is no CTC head'),
   ],
 )
 def test_a_stage_that_cannot_follow_is_refused_before_the_first(
@@ -100,7 +130,8 @@ def test_a_stage_that_cannot_follow_is_refused_before_the_first(
 ):
   monkeypatch.setattr(fitting, 'fit', lambda *args, **kwargs: 1 / 0)
   both = config.copy_and_resolve_references()
-  both.pretrain = config
+  both.pretrain = config.copy_and_resolve_references()
+  both.joint_from_ctc = True
   both.update_from_flattened_dict({field: value})
   with pytest.raises(ValueError, match=message):
     trainer.run(both, tmp_path / 'run', progress=False)

@@ -91,6 +91,27 @@ def test_dropout_and_ctc_head():
   assert logits.shape == (B, T // 4, V)
 
 
+def test_a_transducer_may_begin_as_a_ctc_model():
+  model, params, feats, lengths, labels = _model(ctc=True)
+  begun = rnnt.from_ctc(params['params'])
+  enc, _ = model.apply(params, feats, lengths, method=model.encode)
+  wanted = model.apply(params, enc, method=model.ctc_logits)
+  for said in (labels, labels[:, ::-1]):  # whatever was said before
+    pred = model.apply({'params': begun}, said, method=model.predict)
+    got = model.apply(
+      {'params': begun}, enc[:, :, None], pred[:, None], method=model.joint
+    )
+    np.testing.assert_array_equal(
+      got, np.broadcast_to(wanted[:, :, None], got.shape)
+    )
+  kept = {'joint_out', 'predictor_out'}.symmetric_difference(begun)
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    {name: begun[name] for name in kept},
+    {name: params['params'][name] for name in kept},
+  )
+
+
 @pytest.mark.parametrize('reduce_after', [(2,), (-1,), (0, 0)])
 def test_frames_are_reduced_after_layers_that_exist_once_each(reduce_after):
   with pytest.raises(ValueError, match='reduce_after=.*0..1'):

@@ -259,6 +259,8 @@ class _Reader:
     """Scale and zero point of what an operation makes."""
     if 'out' in params and not (name == 'q_pool' and params['kind'] == 'max'):
       return params['out'].scale, params['out'].zero
+    if name == 'convert_element_type' and ins[0].dtype == np.bool_:
+      return 1.0, 0  # Codes of a truth value: 0 and 1.
     # Movements keep the meaning; where several values meet, it is one.
     for v in ins:
       if v.scale is not None:

@@ -97,7 +97,8 @@ def require_unmapped(name: str, **axes: Any) -> None:
     if axis is not None:
       raise NotImplementedError(
         f'{name}: vmap over {operand!r} is not supported: it is a constant of '
-        'the integer program'
+        'the integer program (jax.vmap maps all that the branches of a '
+        'lax.cond read, if it maps what chooses one: use jax.lax.map)'
       )
 
 

@@ -85,6 +85,17 @@ EXACT = {
 }
 
 
+DECISIONS = {
+  'one hot': (lambda p, i: jax.nn.one_hot(i, 8) @ p, 'ids'),
+  'gate': (lambda p, x: (x > 0).astype(jnp.float32) * x, 'reals'),
+  'between': (lambda p, x: jnp.where((x > 0) & (x < 1), x, 0), 'reals'),
+  'outside': (lambda p, x: jnp.where((x < 0) | (x > 1), x, 0), 'reals'),
+  'not': (lambda p, x: jnp.where(~(x > 0), x, 0), 'reals'),
+  'either': (lambda p, x: jnp.where((x > 0) ^ (x > 1), x, 0), 'reals'),
+  'least': (lambda p, x: jnp.argmin(x, axis=-1), 'reals'),
+}
+
+
 def agreement(fn, *inputs):
   exported = onnxfile.export(fn)
   codes = fn.quantize(*inputs)
@@ -106,6 +117,14 @@ def test_everything_else_is_exact(name):
   fn, params, inputs = EXACT[name]
   found = agreement(cases.lowered(fn, params, *inputs), *inputs)
   assert found.identical == 1.0
+
+
+@pytest.mark.parametrize('name', DECISIONS)
+def test_decisions_on_truth_values_are_exact(name):
+  fn, kind = DECISIONS[name]
+  x = cases.normal(0, 4, 8) if kind == 'reals' else np.int32([0, 3, 7, 3])
+  lowered = cases.lowered(fn, cases.normal(1, 8, 5), x)
+  assert agreement(lowered, x).identical == 1.0
 
 
 def on(fn, *inputs):
@@ -197,5 +216,9 @@ def test_sessions_take_codes_in_order():
     lambda p, x, y: x - y, {}, *[cases.normal(i, 4) for i in (0, 1)]
   )
   session = runtime.Session(onnxfile.export(fn))
+  x, y = np.int8([100, 50, 0, -50]), np.int8([-20, 0, 20, 40])
+  for codes in ((x, y), (y, x)):
+    np.testing.assert_array_equal(session(*codes)[0], fn.integers(*codes)[0])
+  assert np.any(fn.integers(x, y)[0] != fn.integers(y, x)[0])
   with pytest.raises(ValueError):
     session(np.zeros(4, np.int8))

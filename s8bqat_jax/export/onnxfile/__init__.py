@@ -9,9 +9,10 @@ other rescaling is a 64-bit product and a shift, as ours; tables are gathered,
 16-bit ones with all their 65,536 entries.
 
 Not expressible: log softmax, transposed convolutions, branches, slices at a
-place that is computed, look-ups at constant indices, negative padding, and
-convolutions or windows with 16 bits on either side, such as a convolution that
-its own input is added to. Each is an error that says so.
+place that is computed, look-ups at constant indices, negative padding, bits of
+integers, their quotients and signs, and convolutions or windows with 16 bits on
+either side, such as a convolution that its own input is added to. Each is an
+error that says so.
 """
 
 from __future__ import annotations

@@ -112,6 +112,21 @@ def _plain(w: Writer, op: Op) -> None:
   w.cast(made, y.dtype, to=y.name)
 
 
+_LOGIC = {'and': 'And', 'or': 'Or', 'xor': 'Xor', 'not': 'Not'}
+
+
+@rule(*_LOGIC)
+def _logic(w: Writer, op: Op) -> None:
+  if any(v.dtype != np.bool_ for v in op.ins):
+    raise UnsupportedExport(f'{op.name}: only of truth values, not of bits')
+  w.node(_LOGIC[op.name], *map(w.name, op.ins), to=op.outs[0].name)
+
+
+@rule('convert_element_type')
+def _convert(w: Writer, op: Op) -> None:
+  w.cast(w.name(op.ins[0]), op.outs[0].dtype, to=op.outs[0].name)
+
+
 @rule('ne')
 def _differ(w: Writer, op: Op) -> None:
   w.node('Not', w.node('Equal', *_wide(w, op)), to=op.outs[0].name)
@@ -144,8 +159,9 @@ def _reverse(w: Writer, op: Op) -> None:
   w.node('Slice', w.name(op.ins[0]), *bounds, to=op.outs[0].name)
 
 
-@rule('argmax')
-def _argmax(w: Writer, op: Op) -> None:
+@rule('argmax', 'argmin')
+def _place_of_extreme(w: Writer, op: Op) -> None:
   (axis,), (y,) = op.params['axes'], op.outs
+  code = 'ArgMax' if op.name == 'argmax' else 'ArgMin'
   wide = w.cast(w.name(op.ins[0]), np.int32)
-  w.cast(w.node('ArgMax', wide, axis=axis, keepdims=0), y.dtype, to=y.name)
+  w.cast(w.node(code, wide, axis=axis, keepdims=0), y.dtype, to=y.name)

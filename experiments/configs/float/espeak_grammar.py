@@ -12,8 +12,8 @@ from experiments.configs import float as float_configs
 
 
 def get_config(text=None):
-  """Returns the config of one size and seed."""
-  args = common.arguments(text, size='90k', seed='0')
+  """Returns the config; `joint` says what the joint network begins as."""
+  args = common.arguments(text, size='90k', seed='0', joint=('ctc', 'fresh'))
   config = common.default()
   config.seed = int(args['seed'])
   config.tokenizer = 'subword:256'
@@ -35,6 +35,8 @@ def get_config(text=None):
   # Four thousand steps left two of five small models without an ear for the
   # audio; and with a fresh joint network one of two larger ones stayed with
   # which words follow which, after twelve thousand.
-  first = common.encoder_first(config, steps=12_000, joint_from_ctc=True)
+  first = common.encoder_first(
+    config, steps=12_000, joint_from_ctc=args['joint'] == 'ctc'
+  )
   first.train.eval_every = 3000
   return config

@@ -8,15 +8,23 @@ from experiments.configs import common, s8bqat
 
 
 def get_config(text=None):
-  """Returns the config; `warp` stretches frequencies in fine-tuning."""
-  warp = common.arguments(text, warp=('0', '0.1'))['warp']
+  """Returns the config; `warp` and `joint` are what was tried beside it.
+
+  Args:
+    text: `warp` stretches frequencies in fine-tuning, `joint` is that of the
+      float config.
+  """
+  args = common.arguments(text, warp=('0', '0.1'), joint=('ctc', 'fresh'))
   config = s8bqat.default()
   config.name = 's8bqat_a'
-  if warp != '0':
-    config.name = 's8bqat_a_warped'
-    config.finetune.augment.freq_warp = float(warp)
   config.float.module = 'experiments.configs.float.espeak_grammar'
   config.float.arguments = 'size={size},seed={seed}'
+  if args['warp'] != '0':
+    config.name += '_warped'
+    config.finetune.augment.freq_warp = float(args['warp'])
+  if args['joint'] != 'ctc':
+    config.name += f'_{args["joint"]}'
+    config.float.arguments += f',joint={args["joint"]}'
   config.activation_bits = 8
   # 3,000 steps, 19% of all that the float models took.
   config.finetune.share = 0.75
@@ -25,6 +33,10 @@ def get_config(text=None):
   config.finetune.rates['s8bqat:3'] = 2e-3
   config.finetune.rates['uniform qat:8'] = 4e-3
   config.matrices.floats = s8bqat.floats(seeds=(0, 1, 2))
+  # What the joint network begins as, where it mattered; also `joint=fresh`.
+  config.matrices.begin = s8bqat.matrix(
+    '90k/float', '130k/float', seeds=(3, 4), split='dev'
+  )
   config.matrices.curve = s8bqat.matrix(*s8bqat.curve('90k'))
   config.matrices.ablation = s8bqat.matrix(
     *s8bqat.ablation('90k', 2), split='dev'

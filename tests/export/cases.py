@@ -266,3 +266,22 @@ def _encode(path, x):
   book = np.sort(np.rint(np.quantile(grid, points))).astype(np.int8)
   codes = np.abs(grid[..., None] - book).argmin(-1).astype(np.uint8)
   return qtensor.QTensor(codes, scale, book, 32)
+
+
+def _truth(fn):
+  return fn, {}, (normal(0, 4, 8),)
+
+
+TRUTHS = {
+  'one hot': (
+    lambda p, i: jax.nn.one_hot(i, 8) @ p['w'],
+    {'w': normal(1, 8, 5)},
+    (np.int32([0, 3, 7, 3]),),
+  ),
+  'gate': _truth(lambda p, x: (x > 0).astype(jnp.float32) * x),
+  'and': _truth(lambda p, x: jnp.where((x > 0) & (x < 1), x, 0)),
+  'or': _truth(lambda p, x: jnp.where((x < 0) | (x > 1), x, 0)),
+  'xor': _truth(lambda p, x: jnp.where((x > 0) ^ (x > 1), x, 0)),
+  'not': _truth(lambda p, x: jnp.where(~(x > 0), x, 0)),
+  'argmin': _truth(lambda p, x: jnp.argmin(x, axis=-1)),
+}

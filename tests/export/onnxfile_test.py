@@ -85,17 +85,6 @@ EXACT = {
 }
 
 
-DECISIONS = {
-  'one hot': (lambda p, i: jax.nn.one_hot(i, 8) @ p, 'ids'),
-  'gate': (lambda p, x: (x > 0).astype(jnp.float32) * x, 'reals'),
-  'between': (lambda p, x: jnp.where((x > 0) & (x < 1), x, 0), 'reals'),
-  'outside': (lambda p, x: jnp.where((x < 0) | (x > 1), x, 0), 'reals'),
-  'not': (lambda p, x: jnp.where(~(x > 0), x, 0), 'reals'),
-  'either': (lambda p, x: jnp.where((x > 0) ^ (x > 1), x, 0), 'reals'),
-  'least': (lambda p, x: jnp.argmin(x, axis=-1), 'reals'),
-}
-
-
 def agreement(fn, *inputs):
   exported = onnxfile.export(fn)
   codes = fn.quantize(*inputs)
@@ -119,12 +108,11 @@ def test_everything_else_is_exact(name):
   assert found.identical == 1.0
 
 
-@pytest.mark.parametrize('name', DECISIONS)
-def test_decisions_on_truth_values_are_exact(name):
-  fn, kind = DECISIONS[name]
-  x = cases.normal(0, 4, 8) if kind == 'reals' else np.int32([0, 3, 7, 3])
-  lowered = cases.lowered(fn, cases.normal(1, 8, 5), x)
-  assert agreement(lowered, x).identical == 1.0
+@pytest.mark.parametrize('name', cases.TRUTHS)
+def test_what_is_made_of_truth_values_is_exact(name):
+  fn, params, inputs = cases.TRUTHS[name]
+  found = agreement(cases.lowered(fn, params, *inputs), *inputs)
+  assert found.identical == 1.0
 
 
 def on(fn, *inputs):

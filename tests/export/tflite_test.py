@@ -90,6 +90,14 @@ def test_decisions_are_exact():
     np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize('name', cases.TRUTHS)
+def test_what_is_made_of_truth_values_is_exact(name):
+  fn, params, inputs = cases.TRUTHS[name]
+  _, _, theirs, ours = ran(cases.lowered(fn, params, *inputs), inputs)
+  for a, b in zip(ours, theirs, strict=True):
+    assert witness.compare(a, b).largest <= (1 if name == 'gate' else 0)
+
+
 @pytest.mark.parametrize('part', ['encoder step', 'predictor step', 'joint'])
 def test_recognizer_parts_agree(part):
   fn, inputs = cases.rnnt_parts()[part]

@@ -171,6 +171,27 @@ def _compare(w: Writer, op: Op) -> None:
   w.graph.op(code, ins, [w.index(op.outs[0])], 1, options)
 
 
+_LOGIC = {
+  'and': ('LOGICAL_AND', 'LogicalAnd'), 'or': ('LOGICAL_OR', 'LogicalOr'),
+  'not': ('LOGICAL_NOT', 'LogicalNot'), 'xor': ('NOT_EQUAL', 'NotEqual'),
+}  # fmt: skip
+
+
+@rule(*_LOGIC)
+def _logic(w: Writer, op: Op) -> None:
+  if any(v.dtype != np.bool_ for v in op.ins):
+    raise UnsupportedExport(f'{op.name}: only of truth values, not of bits')
+  code, options = _LOGIC[op.name]
+  w.graph.op(code, map(w.index, op.ins), [w.index(op.outs[0])], 1, options)
+
+
+@rule('convert_element_type')
+def _convert(w: Writer, op: Op) -> None:
+  w.cast(
+    w.index(op.ins[0]), w.index(op.outs[0]), op.ins[0].dtype, op.outs[0].dtype
+  )
+
+
 @rule('reduce_max', 'reduce_min')
 def _extreme(w: Writer, op: Op) -> None:
   x, (y,) = op.ins[0], op.outs
@@ -193,10 +214,14 @@ def _reverse(w: Writer, op: Op) -> None:
     source = target
 
 
-@rule('argmax')
-def _argmax(w: Writer, op: Op) -> None:
+_PLACES = {'argmax': ('ARG_MAX', 'ArgMax'), 'argmin': ('ARG_MIN', 'ArgMin')}
+
+
+@rule(*_PLACES)
+def _place_of_extreme(w: Writer, op: Op) -> None:
   (axis,), (y,) = op.params['axes'], op.outs
+  code, options = _PLACES[op.name]
   w.graph.op(
-    'ARG_MAX', [w.index(op.ins[0]), w.constant(np.asarray(axis, np.int32))],
-    [w.index(y)], 2, 'ArgMax', outputType=flatbuffer.schema.TensorType.INT32,
+    code, [w.index(op.ins[0]), w.constant(np.asarray(axis, np.int32))],
+    [w.index(y)], 2, options, outputType=flatbuffer.schema.TensorType.INT32,
   )  # fmt: skip

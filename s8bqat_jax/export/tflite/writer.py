@@ -102,12 +102,16 @@ class Writer:
     if v not in self._plain:
       types = flatbuffer.schema.TensorType
       self._plain[v] = self.make(v.shape, np.int32)
-      self.graph.op(
-        'CAST', [self.index(v)], [self._plain[v]], 1, 'Cast',
-        inDataType=getattr(types, v.dtype.name.upper()),
-        outDataType=types.INT32,
-      )  # fmt: skip
+      self.cast(self.index(v), self._plain[v], v.dtype, np.int32)
     return self._plain[v]
+
+  def cast(self, source: int, target: int, before: Any, after: Any) -> None:
+    types = flatbuffer.schema.TensorType
+    self.graph.op(
+      'CAST', [source], [target], 1, 'Cast',
+      inDataType=getattr(types, np.dtype(before).name.upper()),
+      outDataType=getattr(types, np.dtype(after).name.upper()),
+    )  # fmt: skip
 
   def quantize(self, source: int, target: int) -> None:
     self.graph.op('QUANTIZE', [source], [target], 2, 'Quantize')

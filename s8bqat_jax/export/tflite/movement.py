@@ -182,14 +182,14 @@ def _logic(w: Writer, op: Op) -> None:
   if any(v.dtype != np.bool_ for v in op.ins):
     raise UnsupportedExport(f'{op.name}: only of truth values, not of bits')
   code, options = _LOGIC[op.name]
-  w.graph.op(code, map(w.index, op.ins), [w.index(op.outs[0])], 1, options)
+  ins = [w.index(v) for v in op.ins]
+  w.graph.op(code, ins, [w.index(op.outs[0])], 1, options)
 
 
 @rule('convert_element_type')
 def _convert(w: Writer, op: Op) -> None:
-  w.cast(
-    w.index(op.ins[0]), w.index(op.outs[0]), op.ins[0].dtype, op.outs[0].dtype
-  )
+  (x,), (y,) = op.ins, op.outs
+  w.cast(w.index(x), w.index(y), x.dtype, y.dtype)
 
 
 @rule('reduce_max', 'reduce_min')

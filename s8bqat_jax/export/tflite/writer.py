@@ -100,7 +100,6 @@ class Writer:
     if v.const is not None:
       return self.constant(v.const.astype(np.int32))
     if v not in self._plain:
-      types = flatbuffer.schema.TensorType
       self._plain[v] = self.make(v.shape, np.int32)
       self.cast(self.index(v), self._plain[v], v.dtype, np.int32)
     return self._plain[v]

@@ -25,6 +25,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from s8bqat_jax.integer import _jax_internals as internals
@@ -115,6 +116,8 @@ class _Constants:
     for a in e.ins:
       if isinstance(a, internals.Var):
         parts.append(self._of_const.get(a, ''))
+      elif not jnp.issubdtype(jnp.asarray(a.value).dtype, np.number):
+        continue  # a random key
       elif whole or np.size(a.value) == 1:
         parts.append(np.asarray(a.value, np.float64).tobytes().hex())
     # A parameter's name tells it, whatever moves it.

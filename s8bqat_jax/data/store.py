@@ -263,7 +263,7 @@ def cached(
   base = pathlib.Path(cache).expanduser() if cache else default_folder()
   try:
     return read(base / name)
-  except FileNotFoundError:
+  except (FileNotFoundError, NotADirectoryError):
     limit = _limit()
     write(base / name, make())
   # Open before others leave, and before another process may remove it.
@@ -287,7 +287,7 @@ def cached_json(name: str, cache: str | None, make: Callable[[], Any]) -> Any:
     return make()
   base = pathlib.Path(cache).expanduser() if cache else default_folder()
   file = base / f'{name}.json'
-  with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+  with contextlib.suppress(OSError, json.JSONDecodeError):
     return json.loads(file.read_text())  # unless the power went before the disk
   value = make()
   try:

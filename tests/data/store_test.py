@@ -82,6 +82,9 @@ def test_no_room_names_the_folder_and_the_way_out(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(OSError, match='cache='):
     store.write(tmp_path / 'file' / 'x', _entries())
+  with pytest.raises(OSError, match='cannot make .* choose another with cache'):
+    store.cached('x', str(tmp_path / 'file'), _entries)
+  assert store.cached_json('x', str(tmp_path / 'file'), lambda: 3) == 3
 
 
 def test_a_full_disk_names_the_way_out(tmp_path):

@@ -15,7 +15,7 @@ import numpy as np
 
 from s8bqat_jax.integer import _jax_internals as internals
 from s8bqat_jax.integer import keys, patterns
-from s8bqat_jax.integer.context import RULES, Context
+from s8bqat_jax.integer.context import RULES, Context, UnsupportedPrimitive
 from s8bqat_jax.integer.values import (
   Const,
   Exact,
@@ -48,9 +48,14 @@ def run(
   env: dict[internals.Var, Value] = dict(zip(graph.ins, values))
 
   def read(a: internals.Atom) -> Value:
-    if isinstance(a, internals.Lit):
-      return Const(np.asarray(a.value))
-    return env[a]
+    if isinstance(a, internals.Var):
+      return env[a]
+    if jnp.issubdtype(jnp.asarray(a.value).dtype, jax.dtypes.prng_key):
+      raise UnsupportedPrimitive(
+        'the function holds a random key: integers draw no random numbers; make '
+        'what is drawn an input, or leave it out (deterministic=True)'
+      )
+    return Const(np.asarray(a.value))
 
   rest = []
   for e in graph.eqns:

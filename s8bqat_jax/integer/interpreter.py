@@ -52,8 +52,8 @@ def run(
       return env[a]
     if jnp.issubdtype(jnp.asarray(a.value).dtype, jax.dtypes.prng_key):
       raise UnsupportedPrimitive(
-        'the function holds a random key: integers draw no random numbers; make '
-        'what is drawn an input, or leave it out (deterministic=True)'
+        'the function holds a random key: integers draw no random numbers; '
+        'make what is drawn an input, or leave it out (deterministic=True)'
       )
     return Const(np.asarray(a.value))
 

@@ -26,17 +26,13 @@ def get_config(text=None):
   config.model.stack = 3
   config.model.reduce_after = (0,)
   float_configs.set_size(config, args['size'])
-  config.train.steps = 4000
+  config.train.steps = 6000
   config.train.learning_rate = 8e-3
   config.train.warmup_steps = 200
   config.train.ctc_weight = 0.3
   config.train.average_decay = 0.998
   config.train.eval_every = 2000
-  # Four thousand steps left two of five small models without an ear for the
-  # audio; and with a fresh joint network one of two larger ones stayed with
-  # which words follow which, after twelve thousand.
-  first = common.encoder_first(
-    config, steps=12_000, joint_from_ctc=args['joint'] == 'ctc'
+  common.encoder_first(
+    config, steps=4000, joint_from_ctc=args['joint'] == 'ctc'
   )
-  first.train.eval_every = 3000
   return config

@@ -26,8 +26,8 @@ def get_config(text=None):
     config.name += f'_{args["joint"]}'
     config.float.arguments += f',joint={args["joint"]}'
   config.activation_bits = 8
-  # 3,000 steps, 19% of all that the float models took.
-  config.finetune.share = 0.75
+  # 3,000 steps, 30% of all that the float models took.
+  config.finetune.share = 0.5
   # On development data, by the matrix `rates`; what is not here has 1e-3 and is
   # not compared yet.
   config.finetune.rates['s8bqat:3'] = 2e-3
@@ -35,7 +35,7 @@ def get_config(text=None):
   config.matrices.floats = s8bqat.floats(seeds=(0, 1, 2))
   # What the joint network begins as, where it mattered; also `joint=fresh`.
   config.matrices.begin = s8bqat.matrix(
-    '90k/float', '130k/float', seeds=(3, 4), split='dev'
+    '90k/float', '130k/float', seeds=(0, 1, 2, 3, 4), split='dev'
   )
   config.matrices.curve = s8bqat.matrix(*s8bqat.curve('90k'))
   config.matrices.ablation = s8bqat.matrix(

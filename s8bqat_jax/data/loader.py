@@ -293,8 +293,10 @@ def make_loader(
   label_lengths_N = np.array([len(l) for l in labels_N])
   unfit = {}
   if train:
-    unfit = _crowded(corpus, labels_N, samples_per_label, shortest)
-    unfit |= _too_short(corpus, min_samples, shortest)
+    # What is there after the fastest reading.
+    samples_N = np.asarray(corpus.durations_N) * corpus.sample_rate * shortest
+    unfit = _crowded(corpus, labels_N, samples_per_label, samples_N)
+    unfit |= _too_short(corpus, min_samples, samples_N)
   skipped = Skipped()
   if unfit:
     skipped.reasons |= {corpus.utt_ids_N[i]: unfit[i] for i in unfit}
@@ -346,10 +348,9 @@ def make_loader(
 
 
 def _too_short(
-  corpus: corpus_lib.Corpus, min_samples: int, shortest: float
+  corpus: corpus_lib.Corpus, min_samples: int, samples_N: np.ndarray
 ) -> dict[int, str]:
   """Which utterances give an encoder no frame, and why."""
-  samples_N = np.asarray(corpus.durations_N) * corpus.sample_rate * shortest
   return {
     i: f'{corpus.durations_N[i]:.3f} s of audio hold no frame of the encoder, '
     f'which needs {min_samples} samples'
@@ -361,7 +362,7 @@ def _crowded(
   corpus: corpus_lib.Corpus,
   labels_N: Sequence[Sequence[int]],
   samples_per_label: int,
-  shortest: float,
+  samples_N: np.ndarray,
 ) -> dict[int, str]:
   """Which utterances' labels CTC cannot fit into their audio, and why.
 
@@ -369,9 +370,8 @@ def _crowded(
     corpus: whose audio.
     labels_N: of each utterance.
     samples_per_label: that a label needs.
-    shortest: what audio may shrink to.
+    samples_N: how long audio may shrink to.
   """
-  samples_N = np.asarray(corpus.durations_N) * corpus.sample_rate * shortest
   found = {}
   for i, labels in enumerate(labels_N):
     # CTC wants a frame between equal neighbors too; one more for the window

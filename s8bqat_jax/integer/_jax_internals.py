@@ -43,6 +43,10 @@ class Lit:
   def shape(self) -> tuple[int, ...]:
     return np.shape(self.value)
 
+  @property
+  def dtype(self) -> Any:
+    return jnp.result_type(self.value)
+
 
 Atom = Var | Lit
 

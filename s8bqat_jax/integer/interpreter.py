@@ -50,7 +50,7 @@ def run(
   def read(a: internals.Atom) -> Value:
     if isinstance(a, internals.Var):
       return env[a]
-    if jnp.issubdtype(jnp.asarray(a.value).dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
       raise UnsupportedPrimitive(
         'the function holds a random key: integers draw no random numbers; '
         'make what is drawn an input, or leave it out (deterministic=True)'

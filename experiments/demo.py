@@ -52,6 +52,8 @@ _COPY = flags.DEFINE_bool(
 _COPIES_AT_MOST = 3  # as many methods are trained; each takes 2 GB
 # The cell whose file there is to try.
 _TRY = 'demo/s8bqat:4'
+_MODEL = 'digits_4bit.safetensors'
+_STAGES = 'compiled', 'float', 'ranges', 'train', 'eval'
 _COLUMNS = {
   'method': '',
   'bits': '',
@@ -70,7 +72,7 @@ def main(argv):
   start = time.perf_counter()
   workdir = pathlib.Path(_WORKDIR.value)
   if _FRESH.value:
-    shutil.rmtree(workdir, ignore_errors=True)
+    _remove(workdir)
   resumed = workdir.exists()
   trainer.keep_compiled(workdir / 'compiled')
   config = digits.get_config()
@@ -112,7 +114,7 @@ def main(argv):
   shipped = next(
     kept.train(job)['file'] for job in found if str(job.cell) == _TRY
   )
-  model = workdir / 'digits_4bit.safetensors'
+  model = workdir / _MODEL
   shutil.copyfile(shipped, model)
   if _PUBLISH.value:
     results.MODELS.mkdir(exist_ok=True)
@@ -124,6 +126,21 @@ def main(argv):
   )
   print(f'the picture: {workdir / "demo.png"}')
   print(f'try it: python -m experiments.transcribe --model={model} your.wav')
+
+
+def _remove(workdir: pathlib.Path) -> None:
+  """Removes an earlier demo, and nothing else."""
+  there = sorted(p.name for p in workdir.iterdir()) if workdir.exists() else []
+  if foreign := [
+    name
+    for name in there
+    if name not in _STAGES and not name.startswith(('demo.', _MODEL))
+  ]:
+    raise app.UsageError(
+      f'--fresh would remove {workdir} with what no demo makes: '
+      f'{", ".join(foreign[:3])}; give another --workdir'
+    )
+  shutil.rmtree(workdir, ignore_errors=True)
 
 
 def _train_side_by_side(kept, jobs, workdir):

@@ -35,6 +35,7 @@ _METHOD = flags.DEFINE_string('method', 'minmax', 'Of calibration.')
 _UTTERANCES = flags.DEFINE_integer('utterances', 256, 'To calibrate on.')
 _FOLDER = flags.DEFINE_string('out', str(results.FOLDER), 'For the result.')
 
+_SHIPPED = 'as shipped'
 _STREAMED = 16  # utterances
 _AUDITED_FRAMES = 400  # of a whole utterance
 
@@ -57,7 +58,7 @@ def quantized_weights(
   leaves = jax.tree.leaves(packed.tree, is_leaf=qtensor.is_qtensor)
   bits = max((x.bits for x in leaves if qtensor.is_qtensor(x)), default=32)
   if ranges is not None:
-    return [Weights('as shipped', bits, packed.tree, ranges)]
+    return [Weights(_SHIPPED, bits, packed.tree, ranges)]
   spec = calibration or packed.config.get('dev_data')
   if spec is None:
     raise ValueError(
@@ -71,7 +72,7 @@ def quantized_weights(
   wanted = -(-min(_UTTERANCES.value, len(corpus)) // 16)
   batches = list(loader.batches(0, min(wanted, loader.steps_per_epoch)))
   if bits < 32:
-    trees = [('as shipped', bits, packed.tree)]
+    trees = [(_SHIPPED, bits, packed.tree)]
   else:
     once = {
       ('uniform, no training', 8): quantizers.uniform(8),
@@ -169,8 +170,12 @@ def main(argv):
     )
     return rows[-1]['metrics'], hypotheses
 
-  score('float', 'float', 32, recognizer, params)
-  for weights in quantized_weights(path, _CALIBRATION.value):
+  quantized = quantized_weights(path, _CALIBRATION.value)
+  # Of a quantized file these are its weights, between float activations.
+  first = quantized[0]
+  plain = ('float', 32) if first.method != _SHIPPED else first[:2]
+  score('float', *plain, recognizer, params)
+  for weights in quantized:
     decoded = qtensor.decode(weights.tree)
     about = weights.method, weights.bits
     twin = integer_recognizer.twin(recognizer, *weights[2:])

@@ -32,6 +32,7 @@ from s8bqat_jax import sensitivity
 from s8bqat_jax.artifacts import packed_file, qtensor
 from s8bqat_jax.data import text_windows
 from s8bqat_jax.quantizers import codebook
+from s8bqat_jax.quantizers import rules as rule_lib
 from s8bqat_jax.quantizers import tree as trees
 
 METRICS = ('trace', 'diagonal', 'kl', 'search', 'size', 'random')
@@ -282,6 +283,7 @@ class Sensitivity:
 
   def _search(self) -> Scores:
     """Scores from mixtures that learn beside the weights."""
+    self.stages.float_model()  # The key knows it, and its seconds are its own.
     name, config = self._search_stage()
     section = self.config.sensitivity
     choices = tuple(self.config.choices)
@@ -370,6 +372,18 @@ def check_points(config: ml_collections.ConfigDict) -> None:
         f'config.mixed has {method!r} by {", ".join(metrics)}: expected a '
         f'method that trains and metrics of {", ".join(METRICS)}'
       )
+    try:
+      _make_mixed(method, config)
+    except ValueError as e:
+      raise ValueError(f'config.mixed has {method!r}: {e}') from None
+
+
+def _make_mixed(method: str, config: ml_collections.ConfigDict) -> None:
+  """Makes a method with bits of each tensor, for the errors that has."""
+  rules = rule_lib.as_rules(min(config.choices))
+  run = methods.Run(100, lambda _: 1e-3)
+  row_rules = rules if config.row_scales else ()
+  methods.make(method, 0, rules, run, row_rules=row_rules)
 
 
 def _read_point(point: Point, choices: Sequence[int]) -> tuple[float, str]:

@@ -235,9 +235,9 @@ def make(
 
   Args:
     name: in `METHODS`.
-    bits: of every weight; 32 for the floating-point methods.
-    rules: from `rules_for`.
-    run: the training; without one, what only `init` and `encode` need.
+    bits: of every weight, or by name; 32 for the floating-point methods.
+    rules: which weights get how many; those of recognizers are `rules_for`.
+    run: the training.
     options: of the method.
     row_rules: of the weights whose rows have a scale each; they are no
       business of `rules`. Metrics of those weights come second: `primal` is of
@@ -286,14 +286,17 @@ def resolved(
     ValueError: naming an unknown method or option, or one without a default.
   """
   check(name, options)
-  made = {**_defaults(name), **options}
+  defaults = _defaults(name)
+  made = {**defaults, **options}
   for option, value in made.items():
+    if value == defaults[option]:  # 4 for 4.0 is no other training.
+      made[option] = value = defaults[option]
     if isinstance(value, dict):
-      if bits not in value:
+      if not isinstance(bits, int) or bits not in value:
         raise ValueError(
           f'method {name!r} knows its {option} at '
-          f'{", ".join(map(str, value))} bits, not at {bits}: give it as '
-          f'?{option}='
+          f'{", ".join(map(str, value))} bits of all weights alike, and not '
+          f'otherwise: give it as ?{option}='
         )
       made[option] = value[bits]
   return made

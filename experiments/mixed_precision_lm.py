@@ -85,7 +85,7 @@ def main(argv):
     first = found[next(iter(rows)).seed]
     write = functools.partial(_write, config, corpora, rows, not_run, first)
     # What took hours is written before what takes minutes.
-    write(_agreement_so_far(config.name))
+    write(_agreement_so_far(config))
     agreement = lm_matrix.agreements(
       {seed: found[seed] for seed in dict.fromkeys(job.seed for job in rows)}
     )
@@ -99,9 +99,13 @@ def main(argv):
   print(results.table(ordered, lm_matrix.COLUMNS))
 
 
-def _agreement_so_far(name: str) -> list[dict[str, Any]]:
-  path = results.FOLDER / f'{name}.json'
-  return results.read(name).get('agreement', []) if path.exists() else []
+def _agreement_so_far(config) -> list[dict[str, Any]]:
+  """What the results file has of it, if it is of this config."""
+  if not (results.FOLDER / f'{config.name}.json').exists():
+    return []
+  old = results.read(config.name)
+  same = old.get('config_hash') == results.config_hash(config.to_dict())
+  return old.get('agreement', []) if same else []
 
 
 def _row(

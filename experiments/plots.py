@@ -61,7 +61,7 @@ def write(stages: Stages, rows: Rows, found: Found, path: pathlib.Path) -> None:
   if len({row['bits'] for row in rows}) == 1 and len(_pooled(rows)) > 2:
     # An ablation: nobody differs in bytes.
     size = 8, 1 + 0.3 * len(_pooled(rows))
-    _picture(path, size, lambda axes: error_by_method(rows, axes))
+    _picture(png(path), size, lambda axes: error_by_method(rows, axes))
   else:
     figure, (file, coded) = plt.subplots(
       1, 2, figsize=(11, 5), sharey=True, layout='constrained'
@@ -184,6 +184,7 @@ def error_against_weights(rows: Rows, axes: Any) -> None:
       (6, 4),
       textcoords='offset points',
     )
+  axes.margins(x=0.12)  # The labels stand to the right of their points.
   log_scale(axes, 'x')
   log_scale(axes, 'y')
   axes.set(xlabel='parameters', ylabel='WER, %')

@@ -34,9 +34,14 @@ class Streamer:
     log_mel, frames = recognizer.log_mel, recognizer.model.subsampling
     self._advance = frames * log_mel.hop
     self._needed = log_mel.window + (frames - 1) * log_mel.hop
-    self._buffer = np.zeros(0, np.int16)
     self._step = jax.jit(self._one_frame)
-    self._carry = jax.jit(self._start)(params)
+    self._first = jax.jit(self._start)(params)
+    self.reset()
+
+  def reset(self) -> None:
+    """Begins another stream; nothing is compiled again."""
+    self._buffer = np.zeros(0, np.int16)
+    self._carry = self._first
     self._frame = 0
     self.emitted: list[tuple[float, int]] = []
 

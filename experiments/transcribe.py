@@ -43,11 +43,12 @@ def main(argv):
     recognizer_lib.find_model(_MODEL.value, _WORKDIR.value), _ARITHMETIC.value
   )
   greedy = jax.jit(recognizer.greedy)
+  streamer = streaming.Streamer(recognizer, params) if _STREAM.value else None
   chunk = recognizer.log_mel.sample_rate * _CHUNK_MS.value // 1000
   for file in files:
     pcm_S = audio.read(file, str(file), audio.duration(file, str(file)))
-    if _STREAM.value:
-      streamer = streaming.Streamer(recognizer, params)
+    if streamer:
+      streamer.reset()
       print(f'{file}: ', end='', flush=True)
       for start in range(0, len(pcm_S), chunk):
         text = streamer.feed(pcm_S[start : start + chunk])

@@ -83,7 +83,7 @@ def test_every_matrix_can_be_read_and_made(module):
 @pytest.mark.parametrize(
   'text, message',
   [
-    ('tiny/coarse int8:8', 'knows its rate at 2, 3, 4 bits, not at 8'),
+    ('tiny/coarse int8:8', 'knows its rate at 2, 3, 4 bits of all weights'),
     ('tiny/coarse int8:3?joint=5', 'one rate for all weights'),
     ('tiny/s8bqat:2?reading=x', "reading must be 'loss' or 'overwrite'"),
     ('tiny/s8bqat:2?pull=-4', 'total must be 0 or more, got -4'),

@@ -10,7 +10,9 @@ import soundfile
 
 pytest.importorskip('espeakng_loader')
 
-from experiments import cells, results, stages
+from absl import app
+
+from experiments import cells, demo, results, stages
 from experiments.configs.s8bqat import asc_strings
 from s8bqat_jax import data
 from s8bqat_jax.artifacts import packed_file
@@ -28,6 +30,20 @@ def test_the_published_model_is_small_and_says_what_it_is():
   assert MODEL.stat().st_size < 0.7 * weights
   assert packed.config['method']['name'] == 's8bqat'
   assert packed.config['activations']
+
+
+def test_fresh_removes_a_demo_and_nothing_else(tmp_path):
+  workdir = tmp_path / 'runs'
+  for name in ('train/s8bqat-2', 'float', 'compiled'):
+    (workdir / name).mkdir(parents=True)
+  for name in ('demo.json', 'demo.png', MODEL.name, 'thesis.tex'):
+    (workdir / name).write_text('x')
+  with pytest.raises(app.UsageError, match='what no demo makes: thesis.tex'):
+    demo._remove(workdir)
+  (workdir / 'thesis.tex').rename(tmp_path / 'thesis.tex')
+  demo._remove(workdir)
+  assert not workdir.exists()
+  demo._remove(workdir)  # There was none.
 
 
 def test_it_transcribes_a_recording(tmp_path):

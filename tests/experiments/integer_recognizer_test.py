@@ -104,6 +104,11 @@ def test_an_integer_stream_gives_the_integer_transcript(batch, shipped):
     streamer.feed(pcm_S[start : start + 3000])
   assert [x for _, x in streamer.emitted] == labels.tolist()
   assert labels.size
+  before = streamer.emitted
+  streamer.reset()
+  assert not streamer.emitted and not streamer.text
+  streamer.feed(pcm_S)
+  assert streamer.emitted == before
 
 
 def test_every_program_is_integer(recognizer, tree, ranges):

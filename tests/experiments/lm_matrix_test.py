@@ -143,6 +143,7 @@ def test_a_budget_below_every_file(found):
     ),
     ('mixed', {'float': ('kl',)}, "'float' by kl: expected a method that"),
     ('mixed', {'adm': ('kl',)}, "'adm' by kl: expected a method that"),
+    ('mixed', {'coarse int8': ('kl',)}, 'of all weights alike, and not other'),
   ],
 )
 def test_cells_that_mean_nothing(config, field, value, message):

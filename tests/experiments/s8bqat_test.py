@@ -92,7 +92,7 @@ def test_an_option_at_its_default_is_the_same_training(done):
   rate = config.finetune.train.learning_rate
   folders = [
     kept.train_folder(cells.Job(cells.parse(f'tiny/s8bqat:2{text}'), 'all', 0))
-    for text in ('', f'?lr={rate}&every=1', '?every=2')
+    for text in ('', f'?lr={rate}&every=1&pull=4', '?every=2')
   ]
   assert folders[0] == folders[1] != folders[2]
 
@@ -282,6 +282,22 @@ def test_floats_are_drawn_against_parameters(done, tmp_path):
   assert shown == ['small', 'large']  # once each: of all seeds
   wer = found[jobs[0]]['wer']
   assert {text.xy for text in axes.texts} == {(1000, wer), (2000, wer)}
+  plt.close(figure)
+
+
+def test_an_ablation_is_drawn_as_rows(done, tmp_path):
+  config, kept, jobs, found = done
+  texts = ('tiny/s8bqat:2', 'tiny/s8bqat:2?every=2', 'tiny/acosr:2')
+  of_cells = {
+    jobs[1]._replace(cell=cells.parse(text)): found[jobs[1]] for text in texts
+  }
+  plan = cells.plan(config, 'quick')
+  rows = matrix.report(config, kept, 'parts', of_cells, [], tmp_path, plan)
+  assert {p.name for p in tmp_path.glob('*.png')} == {'parts.png'}
+  figure, axes = plt.subplots()
+  plots.error_by_method(rows, axes)
+  shown = [text.get_text() for text in axes.get_yticklabels()]
+  assert shown == ['s8bqat', 's8bqat (every 2)', 'acosr']
   plt.close(figure)
 
 

@@ -258,15 +258,14 @@ def relative_perplexity(
   """
   words_L = [len(line.split()) + 1 for line in corpus.lines]
   rise_SxL = other_SxL - base_SxL
-  interval = significance.rate_interval(rise_SxL, words_L, articles(corpus))
-  compared = significance.compare(
+  found = significance.difference(
     base_SxL, other_SxL, words_L, articles(corpus)
   )
   percent = lambda nats: results.finite(100 * float(np.expm1(nats)))
   return {
-    'relative': percent(rise_SxL.mean(0).sum() / corpus.words),
-    'ci95': [percent(x) for x in interval],
-    'p': compared.p_bootstrap,
+    'relative': percent(found.value),
+    'ci95': [percent(x) for x in found.interval],
+    'p': found.p,
     'relative_per_seed': [percent(x) for x in rise_SxL.sum(1) / corpus.words],
   }
 

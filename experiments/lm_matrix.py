@@ -5,25 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-import scipy.stats
 
 from experiments import (
   language_model,
   lm_sensitivity,
-  lm_stages,
   methods,
   results,
   stage_cache,
 )
-from experiments.stage_cache import cached
 from s8bqat_jax import sensitivity
 from s8bqat_jax.data import text as text_lib
 from s8bqat_jax.quantizers import tree as trees
 
 MARGIN = 0.01  # relative, of perplexity; a loss surely below it is none
-DEV_WINDOWS = 4  # what is measured takes so many times a score's windows
 COLUMNS = {
   'method': '',
   'bits': '.2f',
@@ -35,7 +30,6 @@ COLUMNS = {
   'ratio_fp32': '.2f',
   'ratio_fp16': '.2f',
 }
-_FAILURES = FloatingPointError, RuntimeError, sensitivity.InfeasibleError
 UNIFORM = 'ptq uniform', 'ptq lloyd-max', 'uniform qat', 'straight-through'
 # What finds the width from which on nothing is lost.
 EASY = 'ptq uniform', 'ptq lloyd-max', 'straight-through'
@@ -154,119 +148,8 @@ def run(
     planned=planned,
     max_hours=max_hours,
     done=done,
-    failures=_FAILURES,
+    failures=lm_sensitivity.FAILURES,
   )
-
-
-def agreements(
-  found: Mapping[int, lm_sensitivity.Sensitivity],
-) -> list[dict[str, Any]]:
-  """Returns the rows of `agreement` of every seed; prints why some are missing.
-
-  Args:
-    found: the sensitivities by seed, of which those at hand are asked.
-  """
-
-  def work(seed):
-    ready = [m for m in lm_sensitivity.METRICS if found[seed].ready(m)]
-    return agreement(found[seed].stages, found[seed], ready)
-
-  rows, _ = stage_cache.run(found, work, failures=_FAILURES)
-  return [{'seed': seed, **row} for seed in rows for row in rows[seed]]
-
-
-def agreement(
-  stages: lm_stages.Stages,
-  found: lm_sensitivity.Sensitivity,
-  metrics: Sequence[str] = lm_sensitivity.METRICS,
-) -> list[dict[str, Any]]:
-  """Holds predicted harm against measured harm, over random allocations.
-
-  The allocations of a point share its bytes, so that mean bits predict
-  nothing; nothing is trained, and the text is the development text.
-
-  Args:
-    stages: of the float model.
-    found: its scores.
-    metrics: whose scores are asked.
-
-  Returns:
-    A row for each metric and point: Spearman's correlation between the sum of
-    its scores and the measured rise of the loss; and that rise under what the
-    metric chose, under equal bits, and under the random ones.
-  """
-  about = {
-    'starts_from': stages.float_hash(),
-    'fingerprints': stages.corpora.fingerprints,
-    'row_scales': stages.config.row_scales,
-    'points': stages.config.points,
-    'choices': stages.config.choices,
-    'sensitivity': stages.config.sensitivity.to_dict(),
-    'metrics': list(metrics),
-    'windows': DEV_WINDOWS,
-  }
-  search = found.stage_folder('search')
-  if 'search' in metrics and search:
-    about['search'] = search.name  # It depends on how fine-tuning is done.
-  name = f'agreement-{results.config_hash(about)}'
-  work = lambda _: {'rows': _agreement(stages, found, metrics)}
-  return cached(stages.root / 'agreement' / name, about, work)['rows']
-
-
-def _agreement(stages, found, metrics) -> list[dict[str, Any]]:
-  params = stages.float_params()
-  windows = found.windows(dev=True, factor=DEV_WINDOWS)
-  loss = jax.jit(lambda p, x: stages.model.nll(p, x).mean())
-  mean = lambda p: float(np.mean([loss(p, x) for x in windows]))
-  base = mean(params)
-  # Not the scores that the cells by random scores have.
-  rng = np.random.default_rng([stages.config.seed, 1])
-  rows = []
-  for point in stages.config.points:
-    try:
-      drawn = _random_allocations(
-        found, point, stages.config.sensitivity.allocations, rng
-      )
-      chosen = {m: found.allocation(m, point).bits for m in metrics}
-    except sensitivity.InfeasibleError:
-      continue
-    rise = lambda bits: mean(found.quantized(bits)) - base
-    measured = [rise(bits) for bits in drawn]
-    equal = None
-    if isinstance(point, int):
-      equal = rise(dict.fromkeys(found.sizes(), point))
-    for metric in metrics:
-      scores = found.scores(metric)
-      predicted = [sum(scores[n][b] for n, b in bits.items()) for bits in drawn]
-      rank = scipy.stats.spearmanr(predicted, measured)
-      rows.append(
-        {
-          'metric': metric,
-          'point': point,
-          'allocations': len(drawn),
-          # Predictions that are all alike rank nothing.
-          'spearman': results.finite(rank.statistic),
-          'p': results.finite(rank.pvalue),
-          'rise_chosen': rise(chosen[metric]),
-          'rise_equal_bits': equal,
-          'rise_random': float(np.mean(measured)),
-          'rise_best_random': float(np.min(measured)),
-        }
-      )
-  return rows
-
-
-def _random_allocations(found, point, count, rng) -> list[dict[str, int]]:
-  """Different allocations in the bytes of a point, by random scores."""
-  drawn: list[dict[str, int]] = []
-  for _ in range(10 * count):
-    scores = found.random_scores(rng)
-    bits = sensitivity.allocate(scores, found.sizes(), found.budget(point)).bits
-    if bits not in drawn:
-      drawn.append(bits)
-    if len(drawn) == count:
-      break
-  return drawn
 
 
 def comparisons(
@@ -306,7 +189,7 @@ def comparisons(
         **compared,
         'bytes_ratio': float(sizes[1] / sizes[0]),
         'complete': complete,
-        'non_inferior': highest is not None and highest < 100 * MARGIN
+        'no_loss': highest is not None and highest < 100 * MARGIN
         if complete
         else None,
       }

@@ -35,6 +35,8 @@ from s8bqat_jax.quantizers import codebook
 from s8bqat_jax.quantizers import rules as rule_lib
 from s8bqat_jax.quantizers import tree as trees
 
+# What a cell may fail of without costing others their results.
+FAILURES = FloatingPointError, RuntimeError, sensitivity.InfeasibleError
 METRICS = ('trace', 'diagonal', 'kl', 'search', 'size', 'random')
 _DIAGONAL = 'diagonal.safetensors'
 Scores = dict[str, dict[int, float]]

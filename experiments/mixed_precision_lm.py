@@ -23,6 +23,7 @@ from ml_collections import config_flags
 
 from experiments import (
   launch,
+  lm_agreement,
   lm_matrix,
   lm_plots,
   lm_sensitivity,
@@ -86,7 +87,7 @@ def main(argv):
     write = functools.partial(_write, config, corpora, rows, not_run, first)
     # What took hours is written before what takes minutes.
     write(_agreement_so_far(config))
-    agreement = lm_matrix.agreements(
+    agreement = lm_agreement.agreements(
       {seed: found[seed] for seed in dict.fromkeys(job.seed for job in rows)}
     )
     write(agreement)
@@ -131,11 +132,17 @@ def _row(
   return row
 
 
+def _without_folders(row: dict[str, Any]) -> dict[str, Any]:
+  """A row but for where this machine keeps what it is of."""
+  of_file = {k: v for k, v in row['metrics'].items() if k != 'line_nats'}
+  return {k: v for k, v in row.items() if k != 'folder'} | {'metrics': of_file}
+
+
 def _write(config, corpora, rows, not_run, first, agreement) -> None:
   """Writes the results file."""
   results.write(
     config.name,
-    list(rows.values()),
+    [_without_folders(row) for row in rows.values()],
     comparisons=lm_matrix.comparisons(
       {(cell, seed): row['metrics'] for (seed, cell), row in rows.items()},
       corpora.eval_text,

@@ -48,6 +48,14 @@ class Comparison(NamedTuple):
     return self.interval.high < margin
 
 
+class Difference(NamedTuple):
+  """System B less system A, per unit."""
+
+  value: float
+  interval: Interval
+  p: float  # two-sided, by the same bootstrap
+
+
 class Mapsswe(NamedTuple):
   """The statistic, normal with unit variance if there is no difference."""
 
@@ -170,7 +178,6 @@ def compare(
     (b_R - a_R) / np.where(a_R > 0, a_R, 1),
     np.where(b_R > 0, np.inf, 0.0),
   )
-  tail = min(np.sum(relative_R <= 0), np.sum(relative_R >= 0))
   units = units_N.sum()
   found = Comparison(
     rate_a=float(rate_a / units),
@@ -184,9 +191,53 @@ def compare(
     return found
   return found._replace(
     interval=_interval(relative_R),
-    p_bootstrap=float(min(1.0, 2 * (tail + 1) / (replicates + 1))),
+    p_bootstrap=_p_value(relative_R),
     p_mapsswe=mapsswe(a_SxN.mean(0), b_SxN.mean(0)).p,
   )
+
+
+def difference(
+  costs_a_SxN: Any,
+  costs_b_SxN: Any,
+  units_N: Any,
+  speakers_N: Sequence[str],
+  folds_N: Sequence[str] | None = None,
+  *,
+  replicates: int = 4000,
+  seed: int = 0,
+) -> Difference:
+  """Compares B with A by what they add per unit, such as nats per word.
+
+  Args:
+    costs_a_SxN: of each seed of A in each utterance, or line.
+    costs_b_SxN: of B; seed s of both are resampled together.
+    units_N: words of each utterance.
+    speakers_N: what is resampled as one, such as speakers or articles.
+    folds_N: as for `compare`.
+    replicates: R.
+    seed: of the resampling.
+
+  Returns:
+    The difference; of a single utterance, which says nothing of others, its
+    interval is NaN.
+  """
+  rise_SxN = np.asarray(costs_b_SxN, float) - np.asarray(costs_a_SxN, float)
+  rise_SxN, units_N = _check(rise_SxN, units_N, speakers_N)
+  value = float(rise_SxN.mean(0).sum() / units_N.sum())
+  if len(units_N) == 1:
+    return Difference(value, Interval(np.nan, np.nan), 1.0)
+  (rise_R,), units_R = _resample(
+    [rise_SxN], units_N, speakers_N, folds_N, replicates, seed
+  )
+  return Difference(
+    value, _interval(rise_R / np.maximum(units_R, 1)), _p_value(rise_R)
+  )
+
+
+def _p_value(changes_R):
+  """Two-sided: how rarely replicates fall on the other side of no change."""
+  tail = min(np.sum(changes_R <= 0), np.sum(changes_R >= 0))
+  return float(min(1.0, 2 * (tail + 1) / (len(changes_R) + 1)))
 
 
 def _check(errors_SxN, units_N, speakers_N):

@@ -7,7 +7,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from experiments import language_model, lm_sensitivity, lm_stages
+from experiments import language_model, lm_agreement, lm_sensitivity, lm_stages
 from experiments import lm_matrix as lib
 from s8bqat_jax import sensitivity
 from s8bqat_jax.artifacts import packed_file
@@ -189,7 +189,7 @@ def test_admm_on_allocated_bits_ships_them(stages, found):
 
 
 def test_predictions_are_held_against_measured_harm(stages, found):
-  rows = lib.agreement(stages, found)
+  rows = lm_agreement.agreement(found)
   by_metric = {row['metric']: row['spearman'] for row in rows}
   assert set(by_metric) == set(lm_sensitivity.METRICS)
   assert {row['allocations'] for row in rows} == {20}
@@ -198,7 +198,7 @@ def test_predictions_are_held_against_measured_harm(stages, found):
   assert kl['rise_best_random'] < kl['rise_random']
   assert kl['rise_chosen'] < kl['rise_random']
   params = stages.float_params()
-  windows = found.windows(dev=True, factor=lib.DEV_WINDOWS)
+  windows = found.windows(dev=True, factor=lm_agreement.DEV_WINDOWS)
   loss = lambda p: np.mean([stages.model.nll(p, x).mean() for x in windows])
   rise = loss(found.quantized(dict.fromkeys(found.sizes(), 3))) - loss(params)
   np.testing.assert_allclose(kl['rise_equal_bits'], rise, rtol=1e-3)
@@ -207,20 +207,21 @@ def test_predictions_are_held_against_measured_harm(stages, found):
 def test_a_point_that_no_metric_can_meet_costs_no_other_seed(
   found, monkeypatch, capsys
 ):
-  def agreement(stages, of_seed, metrics):
+  def agreement(of_seed, metrics):
     if of_seed is found:
       raise sensitivity.InfeasibleError('too small')
     return [{'metric': 'kl'}]
 
-  monkeypatch.setattr(lib, 'agreement', agreement)
+  monkeypatch.setattr(lm_agreement, 'agreement', agreement)
   other = lm_sensitivity.Sensitivity(found.stages)
-  rows = lib.agreements({0: found, 1: other})
+  rows = lm_agreement.agreements({0: found, 1: other})
   assert rows == [{'seed': 1, 'metric': 'kl'}]
   assert 'too small' in capsys.readouterr().out
 
 
 def test_random_allocations_differ_and_cost_alike(found):
-  drawn = lib._random_allocations(found, 3, 12, np.random.default_rng(0))
+  rng = np.random.default_rng(0)
+  drawn = lm_agreement._random_allocations(found, 3, 12, rng)
   spent = [sum(found.sizes()[n][b] for n, b in d.items()) for d in drawn]
   assert len({tuple(sorted(d.items())) for d in drawn}) == len(drawn) > 5
   assert max(spent) <= found.budget(3) and min(spent) > 0.8 * found.budget(3)
@@ -283,7 +284,7 @@ def test_comparisons_are_of_seeds_that_both_have(tmp_path):
   assert len(row['relative_per_seed']) == 2
   np.testing.assert_allclose(row['relative_per_seed'], row['relative'])
   assert row['p'] < 0.01 and row['bytes_ratio'] == 0.205
-  assert row['non_inferior'] is None  # of two seeds
+  assert row['no_loss'] is None  # of two seeds
 
 
 def test_words_of_sentences_add_up_to_the_stream(stages):

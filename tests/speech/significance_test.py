@@ -182,6 +182,29 @@ def test_same_seed_same_answer():
   assert run(0) == run(0) != run(1)
 
 
+def test_a_difference_is_drawn_as_a_comparison_is():
+  rng = np.random.default_rng(3)
+  a_SxN = rng.gamma(2.0, 1.0, [2, 60])
+  b_SxN = a_SxN + rng.normal(0.02, 0.3, a_SxN.shape)
+  words_N = rng.integers(1, 9, 60)
+  speakers_N = [str(n // 6) for n in range(60)]
+  found = significance.difference(a_SxN, b_SxN, words_N, speakers_N)
+  rise_SxN = b_SxN - a_SxN
+  assert found.value == rise_SxN.mean(0).sum() / words_N.sum()
+  assert found.interval == significance.rate_interval(
+    rise_SxN, words_N, speakers_N
+  )
+  assert found.interval.low < found.value < found.interval.high
+  compared = significance.compare(a_SxN, b_SxN, words_N, speakers_N)
+  assert found.p == compared.p_bootstrap
+  back = significance.difference(b_SxN, a_SxN, words_N, speakers_N)
+  np.testing.assert_allclose(back.interval[::-1], -np.array(found.interval))
+  one = significance.difference([[1.0]], [[3.0]], [4], ['x'])
+  assert one.value == 0.5 and one.p == 1 and np.isnan(one.interval).all()
+  with pytest.raises(ValueError, match='finite'):
+    significance.difference([[np.nan, 1.0]], [[1.0, 1.0]], [1, 1], ['a', 'b'])
+
+
 def test_degenerate_comparisons():
   one = significance.compare([3], [2], [10], ['x'], replicates=50)
   assert one.p_mapsswe == one.p_bootstrap == 1.0 and not one.non_inferior()

@@ -5,8 +5,6 @@ it without data through `python -m experiments.dry_run`; to train, point
 --config.data.root at the folder that holds train-clean-100 and so on.
 """
 
-from ml_collections import config_dict
-
 from experiments.configs import common
 
 _TRAIN = ('train-clean-100', 'train-clean-360', 'train-other-500')
@@ -51,6 +49,4 @@ def get_config():
 
 def _spec(root, name):
   # The folder is a reference, so that overriding it reaches every spec.
-  if isinstance(root, config_dict.FieldReference):
-    return 'librispeech:' + root + ':' + name
-  return f'librispeech:{root}:{name}'
+  return 'librispeech:' + root + ':' + name

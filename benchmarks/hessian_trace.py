@@ -28,8 +28,9 @@ from absl import app, flags
 
 from experiments import results
 from s8bqat_jax import sensitivity
+from s8bqat_jax.artifacts.names import named
 from s8bqat_jax.models import transformer_lm
-from s8bqat_jax.sensitivity import hessian, trees
+from s8bqat_jax.sensitivity import hessian
 
 _ROUNDS = flags.DEFINE_integer('rounds', 3, 'Timed runs of each side.')
 _RTOL = flags.DEFINE_float('rtol', 0.25, 'Relative standard error to reach.')
@@ -86,10 +87,10 @@ class TorchSide:
   """The same model and PyHessian's products in PyTorch."""
 
   def __init__(self, params, tokens):
-    self.names = list(trees.named_leaves(params))
+    self.names = list(named(params))
     self.params = {
       name: torch.tensor(np.asarray(leaf), requires_grad=True)
-      for name, leaf in trees.named_leaves(params).items()
+      for name, leaf in named(params).items()
     }
     self.tokens = torch.tensor(tokens, dtype=torch.long)
     self.positions = torch.tensor(

@@ -1,6 +1,7 @@
-"""Nested dicts as one flat dict: a file knows tensors by name only.
+"""Names of leaves: in any tree, for rules and ranges; and in a file.
 
-A name is its keys joined by slashes, escaped such that every key comes back.
+A file knows tensors by name only: nested dicts become one flat dict, whose
+names are escaped such that every key comes back.
 """
 
 from __future__ import annotations
@@ -15,6 +16,51 @@ import numpy as np
 from s8bqat_jax.artifacts import qtensor
 
 EMPTY = object()  # stands for a dict without entries
+
+
+def name_of(path: tuple[Any, ...]) -> str:
+  """Returns the name of the leaf at a jax key path, wherever it comes from.
+
+  The box that nnx (`Param`) or linen (`Partitioned`) puts around an array has
+  no part in it, nor has a leading `params` collection.
+
+  Args:
+    path: as from `jax.tree_util.tree_leaves_with_path`.
+
+  Returns:
+    Its keys joined by slashes, such as `encoder/layer_0/kernel`.
+  """
+  last = path[-1] if path else None
+  if isinstance(last, jax.tree_util.GetAttrKey) and last.name == 'value':
+    path = path[:-1]
+  keys = [jax.tree_util.keystr((entry,), simple=True) for entry in path]
+  if len(keys) > 1 and keys[0] == 'params':
+    keys = keys[1:]
+  return '/'.join(keys)
+
+
+def named(tree: Any) -> dict[str, Any]:
+  """Returns {name: leaf} in the tree's own order; a QTensor is one leaf.
+
+  Args:
+    tree: a pytree. `None` in the place of a leaf means that it is masked out.
+
+  Returns:
+    The leaves by name.
+
+  Raises:
+    ValueError: if two leaves have the same name.
+  """
+  leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=qtensor.is_qtensor)
+  by_name = {name_of(path): leaf for path, leaf in leaves}
+  if len(by_name) < len(leaves):
+    names = [name_of(path) for path, _ in leaves]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    raise ValueError(
+      f'these names stand for more than one leaf each: {twice}; rename the '
+      'modules or keys that differ only in how they are boxed'
+    )
+  return by_name
 
 
 def flatten(tree: Any, path: tuple = ()) -> Iterator[tuple[str, Any]]:

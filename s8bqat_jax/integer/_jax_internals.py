@@ -51,6 +51,11 @@ class Lit:
 Atom = Var | Lit
 
 
+def is_key(x: Any) -> bool:
+  """Whether something with a dtype is a random key, or an array of them."""
+  return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
 class Eqn(NamedTuple):
   """One primitive application."""
 

@@ -100,7 +100,8 @@ def calibrate(
     fn: float function (params, *inputs) -> outputs; any supported function is
       also what `lower` and `twin` take.
     params: pytree of its parameters; QTensor leaves are decoded.
-    batches: the inputs of each call: a tuple, or one array.
+    batches: the inputs of each call: a tuple, or the one that there is (an
+      array, a dict, a named tuple).
     method: 'minmax'; 'ema' (minima and maxima averaged with weight 0.95 on the
       past, as in Q-ASR, over the batches that reach the value); 'percentile'
       (the central 99.99%); 'mse' (the clipping with the least 8-bit error).
@@ -121,7 +122,7 @@ def calibrate(
       f"method must be 'minmax', 'ema', 'percentile' or 'mse', got {method!r}"
     )
   params = qtensor.decode(params)
-  batches = [b if isinstance(b, tuple) else (b,) for b in batches]
+  batches = [_arguments(b) for b in batches]
   if not batches:
     raise ValueError('calibrate needs at least one batch')
   for batch in batches:
@@ -139,6 +140,12 @@ def calibrate(
       totals[key] = totals.get(key, 0) + np.asarray(counts, np.float64)
   clip = _percentile if method == 'percentile' else _least_error
   return {k: clip(totals[k], *ranges[k]) for k in ranges}
+
+
+def _arguments(batch: Any) -> tuple[Any, ...]:
+  """A batch as the inputs of one call; a named tuple is one of them."""
+  several = isinstance(batch, tuple) and not hasattr(batch, '_fields')
+  return batch if several else (batch,)
 
 
 def _check_inputs(batch: tuple[Any, ...]) -> None:
@@ -197,8 +204,7 @@ def saturation(
   params = qtensor.decode(params)
   totals: dict[str, np.ndarray] = {}
   for batch in batches:
-    inputs = batch if isinstance(batch, tuple) else (batch,)
-    for key, counts in run(params, *inputs).items():
+    for key, counts in run(params, *_arguments(batch)).items():
       totals[key] = totals.get(key, 0) + np.asarray(counts, np.float64)
   shares = {k: float(n[0] / max(n[1], 1)) for k, n in totals.items()}
   found = dict(sorted(shares.items(), key=lambda kv: -kv[1]))
@@ -231,7 +237,7 @@ def output_names(
   """
   params = qtensor.decode(params)
   graph, _ = internals.trace(fn, params, *inputs)
-  names = measure.input_keys(params, inputs, carry=False)
+  names = keys.of_arguments(params, inputs, carry=False)
   return [key.name for key in keys.assign(graph, names)[1]]
 
 

@@ -28,7 +28,7 @@ from s8bqat_jax.integer.spec import Spec
 from s8bqat_jax.integer.values import Const, Exact, QValue, Value
 
 # What a product still reads the same values through: also several made one.
-_MOVES = keys.MOVEMENT | {'concatenate', 'stack', 'select_n'}
+_MOVES = keys.MOVEMENT | {'concatenate', 'stack', 'select_n', 'pad'}
 
 
 def feeds_product(graph: internals.Graph, v: internals.Var) -> bool:
@@ -66,7 +66,10 @@ def passed_on(
 
   def source(a: internals.Atom) -> int | None:
     while a in made and made[a].name in keys.MOVEMENT:
-      a = made[a].ins[0]
+      before = made[a].ins[0]
+      if not (isinstance(before, internals.Var) and before.is_float):
+        return None  # Made of truth values or counts, not passed on.
+      a = before
     return carries.index(a) if a in carries else None
 
   chains = []

@@ -26,6 +26,11 @@ from s8bqat_jax.integer.values import (
   squeeze_const,
 )
 
+NO_RANDOM = (
+  'a random key: integers draw no random numbers; make what is drawn an input, '
+  'or leave it out (deterministic=True)'
+)
+
 
 def run(
   ctx: Context,
@@ -50,15 +55,12 @@ def run(
   def read(a: internals.Atom) -> Value:
     if isinstance(a, internals.Var):
       return env[a]
-    if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
-      raise UnsupportedPrimitive(
-        'the function holds a random key: integers draw no random numbers; '
-        'make what is drawn an input, or leave it out (deterministic=True)'
-      )
     return Const(np.asarray(a.value))
 
   rest = []
   for e in graph.eqns:
+    if any(internals.is_key(a) for a in (*e.ins, *e.outs)):
+      raise UnsupportedPrimitive(f'{NO_RANDOM}, at {e.where()}')
     known = [read(a) for a in e.ins if isinstance(a, internals.Lit) or a in env]
     consts = [a for a in known if isinstance(a, Const)]
     if len(consts) == len(e.ins) and e.name not in _CONTROL:
@@ -95,11 +97,7 @@ _CONTROL = ('scan', 'while', 'cond')
 
 # Movements act on a quantized constant's integers, so it stays quantized: all
 # but those that take reals beside it, or act on reals.
-_WEIGHT_MOVES = keys.MOVEMENT - {
-  'pad',
-  'reduce_precision',
-  'optimization_barrier',
-}
+_WEIGHT_MOVES = keys.MOVEMENT - {'reduce_precision', 'optimization_barrier'}
 
 
 def _fold(e: internals.Eqn, args: list[Const]) -> list[Const]:

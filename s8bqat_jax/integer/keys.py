@@ -25,19 +25,22 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from s8bqat_jax.artifacts import names
 from s8bqat_jax.integer import _jax_internals as internals
 
 MAX_LENGTH = 96
 CARRY = '~'
+_INPUT = 'in'
 
 PRODUCTS = ('dot_general', 'conv_general_dilated')
-# Movement of one array's values, which changes no value's range.
+# Movement of one array's values alone, which changes no value's range.
 MOVEMENT = frozenset(
   """reshape transpose broadcast_in_dim squeeze rev copy slice split unstack
-  tile convert_element_type stop_gradient dynamic_slice gather pad
+  tile convert_element_type stop_gradient dynamic_slice gather
   reduce_precision optimization_barrier""".split()
 )
 
@@ -201,32 +204,41 @@ def _shorten(key: Key) -> Key:
 
 
 def weight_of(name: str) -> str:
-  """Returns the path of the parameter that a value's name begins with.
+  """Returns the name of the parameter that a value's name begins with.
 
   Args:
     name: of a value; '' comes back for one that begins with none.
   """
-  path, colon, _ = name.partition(':')
-  return path.split('[')[0] if colon and '(' not in path else ''
+  path, colon, rest = name.partition(':')
+  of_input = path == _INPUT and rest[:1].isdigit()
+  if not colon or '(' in path or of_input:
+    return ''
+  escaped = path.split('[')[0]
+  return re.sub('%([0-9A-F]{2})', lambda m: chr(int(m[1], 16)), escaped)
 
 
-def of_params(paths: Sequence[str]) -> list[Key]:
-  """Names of the parameters: their paths."""
-  return [Key(p, True) for p in paths]
+def of_arguments(params: Any, inputs: Any, carry: bool) -> list[Key]:
+  """Names what goes into a function.
+
+  Args:
+    params: pytree of its parameters; a QTensor is one leaf.
+    inputs: its other arguments.
+    carry: whether the first of these is a state, as for `calibrate`.
+
+  Returns:
+    One key per leaf, in order: the parameters' paths, `~` for a state, and
+    'in:0', 'in:1', ... for the inputs.
+
+  Raises:
+    ValueError: if two parameters have the same name.
+  """
+  state = len(jax.tree.leaves(inputs[0])) if carry else 0
+  count = len(jax.tree.leaves(inputs)) - state
+  of_params = [Key(_escaped(n), True) for n in names.named(params)]
+  of_inputs = [Key(f'{_INPUT}:{i}') for i in range(count)]
+  return [*of_params, *[Key(CARRY)] * state, *of_inputs]
 
 
-def path_name(path: Any) -> str:
-  """Returns 'a/b/0' for a jax key path; what names are made with is escaped."""
-  parts = []
-  for k in path:
-    for attribute in ('key', 'name', 'idx'):
-      if hasattr(k, attribute):
-        part = str(getattr(k, attribute))
-        parts.append(re.sub(r'[%:[(]', lambda m: f'%{ord(m[0]):02X}', part))
-        break
-  return '/'.join(parts)
-
-
-def input_names(count: int) -> list[str]:
-  """Names of a function's flattened inputs: 'in:0', 'in:1', ..."""
-  return [f'in:{i}' for i in range(count)]
+def _escaped(name: str) -> str:
+  """A parameter's name without what names of values are made with."""
+  return re.sub(r'[%:[(]', lambda m: f'%{ord(m[0]):02X}', name)

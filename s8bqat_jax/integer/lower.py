@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from s8bqat_jax.artifacts import qtensor
+from s8bqat_jax.artifacts import names, qtensor
 from s8bqat_jax.integer import _jax_internals as internals
 from s8bqat_jax.integer import checks, control, interpreter, keys
 from s8bqat_jax.integer import clips as _clips  # noqa: F401  rules
@@ -19,7 +19,7 @@ from s8bqat_jax.integer import normalize as _normalize  # noqa: F401  rules
 from s8bqat_jax.integer import products as _products  # noqa: F401  rules
 from s8bqat_jax.integer import rules as _rules  # noqa: F401  rules
 from s8bqat_jax.integer.calibrate import Ranges
-from s8bqat_jax.integer.context import Context
+from s8bqat_jax.integer.context import Context, UnsupportedPrimitive
 from s8bqat_jax.integer.spec import Spec
 from s8bqat_jax.integer.values import Const, Exact, QValue, Weight
 
@@ -39,8 +39,9 @@ class IntegerFunction:
     out_specs: per flat output, likewise.
     in_tree: structure of the inputs (a tuple).
     out_tree: structure of the outputs.
-    weights: {path: QTensor or float parameter}, as they came in; the int8
-      values in `jaxpr` are those of the QTensor, or 8-bit codes of the floats.
+    weights: {name: QTensor or float parameter}, as they came in; the int8
+      values in `jaxpr` are those of the QTensor, or 8-bit codes of the floats
+      and of what is computed from weights (a product of two of them, say).
   """
 
   jaxpr: Any
@@ -177,11 +178,9 @@ class Program:
   """What lower and twin share: the graph, its inputs' specs, its outputs."""
 
   def __init__(self, fn, params, ranges, inputs, carry, twin):
-    leaves = jax.tree_util.tree_leaves_with_path(
-      params, is_leaf=qtensor.is_qtensor
-    )
-    self.paths = [keys.path_name(p) for p, _ in leaves]
-    self.leaves = [_as_array(leaf) for _, leaf in leaves]
+    by_name = names.named(params)
+    self.paths = list(by_name)
+    self.leaves = [_as_array(leaf) for leaf in by_name.values()]
     with jax.ensure_compile_time_eval():
       self.templates = [
         _constant(leaf, path) for path, leaf in zip(self.paths, self.leaves)
@@ -203,14 +202,11 @@ class Program:
       checks.check_carry(inputs, self.out_tree, old, new)
     self.ctx = Context(ranges, twin)
     self.carry = len(jax.tree.leaves(inputs[0])) if carry else 0
-    self._name_inputs(carry)
+    self.names = keys.of_arguments(params, inputs, carry)
+    self._specify_inputs()
 
-  def _name_inputs(self, carry: bool) -> None:
+  def _specify_inputs(self) -> None:
     first = len(self.leaves)
-    count = len(self.flat) - self.carry
-    self.names = keys.of_params(self.paths)
-    self.names += [keys.Key(keys.CARRY)] * self.carry
-    self.names += [keys.Key(n) for n in keys.input_names(count)]
     _, outs = keys.assign(self.graph, self.names)
     state = self.graph.ins[first : first + self.carry]
     chains = control.passed_on(self.graph, state)
@@ -270,6 +266,11 @@ def _as_array(leaf: Any) -> Any:
 
 def _constant(leaf: Any, path: str) -> Const:
   if not qtensor.is_qtensor(leaf):
+    if internals.is_key(leaf):
+      raise UnsupportedPrimitive(
+        f'parameter {path!r} is {interpreter.NO_RANDOM}, and leave the key out '
+        'of the parameters'
+      )
     value = internals.as_real(np.asarray(leaf))
     broken = int(np.sum(~np.isfinite(value)))
     if broken:

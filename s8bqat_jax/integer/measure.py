@@ -25,25 +25,6 @@ class Meter(NamedTuple):
   empty: Callable[[], Any]
 
 
-def input_keys(params: Any, inputs: Any, carry: bool) -> list[keys.Key]:
-  """Names what goes into a function.
-
-  Args:
-    params: pytree of its parameters.
-    inputs: its other arguments.
-    carry: whether the first of these is a state, as for `calibrate`.
-
-  Returns:
-    One key per leaf, in order.
-  """
-  paths = [p for p, _ in jax.tree_util.tree_leaves_with_path(params)]
-  names = keys.of_params([keys.path_name(p) for p in paths])
-  state = len(jax.tree.leaves(inputs[0])) if carry else 0
-  count = len(jax.tree.leaves(inputs)) - state
-  names += [keys.Key(keys.CARRY)] * state
-  return [*names, *(keys.Key(n) for n in keys.input_names(count))]
-
-
 def run(fn, meter: Meter, carry: bool, params, *inputs) -> dict[str, Any]:
   """Runs a function once, to be traced.
 
@@ -62,7 +43,7 @@ def run(fn, meter: Meter, carry: bool, params, *inputs) -> dict[str, Any]:
     [internals.as_real(jnp.asarray(x)) for x in jax.tree.leaves(tree)]
     for tree in (params, inputs)
   )
-  names = input_keys(params, inputs, carry)
+  names = keys.of_arguments(params, inputs, carry)
   stats: dict[str, Any] = {}
   for name, value in zip(names[len(leaves) :], flat):
     if jnp.issubdtype(value.dtype, jnp.floating):

@@ -193,10 +193,16 @@ def fake_quantize(x: jax.Array, spec: Spec) -> jax.Array:
   Returns:
     Reals on the grid, with a straight-through gradient.
   """
-  return _fake_quantize(spec, x)
+  y = jax.lax.stop_gradient(_on_grid(x, spec))
+  low, high = spec.interval
+  half = spec.scale / 2
+  inside = (x >= low - half) & (x <= high + half)
+  if spec.masked:
+    inside = inside | (x <= -MASK_LIMIT)
+  return _identity_grad(x, y, inside)
 
 
-def _on_grid(spec: Spec, x):
+def _on_grid(x: jax.Array, spec: Spec) -> jax.Array:
   # In float32, whatever the input: half precision counts to 256 or 2048.
   code = jnp.floor(x.astype(jnp.float32) / spec.scale + 0.5) + spec.zero
   code = jnp.clip(code, spec.low, spec.high)
@@ -214,13 +220,3 @@ def _identity_grad(x, y, inside):
 def _identity_jvp(primals, tangents):
   _, y, inside = primals
   return y, jnp.where(inside, tangents[0], 0)
-
-
-def _fake_quantize(spec, x):
-  y = jax.lax.stop_gradient(_on_grid(spec, x))
-  low, high = spec.interval
-  half = spec.scale / 2
-  inside = (x >= low - half) & (x <= high + half)
-  if spec.masked:
-    inside = inside | (x <= -MASK_LIMIT)
-  return _identity_grad(x, y, inside)

@@ -120,6 +120,7 @@ class _Found(NamedTuple):
   loops: tuple[Any, ...]  # The scans around it, outermost first.
   weight: int | None  # Which operand is weights.
   varies: frozenset[int]  # Ids of the loops that read others at every step.
+  levels: int  # How many different values they have.
 
 
 def latency(integer_fn: Any, spec: NpuSpec) -> Latency:
@@ -144,7 +145,8 @@ def latency(integer_fn: Any, spec: NpuSpec) -> Latency:
       raise ValueError(f'{spec.name}: {name} is {value}, expected more than 0')
   found: list[_Found] = []
   program = integer_fn.jaxpr.jaxpr
-  _collect(program, [_Origin()] * len(program.invars), 1, (), found)
+  consts = [_Origin(True, levels=_levels(c)) for c in integer_fn.jaxpr.consts]
+  _collect(program, consts, [_Origin()] * len(program.invars), 1, (), found)
   bits = {
     name: max(w.bits, spec.min_weight_bits) if qtensor.is_qtensor(w) else 8
     for name, w in integer_fn.weights.items()
@@ -177,17 +179,33 @@ class _Origin(NamedTuple):
   Attributes:
     stored: it is (a part of) a constant of the program.
     varies: ids of the loops at whose steps it is another one.
+    levels: how many different values the constant has.
   """
 
   stored: bool = False
   varies: frozenset[int] = frozenset()
+  levels: int = 0
+
+
+def _levels(constant: Any) -> int:
+  """How many different values there are in an int8 constant; 0 for others."""
+  x = np.asarray(constant)
+  there = np.zeros(256, bool)
+  if x.dtype == np.int8:
+    there[x.view(np.uint8)] = True
+  return int(there.sum())
 
 
 def _collect(
-  jaxpr: Any, ins: Sequence[_Origin], repeats: int, loops, found: list[_Found]
+  jaxpr: Any,
+  consts: Sequence[_Origin],
+  ins: Sequence[_Origin],
+  repeats: int,
+  loops: tuple[Any, ...],
+  found: list[_Found],
 ) -> list[_Origin]:
   """Appends the operations of a jaxpr; returns the origins of its outputs."""
-  env: dict[Any, _Origin] = dict.fromkeys(jaxpr.constvars, _Origin(True))
+  env: dict[Any, _Origin] = dict(zip(jaxpr.constvars, consts))
   env.update(zip(jaxpr.invars, ins))
 
   def origin(a: Any) -> _Origin:
@@ -202,21 +220,28 @@ def _collect(
       found.append(_Found(e, repeats, loops, *_stored_operand(e, args)))
       env.update(zip(e.outvars, outs))
       continue
-    inner = [getattr(j, 'jaxpr', j) for j in internals.inner_jaxprs(e)]
+    inner = [_body(j) for j in internals.inner_jaxprs(e)]
     if not (name in _CONTROL or internals.is_call(e)):
-      # What moves a constant still fetches it.
-      outs = [_Origin(bool(args) and args[0].stored, varies)] * len(outs)
+      # What moves constants still fetches them; indices are of another type.
+      moved = [
+        a
+        for a, v in zip(args, e.invars)
+        if v.aval.dtype == e.outvars[0].aval.dtype
+      ]
+      stored = bool(moved) and all(a.stored for a in moved)
+      levels = max((a.levels for a in moved), default=0)
+      outs = [_Origin(stored, varies, levels)] * len(outs)
     elif name == 'while':
       raise ValueError('a while loop has no known length; use scan to cost it')
     elif name == 'scan':
-      consts, carries = internals.scan_split(e.params)
+      fixed, carries = internals.scan_split(e.params)
       step = frozenset([id(e)])
       rows = [
-        _Origin(a.stored, a.varies | step) for a in args[consts + carries :]
+        a._replace(varies=a.varies | step) for a in args[fixed + carries :]
       ]
       state = [_Origin(False, varies | step)] * carries
       _collect(
-        inner[0], [*args[:consts], *state, *rows],
+        *inner[0], [*args[:fixed], *state, *rows],
         repeats * e.params['length'], (*loops, e), found,
       )  # fmt: skip
     elif name == 'cond':
@@ -224,23 +249,33 @@ def _collect(
       branches: list[list[_Found]] = []
       for body in inner:
         branches.append([])
-        _collect(body, args[1:], repeats, loops, branches[-1])
-      found += max(branches, key=lambda b: sum(_macs(f.eqn) for f in b))
+        _collect(*body, args[1:], repeats, loops, branches[-1])
+      found += max(
+        branches, key=lambda b: sum(_macs(f.eqn) * f.repeats for f in b)
+      )
     else:
-      outs = _collect(inner[0], args, repeats, loops, found)
+      outs = _collect(*inner[0], args, repeats, loops, found)
     env.update(zip(e.outvars, outs))
   return [origin(a) for a in jaxpr.outvars]
 
 
+def _body(inner: Any) -> tuple[Any, list[_Origin]]:
+  """A jaxpr inside of another, and where its own constants come from."""
+  jaxpr = getattr(inner, 'jaxpr', inner)
+  known = getattr(inner, 'consts', ())
+  levels = [_levels(c) for c in known] or [0] * len(jaxpr.constvars)
+  return jaxpr, [_Origin(True, levels=n) for n in levels]
+
+
 def _stored_operand(
   e: Any, args: Sequence[_Origin]
-) -> tuple[int | None, frozenset[int]]:
-  """Which operand of a product or embedding is weights, and how it varies."""
+) -> tuple[int | None, frozenset[int], int]:
+  """Which operand of a product or embedding is weights, and what they are."""
   if e.primitive.name in _PRODUCTS or e.primitive.name == 'q_embed':
     for i in (1, 0):
       if args[i].stored:
-        return i, args[i].varies
-  return None, frozenset()
+        return i, args[i].varies, args[i].levels
+  return None, frozenset(), 0
 
 
 _PRODUCTS = ('q_dot', 'q_conv', 'q_depthwise')
@@ -265,6 +300,8 @@ def _weight_bytes(f: _Found, bits: dict[str, int]) -> int:
     return 0
   e = f.eqn
   width = bits.get(keys.weight_of(e.params['site']), 8)
+  if f.levels > 2**width:
+    width = 8  # Another constant than the parameter that the site is named by.
   read = e.outvars[0] if e.primitive.name == 'q_embed' else e.invars[f.weight]
   table = 2**width if width < 8 else 0
   return math.ceil(math.prod(read.aval.shape) * width / 8) + table

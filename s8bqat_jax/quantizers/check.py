@@ -12,6 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from s8bqat_jax.artifacts import qtensor
+from s8bqat_jax.artifacts.names import name_of
 from s8bqat_jax.quantizers import tree as trees
 from s8bqat_jax.quantizers import types
 
@@ -201,7 +202,7 @@ def _same_form(new: Any, old: Any, what: str) -> None:
     )
     _require(
       form_a == form_b,
-      f'{what}: {trees.name_of(path)} is {form_b}, expected {form_a}',
+      f'{what}: {name_of(path)} is {form_b}, expected {form_a}',
     )
 
 

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from s8bqat_jax.artifacts import qtensor
 from s8bqat_jax.quantizers import tree as trees
 from s8bqat_jax.quantizers import types
-from s8bqat_jax.quantizers.hard_compressor import mark_moved
 
 
 def with_final_phase(
@@ -100,7 +99,7 @@ def with_final_phase(
 
     def training():
       new, own, moved = quantizer.after_update(params, inner(state), ctx)
-      moved = mark_moved(moved, ())
+      moved = trees.mark_moved(moved, ())
 
       def freeze():
         shipped = trees.quantized(quantizer.encode(new, own))
@@ -119,7 +118,7 @@ def with_final_phase(
       # Scalars or arrays, as the quantizer has them.
       form = jax.eval_shape(lambda: training()[2])
       still = jax.tree.map(lambda x: jnp.zeros(x.shape, bool), form)
-      moved = mark_moved(still, names)
+      moved = trees.mark_moved(still, names)
       # The optimizer of the learned state may still have momentum.
       rested = types.State(state.carried['learned'], state.carried)
       return with_shipped(params, state), rested, moved

@@ -16,11 +16,9 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from s8bqat_jax.artifacts import qtensor
@@ -68,11 +66,11 @@ def hard_compressor(
     params: types.Params, state: types.State, ctx: types.Ctx
   ) -> tuple[types.Params, types.State, Any]:
     params, state, moved = quantizer.after_update(params, state, ctx)
-    moved = mark_moved(moved, ())
+    moved = trees.mark_moved(moved, ())
 
     def snap():
       encoded = quantizer.encode(params, state)
-      return qtensor.decode(encoded), mark_moved(
+      return qtensor.decode(encoded), trees.mark_moved(
         moved, trees.quantized(encoded)
       )
 
@@ -127,22 +125,6 @@ def loss_at_codes(quantizer: types.Quantizer, every: int) -> types.Quantizer:
     )
 
   return dataclasses.replace(quantizer, views=views)
-
-
-def mark_moved(moved: Any, names: Iterable[str]) -> Any:
-  """Returns the `moved` tree with the named tensors marked too.
-
-  Args:
-    moved: {..: bool}, the shape of the params tree.
-    names: of the tensors to mark.
-
-  Returns:
-    The tree with a boolean array in every leaf.
-  """
-  names = set(names)
-  return jax.tree_util.tree_map_with_path(
-    lambda path, x: jnp.logical_or(x, trees.name_of(path) in names), moved
-  )
 
 
 def _check_every(every: int) -> None:

@@ -1,63 +1,17 @@
-"""Names and leaves of any params pytree: linen, nnx state, plain containers.
-
-A leaf has one name wherever it comes from: its keys joined by slashes, such as
-`encoder/layer_0/kernel`. The box that nnx (`Param`) or linen (`Partitioned`)
-puts around an array has no part in it, nor has a leading `params` collection.
-"""
+"""Leaves of any params pytree by name: linen, nnx state, plain containers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from s8bqat_jax.artifacts import qtensor
+from s8bqat_jax.artifacts.names import name_of, named
 
 _BIASES_AND_GAINS = ('bias', 'scale', 'gamma', 'beta')
-
-
-def name_of(path: tuple[Any, ...]) -> str:
-  """Returns the name of the leaf at a jax key path.
-
-  Args:
-    path: as from `jax.tree_util.tree_leaves_with_path`.
-
-  Returns:
-    Its keys joined by slashes.
-  """
-  last = path[-1] if path else None
-  if isinstance(last, jax.tree_util.GetAttrKey) and last.name == 'value':
-    path = path[:-1]
-  keys = [jax.tree_util.keystr((entry,), simple=True) for entry in path]
-  if len(keys) > 1 and keys[0] == 'params':
-    keys = keys[1:]
-  return '/'.join(keys)
-
-
-def named(tree: Any) -> dict[str, Any]:
-  """Returns {name: leaf} in the tree's own order; a QTensor is one leaf.
-
-  Args:
-    tree: a pytree. `None` in the place of a leaf means that it is masked out.
-
-  Returns:
-    The leaves by name.
-
-  Raises:
-    ValueError: if two leaves have the same name.
-  """
-  leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=qtensor.is_qtensor)
-  by_name = {name_of(path): leaf for path, leaf in leaves}
-  if len(by_name) < len(leaves):
-    names = [name_of(path) for path, _ in leaves]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    raise ValueError(
-      f'these names stand for more than one leaf each: {twice}; rename the '
-      'modules or keys that differ only in how they are boxed'
-    )
-  return by_name
 
 
 def quantized(encoded: Any) -> dict[str, qtensor.QTensor]:
@@ -107,6 +61,22 @@ def keep(tree: Any, names: Any) -> Any:
     lambda path, leaf: leaf if name_of(path) in names else None,
     tree,
     is_leaf=qtensor.is_qtensor,
+  )
+
+
+def mark_moved(moved: Any, names: Iterable[str]) -> Any:
+  """Returns the `moved` tree with the named tensors marked too.
+
+  Args:
+    moved: {..: bool}, the shape of the params tree.
+    names: of the tensors to mark.
+
+  Returns:
+    The tree with a boolean array in every leaf.
+  """
+  names = set(names)
+  return jax.tree_util.tree_map_with_path(
+    lambda path, x: jnp.logical_or(x, name_of(path) in names), moved
   )
 
 

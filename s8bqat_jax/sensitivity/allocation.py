@@ -16,7 +16,7 @@ import scipy.sparse
 
 from s8bqat_jax.quantizers import rules as rule_lib
 
-BITS = (1, 2, 3, 4, 5, 6, 8, 16)
+BITS = (*range(1, 9), 16)
 Table = Mapping[str, Mapping[int, float]]
 
 # Scores within this relative distance of the best count as equal: what a

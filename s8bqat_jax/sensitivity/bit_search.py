@@ -17,7 +17,7 @@ import optax
 from s8bqat_jax.artifacts import qtensor
 from s8bqat_jax.quantizers import lift, schedules, types
 from s8bqat_jax.quantizers import rules as rule_lib
-from s8bqat_jax.quantizers.learnable import quantized
+from s8bqat_jax.quantizers.learnable import quantized, step_size
 from s8bqat_jax.quantizers.uniform import mse_scale, quantize
 
 
@@ -146,7 +146,7 @@ def search_scores(
   params: types.Params,
   state: types.State,
   *,
-  choices: Sequence[int] = (1, 2, 4, 8),
+  choices: Sequence[int],
 ) -> dict[str, dict[int, float]]:
   """What was learned, as scores for `allocate`.
 
@@ -175,7 +175,7 @@ def found_bits(
   params: types.Params,
   state: types.State,
   *,
-  choices: Sequence[int] = (1, 2, 4, 8),
+  choices: Sequence[int],
 ) -> dict[str, int]:
   """The likeliest width of every tensor; `to_rules` makes rules of it.
 
@@ -199,6 +199,11 @@ def _shares(rules, params, state, choices) -> dict[str, dict[int, float]]:
   for name, spec in rule_lib.resolve(rules, params).items():
     log_share_C = jax.nn.log_softmax(state.learned['logits'][spec.group])
     widths = _widths(spec, choices)
+    if len(widths) != len(log_share_C):
+      raise ValueError(
+        f'{name}: {len(log_share_C)} logits for the widths {widths}: expected '
+        'the rules and choices that were given to `search`'
+      )
     shares[name] = dict(zip(widths, np.asarray(log_share_C).tolist()))
   return shares
 
@@ -221,10 +226,7 @@ def _widths(spec, choices):
 
 
 def _steps(state, name):
-  scale_C = state.carried[name]
-  step_C = scale_C * jnp.abs(state.learned['factors'][name])
-  tiny = jnp.finfo(scale_C.dtype).tiny
-  return jnp.maximum(step_C.astype(scale_C.dtype), tiny)
+  return step_size(state.carried[name], state.learned['factors'][name])
 
 
 def _expected_bits(weights, shares, specs, choices):

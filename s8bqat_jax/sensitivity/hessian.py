@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from s8bqat_jax.sensitivity import trees
+from s8bqat_jax.artifacts.names import named
+from s8bqat_jax.sensitivity import checks
 
 PyTree = Any
 LossFn = Callable[[PyTree, PyTree], jax.Array]
@@ -111,8 +112,8 @@ def hessian_trace(
     Hutchinson 1990; Yao et al. 2020 (PyHessian, arXiv 1912.07145). Fresh
     probes per batch and the stratified standard error are ours.
   """
-  trees.check_float_params(params)
-  batches = trees.check_batches(batches)
+  checks.float_params(params)
+  batches = checks.listed(batches)
   _check_scalar(loss_fn, params, batches[0])
   if chunk < 2:
     raise ValueError(
@@ -121,7 +122,7 @@ def hessian_trace(
   if not rtol > 0:
     raise ValueError(f'rtol={rtol}: expected a positive number')
 
-  names_L = list(trees.named_leaves(params))
+  names_L = list(named(params))
   unknown = sorted(set(names or ()) - set(names_L))
   if unknown:
     raise ValueError(
@@ -191,8 +192,8 @@ def top_eigenvalue(
   """
   if max_iterations < 1:
     raise ValueError(f'max_iterations must be at least 1, got {max_iterations}')
-  trees.check_float_params(params)
-  batches = trees.check_batches(batches)
+  checks.float_params(params)
+  batches = checks.listed(batches)
   _check_scalar(loss_fn, params, batches[0])
 
   flat_P, unravel = ravel_pytree(params)

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from s8bqat_jax.sensitivity import trees
+from s8bqat_jax.artifacts.names import named
+from s8bqat_jax.sensitivity import checks
 
 PyTree = Any
 # (name, tensor, bits) -> the tensor as it is after quantization.
@@ -51,7 +52,7 @@ def trace_scores(
     Dong et al. 2020 (HAWQ-V2); Xu et al. 2021 (arXiv 2112.11540), who apply it
     to Transformer language models.
   """
-  traces = trees.named_leaves(trace)
+  traces = named(trace)
   harm = lambda name, squares: float(traces[name]) * float(squares.mean())
   return _perturbations(trace, harm, params, quantize, bits, stderr)
 
@@ -81,7 +82,7 @@ def diagonal_scores(
   Returns:
     `{tensor: {bits: omega}}`.
   """
-  curved = trees.named_leaves(diagonal)
+  curved = named(diagonal)
   harm = lambda name, squares: float(
     np.sum(np.asarray(curved[name], np.float64) * squares)
   )
@@ -93,14 +94,14 @@ def _perturbations(curvature, harm, params, quantize, bits, stderr) -> Scores:
 
   It counts as no less than under a trace of its own standard error.
   """
-  tensors = trees.named_leaves(params)
-  if list(trees.named_leaves(curvature)) != list(tensors):
+  tensors = named(params)
+  if list(named(curvature)) != list(tensors):
     raise ValueError(
       'curvature and params differ in structure; their tensors are\n'
-      f'{list(trees.named_leaves(curvature))[:8]}\n{list(tensors)[:8]}'
+      f'{list(named(curvature))[:8]}\n{list(tensors)[:8]}'
     )
   _check_names(bits, tensors)
-  floors = trees.named_leaves(stderr) if stderr is not None else {}
+  floors = named(stderr) if stderr is not None else {}
   scores: Scores = {}
   for name, widths in bits.items():
     tensor = np.asarray(tensors[name], np.float64)
@@ -143,9 +144,9 @@ def kl_sensitivity(
   References:
     Xu et al. 2021 (arXiv 2112.11438), KL as a sensitivity of language models.
   """
-  trees.check_float_params(params)
-  batches = trees.check_batches(batches)
-  _check_names(bits, trees.named_leaves(params))
+  checks.float_params(params)
+  batches = checks.listed(batches)
+  _check_names(bits, named(params))
 
   @jax.jit
   def reference(p, batch):
@@ -174,7 +175,7 @@ def kl_sensitivity(
     )
   leaves, treedef = jax.tree.flatten(params)
   result = KlSensitivity({}, {})
-  for index, name in enumerate(trees.named_leaves(params)):
+  for index, name in enumerate(named(params)):
     if name not in bits:
       continue
     result.scores[name], result.stderr[name] = {}, {}

@@ -1,9 +1,12 @@
 """Ranges against NumPy, through every kind of inner body."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from s8bqat_jax.integer import (
   audit,
@@ -152,6 +155,60 @@ def test_masks_are_not_data():
   x = np.asarray([1.0, 2.0], np.float32)
   ranges = calibrate(fn, {}, [(x, np.asarray([True, False]))])
   assert all(-1e6 < lo <= hi < 1e6 for lo, hi in ranges.values())
+
+
+class Batch(NamedTuple):
+  x: np.ndarray
+  y: np.ndarray
+
+
+@pytest.mark.parametrize('kind', ['tuple', 'named tuple', 'dict'])
+def test_a_named_tuple_is_one_input(kind):
+  x, y = R.normal(size=(2, 4, 2)).astype(np.float32)
+  fn = lambda p, b: b['x'] @ p['w'] + b['y']
+  if kind == 'tuple':
+    fn, batch = (lambda p, x, y: x @ p['w'] + y), (x, y)
+  elif kind == 'dict':
+    batch = {'x': x, 'y': y}
+  else:
+    fn, batch = (lambda p, b: b.x @ p['w'] + b.y), Batch(x, y)
+  ranges = calibrate(fn, PARAMS, [batch])
+  assert ranges['in:1'] == (y.min(), y.max())
+  assert not saturation(fn, PARAMS, ranges, [batch])
+
+
+def test_what_pads_is_not_in_the_range_of_what_is_padded():
+  fn = lambda p, x: jnp.pad(jnp.tanh(x @ p['w']), 1, constant_values=50.0)
+  ranges = calibrate(fn, PARAMS, [R.normal(size=(8, 2))])
+  assert ranges['w:dot_general.tanh'][1] < 1
+  assert ranges['w:dot_general.tanh.pad'][1] == 50
+
+
+@pytest.mark.parametrize('boxed', [True, False])
+def test_ranges_are_of_any_form_of_the_same_parameters(boxed):
+  """From nnx's boxes or linen's collections to what a file gives back."""
+  plain = {'a': dict(PARAMS), 'b': {'bias': jnp.ones(2)}}
+  fn = lambda p, x: x @ p['a']['w'] + p['b']['bias']
+  given, of_given = {'params': plain}, lambda p, x: fn(p['params'], x)
+  if boxed:
+    given = nnx.State(jax.tree.map(nnx.Param, plain))
+    of_given = lambda p, x: x @ p['a']['w'][...] + p['b']['bias'][...]
+  x = R.normal(size=(8, 2)).astype(np.float32)
+  ranges = calibrate(of_given, given, [x])
+  assert set(ranges) == {'in:0', 'a/w:dot_general', 'b/bias:add'}
+  integer = lower(fn, plain, ranges, x)
+  assert set(integer.weights) == {'a/w', 'b/bias'}
+
+
+def test_two_parameters_of_one_name():
+  params = {'params': {'w': jnp.ones((2, 2))}, 'w': jnp.ones((2, 2))}
+  fn = lambda p, x: x @ p['w'] @ p['params']['w']
+  for act in (
+    lambda: calibrate(fn, params, [np.ones((1, 2))]),
+    lambda: lower(fn, params, {}, np.ones((1, 2), np.float32)),
+  ):
+    with pytest.raises(ValueError, match=r"more than one leaf each: \['w'\]"):
+      act()
 
 
 def test_malformed():

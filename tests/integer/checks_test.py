@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from s8bqat_jax.integer import audit, calibrate, checks, lower, twin
+from s8bqat_jax.integer import (
+  UnsupportedPrimitive,
+  audit,
+  calibrate,
+  checks,
+  lower,
+  twin,
+  uncalibrated,
+)
 
 R = np.random.default_rng(0)
 PARAMS = {
@@ -208,3 +216,46 @@ def test_a_good_carry():
   scan = lambda p, h, x: jax.lax.scan(lambda h, x: cell(p, h, x), h, x)
   ranges = calibrate(scan, PARAMS, [(H, X[None])])
   assert audit(lower(cell, PARAMS, ranges, H, X, carry=True)).ok
+
+
+def _noisy(p, x):
+  return x @ p['w'] + jax.random.normal(jax.random.key(0), x.shape)
+
+
+def _noisy_inside(p, x):
+  keys = jax.random.key_data(jax.random.split(jax.random.key(0), 3))
+  wrapped = lambda raw: jax.random.wrap_key_data(raw)
+  step = lambda c, k: (c + jax.random.normal(wrapped(k), c.shape), ())
+  return jax.lax.scan(step, x @ p['w'], keys)[0]
+
+
+KEY = jax.random.key(0)
+
+
+def _closed_over(p, x):
+  return x + jax.random.normal(KEY, x.shape)
+
+
+def _given_a_key(p, x, key):
+  return x @ p['w'] + jax.random.normal(key, x.shape)
+
+
+@pytest.mark.parametrize(
+  'fn', [_noisy, _noisy_inside, _closed_over, _given_a_key]
+)
+def test_random_numbers(fn):
+  params = {'w': np.eye(2, dtype=np.float32)}
+  inputs = [np.ones((3, 2), np.float32)]
+  if fn is _given_a_key:
+    inputs.append(jax.random.key(1))
+  with pytest.raises(UnsupportedPrimitive, match='random key'):
+    lower(fn, params, uncalibrated(), *inputs)
+
+
+def test_a_key_among_the_parameters():
+  params = {'w': np.eye(2, dtype=np.float32), 'rngs': jax.random.key(0)}
+  fn = lambda p, x: x @ p['w']
+  with pytest.raises(
+    UnsupportedPrimitive, match="parameter 'rngs' is a random key"
+  ):
+    lower(fn, params, uncalibrated(), np.ones((3, 2), np.float32))

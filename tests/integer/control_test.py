@@ -105,7 +105,35 @@ def taking_turns(p, x):
   return lax.scan(lambda c, t: (c[::-1], c[0] * t), [1.0, 3.0], x)[1]
 
 
-@pytest.mark.parametrize('fn', [iir, delayed_by_while, taking_turns])
+def filled_up(p, x):
+  """A delay line whose last place is filled with a constant."""
+  return lax.scan(
+    lambda c, t: (jnp.pad(c[1:], (0, 1), constant_values=5.0), c * t),
+    jnp.zeros(4),
+    x,
+  )[1]
+
+
+def pushed(p, x):
+  """A delay line that the input is padded into."""
+  return lax.scan(
+    lambda c, t: (lax.pad(c[1:], t, [(0, 1, 0)]), c.sum()), jnp.zeros(4), x
+  )[1]
+
+
+def made_of_truth(p, x):
+  """A state that is a flag of the step before."""
+
+  def step(c, t):
+    flag, g = c
+    return (t > 0, flag.astype(jnp.float32)), g * t
+
+  return lax.scan(step, (True, jnp.float32(0)), x)[1]
+
+
+@pytest.mark.parametrize(
+  'fn', [iir, delayed_by_while, taking_turns, filled_up, pushed, made_of_truth]
+)
 def test_a_state_that_is_passed_on_keeps_all_that_it_held(fn):
   close(fn, {}, np.float32([10, -6, 4, 0, 0, 0, 0, 0]), least=35.0)
 

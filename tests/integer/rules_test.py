@@ -207,14 +207,6 @@ def test_unsupported_primitive_names_itself_its_line_and_the_way_out():
   assert "'sort'" in text and 'rules_test.py' in text and 'register' in text
 
 
-def test_random_numbers_are_refused():
-  key = jax.random.key(0)
-  fn = lambda p, x: x + jax.random.normal(key, (8,))
-  ranges = calibrate(fn, {}, [(X,)])
-  with pytest.raises(NotImplementedError, match='holds a random key: .* input'):
-    lower(fn, {}, ranges, X)
-
-
 def test_a_registered_rule_is_used():
   @register('sort')
   def sort(ctx, e, x):

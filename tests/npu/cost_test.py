@@ -134,6 +134,57 @@ def test_weights_that_are_closed_over_count():
   assert values.weight_bytes == 0
 
 
+def test_a_constant_is_no_weight_that_its_place_is_named_by():
+  """The second product is named by the weight before it, or by an input."""
+  other = R.normal(size=(N, 8)).astype('f')
+  x = R.normal(size=(3, K)).astype('f')
+  first, second = latency(
+    lowered(lambda p, x: (x @ p['w']) @ other, weight(16), x), INDEX_NPU
+  ).ops
+  assert first.weight_bytes == K * N // 2 + 16
+  assert second.weight_bytes == N * 8
+  params = {'in': weight(16)['w']}
+  *_, of_constant = latency(
+    lowered(lambda p, x: (x @ p['in'], x @ other[:K]), params, x), INDEX_NPU
+  ).ops
+  assert of_constant.weight_bytes == K * 8
+
+
+def test_a_weight_made_of_two_is_stored_in_bytes():
+  gain = R.uniform(0.5, 2, N).astype('f')
+  fn = lowered(
+    lambda p, x: x @ (p['w'] * p['g']),
+    {**weight(16), 'g': gain},
+    R.normal(size=(3, K)).astype('f'),
+  )
+  (op,) = latency(fn, INDEX_NPU).ops
+  assert op.weight_bytes == K * N
+
+
+def test_values_beside_a_constant_are_no_weights():
+  zeros = np.zeros((2, K), 'f')
+  fn = lowered(
+    lambda p, x: x @ jnp.concatenate([zeros, x]).T,
+    {},
+    R.normal(size=(3, K)).astype('f'),
+  )
+  assert latency(fn, INDEX_NPU).weight_bytes == 0
+
+
+def test_the_dearest_branch_is_the_one_that_repeats():
+  def fn(p, x):
+    step = lambda h, _: (jnp.tanh(h @ p['w']), ())
+    return jax.lax.cond(
+      x[0, 0] > 0,
+      lambda: jnp.tanh(jnp.tanh(x @ p['w']) @ p['w']),
+      lambda: jax.lax.scan(step, x, length=STEPS)[0],
+    )
+
+  program = lowered(fn, weight(16), R.normal(size=(3, K)).astype('f'))
+  macs = sum(op.macs for op in latency(program, INDEX_NPU).ops)
+  assert macs == STEPS * 3 * K * N
+
+
 def test_while_has_no_length():
   def fn(p, x):
     step = lambda s: (s[0] + 1, jnp.tanh(s[1] @ p['w']))

@@ -209,7 +209,7 @@ def test_front_refuses_to_explode():
     ({}, {}, 1, 'scores is empty'),
     ({'a': {1: 0.0}}, {'b': {1: 1}}, 1, 'different tensors'),
     ({'a': {}}, {'a': {}}, 1, 'no widths'),
-    ({'a': {7: 0.0}}, {'a': {7: 1}}, 1, 'width of 7 bits'),
+    ({'a': {9: 0.0}}, {'a': {9: 1}}, 1, 'width of 9 bits'),
     ({'a': {8: 0.0}}, {'a': {4: 1}}, 1, "sizes of 'a' lacks 8 bits"),
     ({'a': {8: np.nan}}, {'a': {8: 1}}, 1, "score of 'a' at 8 bits is nan"),
     ({'a': {8: np.inf}}, {'a': {8: 1}}, 1, "every width of 'a'"),

@@ -14,6 +14,7 @@ from s8bqat_jax.quantizers.uniform import mse_scale, quantize
 from s8bqat_jax.sensitivity import allocation
 from s8bqat_jax.sensitivity import bit_search as search
 
+CHOICES = (1, 2, 4, 8)
 CTX = types.Ctx(jnp.int32(0), jax.random.key(0), jnp.float32(0.1))
 
 
@@ -90,8 +91,19 @@ def test_cold_view_is_what_ships():
     np.testing.assert_allclose(seen[name], shipped[name], rtol=1e-5)
     levels = {'fine': 16, 'rough': 2}[name]
     assert len(np.unique(shipped[name])) <= levels
-  found = search.found_bits(8, params, state)
+  found = search.found_bits(8, params, state, choices=CHOICES)
   assert found == {'fine': 4, 'rough': 1}
+
+
+def test_what_was_searched_is_read_by_the_same_choices():
+  params = _params()
+  state = search.search(8, price=0.1, choices=(4, 6, 8)).init(params)
+  state.learned['logits']['fine'] = jnp.array([3.0, 0.0, 0.0])
+  found = search.found_bits(8, params, state, choices=(4, 6, 8))
+  assert found['fine'] == 4
+  for read in (search.found_bits, search.search_scores):
+    with pytest.raises(ValueError, match=r'3 logits for the widths \[1, 2, 4'):
+      read(8, params, state, choices=CHOICES)
 
 
 def test_penalty_counts_expected_bits_per_weight():
@@ -113,12 +125,12 @@ def test_groups_share_one_choice_and_scores_feed_allocate():
   assert set(state.learned['logits']) == {'layers', 'out'}
   state.learned['logits']['layers'] = jnp.array([0.0, 0.0, 0.0, 5.0])
   state.learned['logits']['out'] = jnp.array([0.0, 1.0, 0.0])
-  assert search.found_bits(grouped, params, state) == {
+  assert search.found_bits(grouped, params, state, choices=CHOICES) == {
     'layer_0/q': 8,
     'layer_1/q': 8,
     'out': 2,
   }
-  scores = search.search_scores(grouped, params, state)
+  scores = search.search_scores(grouped, params, state, choices=CHOICES)
   for of in scores.values():  # more bits never harm
     assert list(of.values()) == sorted(of.values(), reverse=True)
     assert abs(of[max(of)]) < 1e-6
@@ -151,7 +163,7 @@ def test_spends_bits_where_the_loss_needs_them():
   state, update = step.init(params), jax.jit(step.update)
   for _ in range(150):
     state, _ = update(state, ())
-  found = search.found_bits(8, params, state.quantizer)
+  found = search.found_bits(8, params, state.quantizer, choices=CHOICES)
   assert found['fine'] == 8 or found['fine'] == 4
   assert found['rough'] == 1
 

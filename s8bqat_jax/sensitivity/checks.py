@@ -1,37 +1,28 @@
-"""Names of the tensors of a params pytree, and clear errors about them."""
+"""Clear errors about params and batches."""
 
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from s8bqat_jax.quantizers import tree as quantizer_trees
+from s8bqat_jax.artifacts.names import named
 
 PyTree = Any
 
 
-def named_leaves(params: PyTree) -> dict[str, Any]:
-  """The leaves of `params` by name, in the order of `jax.tree.leaves`.
-
-  Names are those of the quantizers' rules, so that an allocation can be handed
-  to them.
-  """
-  return quantizer_trees.named(params)
-
-
-def check_float_params(params: PyTree) -> None:
+def float_params(params: PyTree) -> None:
   """Raises unless every leaf can be differentiated and there is one at all."""
-  named = named_leaves(params)
-  for name, leaf in named.items():
+  tensors = named(params)
+  for name, leaf in tensors.items():
     if not hasattr(leaf, 'dtype'):
       raise TypeError(
         f'params tensor {name!r} is a {type(leaf).__name__}, expected an array'
       )
-  if not any(np.size(leaf) for leaf in named.values()):
+  if not any(np.size(leaf) for leaf in tensors.values()):
     raise ValueError(
       'params has no tensors with elements; pass a pytree of float arrays'
     )
-  for name, leaf in named.items():
+  for name, leaf in tensors.items():
     dtype = jnp.result_type(leaf)
     if not jnp.issubdtype(dtype, jnp.floating):
       raise TypeError(
@@ -40,7 +31,7 @@ def check_float_params(params: PyTree) -> None:
       )
 
 
-def check_batches(batches: Any) -> list[PyTree]:
+def listed(batches: Any) -> list[PyTree]:
   """`batches` as a non-empty list."""
   batches = list(batches)
   if not batches:

@@ -125,8 +125,7 @@ def configs() -> dict:
 
 
 def main(argv):
-  usage.no_arguments(argv)
-  trainer.set_up()
+  usage.start(argv)
   rows, corpora = [], {}
   for system, config in configs().items():
     loop = Loop(config)

@@ -19,7 +19,7 @@ import numpy as np
 from absl import app, flags
 
 from experiments import results, usage
-from s8bqat_jax import integer, training
+from s8bqat_jax import integer
 from s8bqat_jax.integer import native
 from s8bqat_jax.models import rnnt
 
@@ -122,8 +122,7 @@ def integer_sides(lowered: Any, *args: Any) -> dict[str, Callable[[], Any]]:
 
 
 def main(argv):
-  usage.no_arguments(argv)
-  training.reuse_host_memory()
+  usage.start(argv)
   rows, comparisons = [], []
 
   def record(system, sides, **metrics):

@@ -26,7 +26,6 @@ from experiments import (
   integer_recognizer,
   methods,
   results,
-  trainer,
   usage,
 )
 from experiments import recognizer as recognizer_lib
@@ -103,8 +102,7 @@ def cost(method: str, bits: int, factor: float) -> dict[str, Any]:
 
 
 def main(argv):
-  usage.no_arguments(argv)
-  trainer.set_up()
+  usage.start(argv)
   rows: list[dict[str, Any]] = []
   comparisons: list[dict[str, Any]] = []
   for method, bits, factor in (CONTROL, *OURS):

@@ -115,7 +115,7 @@ def losses(workdir):
 
 
 def main(argv):
-  usage.no_arguments(argv)
+  usage.start(argv)
   rng = random.Random(_SEED.value)
   with tempfile.TemporaryDirectory() as folder:
     reference = f'{folder}/reference'

@@ -22,7 +22,7 @@ import torch
 from absl import app, flags
 
 from experiments import fitting, results, usage
-from s8bqat_jax import losses, training
+from s8bqat_jax import losses
 from s8bqat_jax.models import rnnt
 from s8bqat_jax.quantizers import step as quantizer_step
 
@@ -224,9 +224,7 @@ def seconds(side):
 
 
 def main(argv):
-  usage.no_arguments(argv)
-  # As training does; PyTorch, in the same process, gains too.
-  training.reuse_host_memory()
+  usage.start(argv)  # Its memory settings help PyTorch beside it, too.
   batch = make_batch()
   model = make_model(jnp.float32)
   params = model.init(

@@ -27,7 +27,6 @@ from experiments import (
   nbest,
   results,
   scoring,
-  trainer,
   usage,
 )
 from experiments import recognizer as recognizer_lib
@@ -60,8 +59,7 @@ def summary(corpus: data.Corpus, texts: Sequence[str]) -> dict:
 
 
 def main(argv):
-  usage.no_arguments(argv)
-  trainer.set_up()
+  usage.start(argv)
   path = recognizer_lib.find_model(_MODEL.value, _WORKDIR.value)
   model, params, _ = integer_recognizer.load(path)
   if not isinstance(model.tokenizer, speech.CharTokenizer):

@@ -26,7 +26,6 @@ from experiments import (
   results,
   stage_cache,
   stages,
-  trainer,
   usage,
 )
 from experiments.configs.s8bqat import digits
@@ -67,14 +66,13 @@ _COLUMNS = {
 
 
 def main(argv):
-  usage.no_arguments(argv)
-  trainer.set_up()
+  usage.start(argv)
   start = time.perf_counter()
   workdir = pathlib.Path(_WORKDIR.value)
   if _FRESH.value:
     _remove(workdir)
   resumed = workdir.exists()
-  trainer.keep_compiled(workdir / 'compiled')
+  usage.keep_compiled(workdir / 'compiled')
   config = digits.get_config()
   kept = stages.Stages(config, workdir)
   jobs, plan = cells.jobs(config, 'demo'), cells.plan(config, 'demo')

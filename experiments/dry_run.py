@@ -154,7 +154,7 @@ def run(
 
 
 def main(argv):
-  usage.no_arguments(argv)
+  usage.start(argv)
   usage.check_config(_CONFIG.value, 'tokenizer', 'demo, float or librispeech')
   row = run(
     _CONFIG.value,

@@ -16,7 +16,7 @@ import pathlib
 import jax
 from absl import app, flags
 
-from experiments import integer_recognizer, results, scoring, trainer, usage
+from experiments import integer_recognizer, results, scoring, usage
 from experiments import recognizer as recognizer_lib
 from s8bqat_jax import data
 
@@ -44,8 +44,7 @@ def _name(path: pathlib.Path, corpus: data.Corpus) -> str:
 
 
 def main(argv):
-  usage.no_arguments(argv)
-  trainer.set_up()
+  usage.start(argv)
   path = recognizer_lib.find_model(_MODEL.value, _WORKDIR.value)
   recognizer, params, _ = integer_recognizer.load(path, _ARITHMETIC.value)
   corpus = data.load(_DATA.value)

@@ -18,7 +18,7 @@ import pathlib
 
 from absl import app, flags
 
-from experiments import exporting, trainer, usage
+from experiments import exporting, usage
 from s8bqat_jax import files
 
 _MODEL = flags.DEFINE_string(
@@ -29,8 +29,7 @@ _OUT = flags.DEFINE_string('out', 'exported', 'Folder of the files.')
 
 
 def main(argv) -> None:
-  usage.no_arguments(argv)
-  trainer.set_up()
+  usage.start(argv)
   folder = pathlib.Path(_OUT.value)
   folder.mkdir(parents=True, exist_ok=True)
   told = {}

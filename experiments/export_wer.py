@@ -31,7 +31,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from experiments import exporting, results, trainer, usage
+from experiments import exporting, results, usage
 from experiments import recognizer as recognizer_lib
 from s8bqat_jax import data
 from s8bqat_jax.export import onnxfile, tflite, witness
@@ -135,8 +135,7 @@ def _zeros(fn: Any) -> list[np.ndarray]:
 
 
 def main(argv) -> None:
-  usage.no_arguments(argv)
-  trainer.set_up()
+  usage.start(argv)
   path = pathlib.Path(_MODEL.value)
   recognizer, _, _ = recognizer_lib.load(path)
   functions = exporting.functions(path)

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from experiments import integer_recognizer, results, scoring, trainer, usage
+from experiments import integer_recognizer, results, scoring, usage
 from experiments import recognizer as recognizer_lib
 from s8bqat_jax import data, integer, quantizers
 from s8bqat_jax.artifacts import packed_file, qtensor
@@ -147,8 +147,7 @@ def audits(
 
 
 def main(argv):
-  usage.no_arguments(argv)
-  trainer.set_up()
+  usage.start(argv)
   path = pathlib.Path(_MODEL.value)
   recognizer, params, _ = recognizer_lib.load(path)
   corpus = data.load(_DATA.value)

@@ -18,7 +18,7 @@ import pathlib
 
 from absl import app, flags
 
-from experiments import exporting, trainer, usage
+from experiments import exporting, usage
 from s8bqat_jax import npu
 from s8bqat_jax.npu import ethos, vela
 
@@ -30,8 +30,7 @@ _PLOT = flags.DEFINE_string('plot', None, 'Folder of pictures.')
 
 
 def main(argv) -> None:
-  usage.no_arguments(argv)
-  trainer.set_up()
+  usage.start(argv)
   functions = exporting.functions(_MODEL.value)
   with_vela = importlib.util.find_spec('ethosu') is not None
   if not with_vela:

@@ -29,7 +29,6 @@ from experiments import (
   lm_sensitivity,
   lm_stages,
   results,
-  trainer,
   usage,
 )
 from experiments.stage_cache import Interrupted
@@ -41,13 +40,12 @@ _LAUNCH = launch.define('runs/lm', seeds='seed')
 
 
 def main(argv):
-  usage.no_arguments(argv)
-  trainer.set_up()
+  usage.start(argv)
   config = _CONFIG.value
   usage.check_config(config, 'points', 'lm')
   lm_sensitivity.check_points(config)
   root = _LAUNCH.root()
-  trainer.keep_compiled(root / 'compiled')
+  usage.keep_compiled(root / 'compiled')
   corpora = lm_stages.Corpora(config)
   planned = [
     lm_matrix.Job(seed, cell)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from absl import app, flags
 
-from experiments import language_model, nbest, results, trainer, usage
+from experiments import language_model, nbest, results, usage
 from s8bqat_jax.data import text as text_lib
 
 _LM = flags.DEFINE_list(
@@ -39,8 +39,7 @@ _COMPARED = {'a': '', 'b': '', 'relative': '.1f', 'ci95': '.1f'}
 
 
 def main(argv):
-  usage.no_arguments(argv)
-  trainer.set_up()
+  usage.start(argv)
   files = nbest.named_files(_LM.value)
   if not files:
     raise app.UsageError('--lm: name at least one language model')

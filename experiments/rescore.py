@@ -27,7 +27,6 @@ from experiments import (
   nbest,
   results,
   scoring,
-  trainer,
   usage,
 )
 from experiments import recognizer as recognizer_lib
@@ -64,8 +63,7 @@ def _lists(search, corpus: data.Corpus, model: pathlib.Path):
 
 
 def main(argv):
-  usage.no_arguments(argv)
-  trainer.set_up()
+  usage.start(argv)
   path = recognizer_lib.find_model(_MODEL.value, None)
   files = nbest.named_files(_LM.value)
   recognizer, params, _ = integer_recognizer.load(path)

@@ -234,7 +234,7 @@ def _instructions() -> list[str] | None:
 def revision() -> tuple[str | None, bool | None]:
   """Returns the commit, and whether code differs from it; None if unknown.
 
-  As they were when first asked for, which `trainer.set_up` does: a commit that
+  As they were when first asked for, which `usage.start` does: a commit that
   is made while a process runs is not what it runs.
   """
 

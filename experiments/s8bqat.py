@@ -16,7 +16,7 @@ from __future__ import annotations
 from absl import app, flags
 from ml_collections import config_flags
 
-from experiments import cells, launch, matrix, results, trainer, usage
+from experiments import cells, launch, matrix, results, usage
 from experiments.stage_cache import Interrupted
 from experiments.stages import Stages
 
@@ -34,12 +34,11 @@ _PUBLISH = flags.DEFINE_bool(
 
 
 def main(argv):
-  usage.no_arguments(argv)
-  trainer.set_up()
+  usage.start(argv)
   config = _CONFIG.value
   usage.check_config(config, 'matrices', 's8bqat')
   root = _LAUNCH.root()
-  trainer.keep_compiled(root / 'compiled')
+  usage.keep_compiled(root / 'compiled')
   stages = Stages(
     config,
     root / config.name,

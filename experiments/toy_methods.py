@@ -272,7 +272,7 @@ def select(bits: int) -> None:
 
 
 def main(argv: list[str]) -> None:
-  usage.no_arguments(argv)
+  usage.start(argv)
   if SELECT.value:
     for bits in BITS.value:
       select(bits)

@@ -40,8 +40,7 @@ _PROCESS = flags.DEFINE_integer('process_id', None, 'Which one this is.')
 
 
 def main(argv):
-  usage.no_arguments(argv)
-  trainer.set_up()
+  usage.start(argv)
   usage.check_config(_CONFIG.value, 'tokenizer', 'demo, float or librispeech')
   if _COORDINATOR.value == 'auto':
     jax.distributed.initialize()

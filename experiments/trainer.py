@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
-from absl import flags, logging
+from absl import logging
 
-from experiments import fitting, results, scoring
+from experiments import fitting, scoring
 from experiments import recognizer as recognizer_lib
 from s8bqat_jax import data, files, quantizers, training
 from s8bqat_jax.models import rnnt
@@ -112,30 +112,6 @@ def make_loader(
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )
-
-
-def set_up() -> None:
-  """Prepares the process of an entry point.
-
-  Keeps the libraries' progress notes out, unless --verbosity asks, and freed
-  memory in. Notes the commit.
-  """
-  results.revision()
-  training.reuse_host_memory()
-  if not flags.FLAGS['verbosity'].present:
-    logging.set_verbosity(logging.WARNING)
-
-
-def keep_compiled(folder: os.PathLike | str) -> None:
-  """Lets compiled programs outlive the process, in `folder`.
-
-  Evaluating many models of one shape, or resuming, then compiles nothing. A
-  folder that the user has given jax (JAX_COMPILATION_CACHE_DIR) is kept.
-  """
-  if jax.config.values['jax_compilation_cache_dir']:
-    return
-  jax.config.update('jax_compilation_cache_dir', str(folder))
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
 def run(

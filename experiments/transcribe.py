@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from experiments import integer_recognizer, streaming, trainer, usage
+from experiments import integer_recognizer, streaming, usage
 from experiments import recognizer as recognizer_lib
 from s8bqat_jax.data import audio
 
@@ -32,7 +32,7 @@ _SHAPES = (
 
 
 def main(argv):
-  trainer.set_up()
+  usage.start(argv, files=True)
   files = [pathlib.Path(name) for name in argv[1:]]
   if not files:
     raise app.UsageError('name at least one audio file')

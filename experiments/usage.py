@@ -1,11 +1,16 @@
-"""What every command asks of its command line, before it works."""
+"""What every command does before it works: ask its command line, set up."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 
+import jax
 import ml_collections
-from absl import app, flags
+from absl import app, flags, logging
+
+from experiments import results
+from s8bqat_jax import training
 
 
 def arithmetic_flag(choices: Sequence[str]) -> flags.FlagHolder:
@@ -21,6 +26,39 @@ def arithmetic_flag(choices: Sequence[str]) -> flags.FlagHolder:
     'float, its 8-bit twin, or integers alone; if unset the twin where the '
     'file has ranges of 8-bit activations, else float.',
   )
+
+
+def start(argv: Sequence[str], files: bool = False) -> None:
+  """Prepares the process of a command.
+
+  Keeps the libraries' progress notes out, unless --verbosity asks, and freed
+  memory in. Notes the commit: one that is made meanwhile is not what runs.
+
+  Args:
+    argv: of `main`.
+    files: whether it takes names of files beside flags.
+
+  Raises:
+    UsageError: for what belongs to no flag, and would be ignored.
+  """
+  if not files:
+    no_arguments(argv)
+  results.revision()
+  training.reuse_host_memory()
+  if not flags.FLAGS['verbosity'].present:
+    logging.set_verbosity(logging.WARNING)
+
+
+def keep_compiled(folder: os.PathLike | str) -> None:
+  """Lets compiled programs outlive the process, in `folder`.
+
+  Evaluating many models of one shape, or resuming, then compiles nothing. A
+  folder that the user has given jax (JAX_COMPILATION_CACHE_DIR) is kept.
+  """
+  if jax.config.values['jax_compilation_cache_dir']:
+    return
+  jax.config.update('jax_compilation_cache_dir', str(folder))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
 def no_arguments(argv: Sequence[str]) -> None:

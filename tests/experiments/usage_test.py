@@ -1,5 +1,6 @@
 """What commands refuse before they work."""
 
+import jax
 import pytest
 from absl import app
 
@@ -35,3 +36,17 @@ def test_a_name_that_does_not_exist_is_refused():
   usage.check_known('seeds', [], [])
   with pytest.raises(app.UsageError, match="--seeds: '7' is not one of 0, 1$"):
     usage.check_known('seeds', ['0', '7'], ('0', '1', '1'))
+
+
+@pytest.mark.parametrize('given', ['', 'given'])
+def test_compiled_programs_are_kept_where_the_user_says(given, tmp_path):
+  before = jax.config.values['jax_compilation_cache_dir']
+  seconds = jax.config.values['jax_persistent_cache_min_compile_time_secs']
+  try:
+    jax.config.update('jax_compilation_cache_dir', given or None)
+    usage.keep_compiled(tmp_path)
+    kept = jax.config.values['jax_compilation_cache_dir']
+    assert kept == (given or str(tmp_path))
+  finally:
+    jax.config.update('jax_compilation_cache_dir', before)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', seconds)

@@ -12,7 +12,7 @@ import gzip
 import json
 import pathlib
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments import results, scoring
@@ -30,23 +30,6 @@ def path_of(
     about: what the evaluation depends on.
   """
   return folder / f'{name}-{results.config_hash(about)}.json.gz'
-
-
-def find(
-  folder: pathlib.Path, name: str, about: Callable[[], Mapping[str, Any]]
-) -> pathlib.Path | None:
-  """Returns where an evaluation is kept; None if it is not.
-
-  Args:
-    folder: of evaluations.
-    name: for readers.
-    about: returns what the evaluation depends on. That takes data, which may
-      not be here for what nobody published: it is asked for no other name.
-  """
-  if not any(folder.glob(f'{name}-*')):
-    return None
-  path = path_of(folder, name, about())
-  return path if path.exists() else None
 
 
 def write(

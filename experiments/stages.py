@@ -165,16 +165,16 @@ class Stages:
       model=recognizer.model.clone(dropout=config.model.dropout),
       ctc_weight=config.train.ctc_weight,
     )
-    trained = dataclasses.replace(
-      recognizer,
-      augment=recognizer_lib.make_augment(config.augment),
-    )
+    rounds = eight_bit_activations(config)
     ranges = None
-    if eight_bit_activations(config):
-      ranges = self.ranges(job)
-      trained = integer_recognizer.twin(trained, params, ranges)
     quantizer = make_quantizer(config)
     if method.trains:
+      trained = dataclasses.replace(
+        recognizer, augment=recognizer_lib.make_augment(config.augment)
+      )
+      if rounds:
+        ranges = self.ranges(job)
+        trained = integer_recognizer.twin(trained, params, ranges)
       outcome = trainer.run(
         config,
         folder,
@@ -193,7 +193,7 @@ class Stages:
       encoded = quantizer.encode(params, quantizer.init(params))
     recognizer, encoded = recognizer_lib.shipped(recognizer, encoded)
     encoded = jax.device_get(encoded)
-    if ranges is not None and not method.trains:
+    if rounds and not method.trains:
       # Training would have moved the weights into the ranges of before.
       ranges = _calibrate(config, recognizer, encoded)
     return recognizer, encoded, ranges
@@ -317,8 +317,9 @@ class Stages:
     """Returns the published evaluation of a job, if there is one."""
     if self.published is None:
       return None
-    about = lambda: self._about_evaluation(job)
-    return evaluations.find(self.published, _plain(_name(job)), about)
+    about = self._about_evaluation(job)
+    path = evaluations.path_of(self.published, _plain(_name(job)), about)
+    return path if path.exists() else None
 
   def _read_published(self, path: pathlib.Path) -> dict[str, Any]:
     metrics, hypotheses = evaluations.read(path)

@@ -5,8 +5,9 @@ export) walks their equations with the helpers at the end. `trace` turns a
 function into straight-line equations over our own variables: jit, remat and
 custom-derivative bodies are inlined, dead equations dropped, closed-over arrays
 made literals. Reals are float32 whatever the function computes in: bfloat16 is
-a saving of the float function, not a property of its values. The layout of jaxprs and of `scan`'s parameters differs between jax 0.10
-and 0.12; both are handled here.
+a saving of the float function, not a property of its values. The layout of
+jaxprs and of `scan`'s parameters differs between jax 0.10 and 0.12; both are
+handled here.
 """
 
 from __future__ import annotations

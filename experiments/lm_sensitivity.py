@@ -14,10 +14,8 @@ Scores are tables {tensor: {bits: harm}} of one float model, found once:
 from __future__ import annotations
 
 import functools
-import json
 import pathlib
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -27,7 +25,7 @@ import numpy as np
 import optax
 
 from experiments import lm_stages, methods
-from experiments.stage_cache import RESULT, cached
+from experiments.stage_cache import RESULT
 from s8bqat_jax import sensitivity
 from s8bqat_jax.artifacts import packed_file, qtensor
 from s8bqat_jax.data import text_windows
@@ -104,8 +102,7 @@ class Sensitivity:
       }
 
     name, config = self._trace_stage()
-    folder = self.stages.folder('sensitivity', name, config)
-    found = cached(folder, json.loads(config.to_json()), work)
+    found = self.stages.stage('sensitivity', name, config, work)
     like = self._params
     return (
       trees.replace(like, found['trace']),
@@ -280,8 +277,7 @@ class Sensitivity:
       return {'scores': found.scores, 'stderr': found.stderr}
 
     name, config = self._kl_stage()
-    folder = self.stages.folder('sensitivity', name, config)
-    return _int_keys(cached(folder, json.loads(config.to_json()), work))
+    return _int_keys(self.stages.stage('sensitivity', name, config, work))
 
   def _search(self) -> Scores:
     """Scores from mixtures that learn beside the weights."""
@@ -312,10 +308,7 @@ class Sensitivity:
       )
       return {'scores': found}
 
-    folder = self.stages.folder('sensitivity', name, config)
-    found = cached(folder, json.loads(config.to_json()), work)
-    shutil.rmtree(folder / 'checkpoints', ignore_errors=True)
-    return _int_keys(found)
+    return _int_keys(self.stages.stage('sensitivity', name, config, work))
 
   def _trace_stage(self) -> tuple[str, ml_collections.ConfigDict]:
     config = self._section('rtol', 'max_probes')

@@ -13,7 +13,7 @@ import json
 import pathlib
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -33,6 +33,7 @@ from s8bqat_jax.speech import tokenizers
 SHIPPED = 'shipped.safetensors'
 LINE_NATS = 'line_nats.npy'
 Bits = Mapping[str, int]
+Work = Callable[[pathlib.Path], dict[str, Any]]
 _FLOAT = 32  # bits
 # What of a config changes no weight: how texts are scored and what is logged.
 # The training text counts by its fingerprint, wherever it is.
@@ -78,10 +79,6 @@ class Corpora:
     self.fingerprints = {
       text.spec: text.fingerprint for text in (train, dev, held_out)
     }
-
-  def by_line(self, nats_N: np.ndarray) -> np.ndarray:
-    """Sums nats of the evaluation text's tokens over its lines."""
-    return language_model.line_nats(self.eval, nats_N)
 
 
 class Stages:
@@ -148,7 +145,11 @@ class Stages:
 
   def float_model(self) -> pathlib.Path:
     """Returns the file of the float model, trained if it is not there."""
-    return self._trained(self.float_folder(), self.float_config, None, None)
+    folder = self.float_folder()
+    if not (folder / RESULT).exists():
+      work = self._training(self.float_config, None, None)
+      self.stage('float', 'float', self.float_config, work)
+    return folder / SHIPPED
 
   def float_folder(self) -> pathlib.Path:
     """Returns where the float model is, or will be."""
@@ -207,21 +208,18 @@ class Stages:
     self.float_model()  # Its seconds are not this stage's.
     config = self._with_method(method, bits)
     quantizer = make_quantizer(config, method, bits)
-    if methods.METHODS[method].trains:
-      folder = self.folder('train', method, config)
-      return self._trained(folder, config, quantizer, self.float_params())
 
     def work(folder):
       params = self.float_params()
-      encoded = params
+      if methods.METHODS[method].trains:
+        return self._training(config, quantizer, params)(folder)
       if quantizer is not None:
-        encoded = quantizer.encode(params, quantizer.init(params))
-      self._save(folder / SHIPPED, encoded)
+        params = quantizer.encode(params, quantizer.init(params))
+      self._save(folder / SHIPPED, params)
       return {'steps': 0}
 
-    folder = self.folder('train', method, config)
-    cached(folder, json.loads(config.to_json()), work)
-    return folder / SHIPPED
+    self.stage('train', method, config, work)
+    return self.train_folder(method, bits) / SHIPPED
 
   def evaluate(self, path: pathlib.Path) -> dict[str, Any]:
     """Returns perplexities and sizes of a packed file."""
@@ -231,7 +229,8 @@ class Stages:
     def work(folder):
       params = jax.device_put(qtensor.decode(packed.tree))
       nats_N = self._nats(params, self.corpora.eval)
-      np.save(folder / LINE_NATS, self.corpora.by_line(nats_N))
+      lines_L = language_model.line_nats(self.corpora.eval, nats_N)
+      np.save(folder / LINE_NATS, lines_L)
       ppl = text_windows.perplexity(nats_N.sum(), self.corpora.eval.words)
       if not np.isfinite(ppl):
         raise FloatingPointError(f'{path}: its perplexity is {ppl}')
@@ -312,16 +311,32 @@ class Stages:
       content[section].pop(field, None)
     return self.root / kind / f'{plain}-{results.config_hash(content)}'
 
-  def _trained(self, folder, config, quantizer, params) -> pathlib.Path:
+  def stage(
+    self, kind: str, name: str, config: ml_collections.ConfigDict, work: Work
+  ) -> dict[str, Any]:
+    """Returns the result of a stage, working for it if it is not there.
+
+    Args:
+      kind: of the stage.
+      name: for readers.
+      config: what it depends on.
+      work: as for `stage_cache.cached`.
+    """
+    folder = self.folder(kind, name, config)
+    found = cached(folder, json.loads(config.to_json()), work)
+    # A matrix of them fills a disk, and what they were for is written.
+    shutil.rmtree(folder / 'checkpoints', ignore_errors=True)
+    return found
+
+  def _training(self, config, quantizer, params) -> Work:
+    """The work of a stage that trains a model and writes its file."""
+
     def work(folder):
       outcome = self.fit(folder, config, quantizer, params)
       self._save(folder / SHIPPED, fitting.shipped(outcome.state, quantizer))
       return {'steps': config.train.steps}
 
-    cached(folder, json.loads(config.to_json()), work)
-    # A matrix of them fills a disk, and what ships is written.
-    shutil.rmtree(folder / 'checkpoints', ignore_errors=True)
-    return folder / SHIPPED
+    return work
 
   def fit(self, folder, config, quantizer, params, **options):
     outcome = fitting.fit(

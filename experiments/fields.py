@@ -1,4 +1,4 @@
-"""The fields of a network, as a config section gives them."""
+"""The fields of a network, as a config section and a file give them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,19 @@ from typing import Any
 import ml_collections
 
 _OF_FLAX = frozenset({'parent', 'name'})
+
+
+def to_config(network: Any) -> dict[str, Any]:
+  """Returns a network's fields as a file keeps them, but for its dtype.
+
+  Args:
+    network: a flax.linen Module.
+  """
+  left_out = _OF_FLAX | {'dtype'}
+  names = [field.name for field in dataclasses.fields(network)]
+  return {
+    name: getattr(network, name) for name in names if name not in left_out
+  }
 
 
 def of_network(

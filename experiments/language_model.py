@@ -84,11 +84,7 @@ class LanguageModel:
 
   def to_config(self) -> dict[str, Any]:
     """Returns the network's fields, JSON-able; the tokenizer has its own."""
-    return {
-      field.name: getattr(self.model, field.name)
-      for field in dataclasses.fields(self.model)
-      if field.name not in ('parent', 'name', 'dtype')
-    }
+    return fields.to_config(self.model)
 
 
 def from_config(

@@ -239,16 +239,11 @@ class Recognizer:
 
   def to_config(self) -> dict[str, Any]:
     """Returns model and front end, JSON-able; the tokenizer has its own."""
-    model = {
-      field.name: getattr(self.model, field.name)
-      for field in dataclasses.fields(self.model)
-      if field.name not in ('parent', 'name', 'dtype')
-    }
     decoder = {'encoder_only': True} if self.encoder_only else {}
     return {
       **decoder,
       'model': {
-        **model,
+        **fields.to_config(self.model),
         'reduce_after': list(self.model.reduce_after),
         'dtype': jnp.dtype(self.model.dtype).name,
       },

@@ -149,7 +149,7 @@ def parse(text: str) -> Cell:
 
 
 def jobs(config: ml_collections.ConfigDict, matrix: str) -> list[Job]:
-  """Returns the jobs of a named matrix: floats first, each cell whole.
+  """Returns the jobs of a named matrix, cell after cell, in its order.
 
   Args:
     config: of configs/s8bqat.

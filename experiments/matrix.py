@@ -51,9 +51,7 @@ def run(
   max_hours: float = float('inf'),
   planned: Sequence[cells.Job] | None = None,
 ) -> tuple[dict[cells.Job, dict[str, Any]], list[str]]:
-  """Runs jobs, those of one float model one after another.
-
-  Jobs that another process works on are waited for, after all others.
+  """Runs jobs one after another, as `stage_cache.run` does.
 
   Args:
     stages: where their stages are kept.

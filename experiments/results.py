@@ -166,6 +166,9 @@ def read(name: str, folder: os.PathLike | str | None = None) -> dict[str, Any]:
   return json.loads(path.read_text())
 
 
+_ENDS = 'ci95', '_range'  # columns of intervals; other lists are lists
+
+
 def table(
   rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | None = None
 ) -> str:
@@ -181,7 +184,10 @@ def table(
   if columns is None:
     columns = {key: '' for row in flat for key in row}
   lines = [list(columns)]
-  lines += [[_cell(row.get(k), f) for k, f in columns.items()] for row in flat]
+  lines += [
+    [_cell(row.get(k), f, k.endswith(_ENDS)) for k, f in columns.items()]
+    for row in flat
+  ]
   widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
   out = [
     '| ' + ' | '.join(c.ljust(w) for c, w in zip(line, widths)) + ' |'
@@ -191,12 +197,11 @@ def table(
   return '\n'.join(out)
 
 
-def _cell(value: Any, spec: str) -> str:
+def _cell(value: Any, spec: str, interval: bool = False) -> str:
   if value is None:
     return ''
   if isinstance(value, list | tuple):
-    between = ' .. ' if len(value) == 2 else ', '  # an interval, or a list
-    return between.join(_cell(v, spec) for v in value)
+    return (' .. ' if interval else ', ').join(_cell(v, spec) for v in value)
   if isinstance(value, float):
     return format(value, spec or '.4g')
   return format(value, spec) if isinstance(value, int) else str(value)

@@ -59,14 +59,18 @@ def test_fewer_rows_than_before_are_said(tmp_path, capsys):
 def test_table():
   rows = [
     {'method': 'float', 'metrics': {'wer': 4.123, 'words': 12345}},
-    {'method': 'int8', 'metrics': {'wer': 5.0, 'ci95': [4.5, 5.5]}},
+    {
+      'method': 'int8',
+      'metrics': {'wer': 5.0, 'ci95': [4.5, 5.5]},
+      's': [1, 2],
+    },
   ]
-  columns = {'method': '', 'wer': '.1f', 'words': ',', 'ci95': '.1f'}
+  columns = {'method': '', 'wer': '.1f', 'words': ',', 'ci95': '.1f', 's': ''}
   assert results.table(rows, columns).splitlines() == [
-    '| method | wer | words  | ci95       |',
-    '|--------|-----|--------|------------|',
-    '| float  | 4.1 | 12,345 |            |',
-    '| int8   | 5.0 |        | 4.5 .. 5.5 |',
+    '| method | wer | words  | ci95       | s    |',
+    '|--------|-----|--------|------------|------|',
+    '| float  | 4.1 | 12,345 |            |      |',
+    '| int8   | 5.0 |        | 4.5 .. 5.5 | 1, 2 |',
   ]
 
 

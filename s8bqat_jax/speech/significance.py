@@ -121,13 +121,16 @@ def rate_interval(
   Returns:
     The interval.
   """
-  errors_SxN, units_N = _check(errors_SxN, units_N, speakers_N)
-  if len(units_N) == 1:
-    return Interval(np.nan, np.nan)
-  errors_R, units_R = _resample(
-    [errors_SxN], units_N, speakers_N, folds_N, replicates, seed
-  )
-  return _interval(errors_R[0] / np.maximum(units_R, 1))
+  errors_SxN = np.asarray(errors_SxN, float)
+  return difference(
+    np.zeros_like(errors_SxN),
+    errors_SxN,
+    units_N,
+    speakers_N,
+    folds_N,
+    replicates=replicates,
+    seed=seed,
+  ).interval
 
 
 def compare(

@@ -147,8 +147,9 @@ class Stages:
     """Returns the file of the float model, trained if it is not there."""
     folder = self.float_folder()
     if not (folder / RESULT).exists():
-      work = self._training(self.float_config, None, None)
-      self.stage('float', 'float', self.float_config, work)
+      config = self.float_config
+      work = lambda folder: self._train_into(folder, config, None, None)
+      self.stage('float', 'float', config, work)
     return folder / SHIPPED
 
   def float_folder(self) -> pathlib.Path:
@@ -212,14 +213,14 @@ class Stages:
     def work(folder):
       params = self.float_params()
       if methods.METHODS[method].trains:
-        return self._training(config, quantizer, params)(folder)
+        return self._train_into(folder, config, quantizer, params)
       if quantizer is not None:
         params = quantizer.encode(params, quantizer.init(params))
       self._save(folder / SHIPPED, params)
       return {'steps': 0}
 
     self.stage('train', method, config, work)
-    return self.train_folder(method, bits) / SHIPPED
+    return self.folder('train', method, config) / SHIPPED
 
   def evaluate(self, path: pathlib.Path) -> dict[str, Any]:
     """Returns perplexities and sizes of a packed file."""
@@ -328,15 +329,11 @@ class Stages:
     shutil.rmtree(folder / 'checkpoints', ignore_errors=True)
     return found
 
-  def _training(self, config, quantizer, params) -> Work:
-    """The work of a stage that trains a model and writes its file."""
-
-    def work(folder):
-      outcome = self.fit(folder, config, quantizer, params)
-      self._save(folder / SHIPPED, fitting.shipped(outcome.state, quantizer))
-      return {'steps': config.train.steps}
-
-    return work
+  def _train_into(self, folder, config, quantizer, params) -> dict[str, Any]:
+    """Trains a model and writes its file; returns the stage's result."""
+    outcome = self.fit(folder, config, quantizer, params)
+    self._save(folder / SHIPPED, fitting.shipped(outcome.state, quantizer))
+    return {'steps': config.train.steps}
 
   def fit(self, folder, config, quantizer, params, **options):
     outcome = fitting.fit(

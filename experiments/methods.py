@@ -235,7 +235,7 @@ def make(
 
   Args:
     name: in `METHODS`.
-    bits: of every weight, or by name; 32 for the floating-point methods.
+    bits: of every weight; 0 if they differ, 32 for floating-point methods.
     rules: which weights get how many; those of recognizers are `rules_for`.
     run: the training.
     options: of the method.

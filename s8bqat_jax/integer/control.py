@@ -66,10 +66,9 @@ def passed_on(
 
   def source(a: internals.Atom) -> int | None:
     while a in made and made[a].name in keys.MOVEMENT:
-      before = made[a].ins[0]
-      if not (isinstance(before, internals.Var) and before.is_float):
+      a = made[a].ins[0]
+      if not jnp.issubdtype(a.dtype, np.floating):
         return None  # Made of truth values or counts, not passed on.
-      a = before
     return carries.index(a) if a in carries else None
 
   chains = []

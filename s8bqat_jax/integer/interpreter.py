@@ -96,7 +96,7 @@ def _apply(ctx: Context, e: internals.Eqn, args: list[Value]) -> list[Value]:
 _CONTROL = ('scan', 'while', 'cond')
 
 # Movements act on a quantized constant's integers, so it stays quantized: all
-# but those that take reals beside it, or act on reals.
+# but those that act on reals.
 _WEIGHT_MOVES = keys.MOVEMENT - {'reduce_precision', 'optimization_barrier'}
 
 

@@ -10,7 +10,7 @@ from s8bqat_jax.artifacts.names import named
 PyTree = Any
 
 
-def float_params(params: PyTree) -> None:
+def check_float_params(params: PyTree) -> None:
   """Raises unless every leaf can be differentiated and there is one at all."""
   tensors = named(params)
   for name, leaf in tensors.items():
@@ -31,7 +31,7 @@ def float_params(params: PyTree) -> None:
       )
 
 
-def listed(batches: Any) -> list[PyTree]:
+def check_batches(batches: Any) -> list[PyTree]:
   """`batches` as a non-empty list."""
   batches = list(batches)
   if not batches:

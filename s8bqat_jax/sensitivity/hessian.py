@@ -112,8 +112,8 @@ def hessian_trace(
     Hutchinson 1990; Yao et al. 2020 (PyHessian, arXiv 1912.07145). Fresh
     probes per batch and the stratified standard error are ours.
   """
-  checks.float_params(params)
-  batches = checks.listed(batches)
+  checks.check_float_params(params)
+  batches = checks.check_batches(batches)
   _check_scalar(loss_fn, params, batches[0])
   if chunk < 2:
     raise ValueError(
@@ -192,8 +192,8 @@ def top_eigenvalue(
   """
   if max_iterations < 1:
     raise ValueError(f'max_iterations must be at least 1, got {max_iterations}')
-  checks.float_params(params)
-  batches = checks.listed(batches)
+  checks.check_float_params(params)
+  batches = checks.check_batches(batches)
   _check_scalar(loss_fn, params, batches[0])
 
   flat_P, unravel = ravel_pytree(params)

@@ -144,8 +144,8 @@ def kl_sensitivity(
   References:
     Xu et al. 2021 (arXiv 2112.11438), KL as a sensitivity of language models.
   """
-  checks.float_params(params)
-  batches = checks.listed(batches)
+  checks.check_float_params(params)
+  batches = checks.check_batches(batches)
   _check_names(bits, named(params))
 
   @jax.jit

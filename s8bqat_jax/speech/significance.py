@@ -159,13 +159,9 @@ def compare(
   Returns:
     The comparison.
   """
-  a_SxN, units_N = _check(errors_a_SxN, units_N, speakers_N)
-  b_SxN, _ = _check(errors_b_SxN, units_N, speakers_N)
-  if a_SxN.shape != b_SxN.shape:
-    raise ValueError(
-      f'A has errors of shape {a_SxN.shape} (seeds, utterances), B of '
-      f'{b_SxN.shape}: compare equally many seeds on the same utterances'
-    )
+  a_SxN, b_SxN, units_N = _check_pair(
+    errors_a_SxN, errors_b_SxN, units_N, speakers_N
+  )
   rate_a, rate_b = a_SxN.mean(0).sum(), b_SxN.mean(0).sum()
   if rate_a == 0:
     raise ValueError(
@@ -224,8 +220,10 @@ def difference(
     The difference; of a single utterance, which says nothing of others, its
     interval is NaN.
   """
-  rise_SxN = np.asarray(costs_b_SxN, float) - np.asarray(costs_a_SxN, float)
-  rise_SxN, units_N = _check(rise_SxN, units_N, speakers_N)
+  a_SxN, b_SxN, units_N = _check_pair(
+    costs_a_SxN, costs_b_SxN, units_N, speakers_N
+  )
+  rise_SxN = b_SxN - a_SxN
   value = float(rise_SxN.mean(0).sum() / units_N.sum())
   if len(units_N) == 1:
     return Difference(value, Interval(np.nan, np.nan), 1.0)
@@ -261,6 +259,17 @@ def _check(errors_SxN, units_N, speakers_N):
   if N == 0 or units_N.sum() <= 0:
     raise ValueError('no reference words to compare on')
   return errors_SxN, units_N
+
+
+def _check_pair(a_SxN, b_SxN, units_N, speakers_N):
+  a_SxN, units_N = _check(a_SxN, units_N, speakers_N)
+  b_SxN, _ = _check(b_SxN, units_N, speakers_N)
+  if a_SxN.shape != b_SxN.shape:
+    raise ValueError(
+      f'A has errors of shape {a_SxN.shape} (seeds, utterances), B of '
+      f'{b_SxN.shape}: compare equally many seeds on the same utterances'
+    )
+  return a_SxN, b_SxN, units_N
 
 
 def _resample(systems, units_N, speakers_N, folds_N, replicates, seed):

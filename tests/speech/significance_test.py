@@ -201,6 +201,8 @@ def test_a_difference_is_drawn_as_a_comparison_is():
   np.testing.assert_allclose(back.interval[::-1], -np.array(found.interval))
   one = significance.difference([[1.0]], [[3.0]], [4], ['x'])
   assert one.value == 0.5 and one.p == 1 and np.isnan(one.interval).all()
+  with pytest.raises(ValueError, match='equally many seeds'):
+    significance.difference(a_SxN[:1], b_SxN, words_N, speakers_N)
   with pytest.raises(ValueError, match='finite'):
     significance.difference([[np.nan, 1.0]], [[1.0, 1.0]], [1, 1], ['a', 'b'])
 

@@ -32,7 +32,7 @@ from experiments import (
 from experiments import recognizer as recognizer_lib
 from s8bqat_jax import data, speech
 from s8bqat_jax.data import espeak_texts
-from s8bqat_jax.speech import ngram
+from s8bqat_jax.speech import mixture, ngram
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Of experiments.train.')
 _MODEL = flags.DEFINE_string('model', None, 'A packed file.')
@@ -76,8 +76,12 @@ def main(argv):
       espeak_texts.read_sentences(pathlib.Path(_SENTENCES.value)), dev, scored
     )
   task = ngram.NGram(texts, _ORDER.value)
-  general = ngram.NGram(sentences, _ORDER.value) if sentences else None
-  language, share = nbest.best_mixture(task, general, dev.texts_N)
+  language: ngram.LanguageModel = task
+  share = 1.0
+  if sentences:
+    general = ngram.NGram(sentences, _ORDER.value)
+    language = mixed = mixture.fit(task, general, dev.texts_N)
+    share = mixed.share
   characters = model.tokenizer.characters
   words = nbest.unigrams(texts, sentences, _WORDS.value, characters)
   weights = {w: _SEARCH_WEIGHT * p for w, p in words.items()}

@@ -34,9 +34,7 @@ from absl import app, flags
 from experiments import exporting, results, usage
 from experiments import recognizer as recognizer_lib
 from s8bqat_jax import data
-from s8bqat_jax.export import onnxfile, tflite, witness
-from s8bqat_jax.export.onnxfile import runtime as onnx_runtime
-from s8bqat_jax.export.tflite import runtime as tflite_runtime
+from s8bqat_jax.export import witness
 from s8bqat_jax.speech import wer
 
 _MODEL = flags.DEFINE_string(
@@ -55,16 +53,11 @@ Runner = Callable[..., Any]
 
 def runners(functions: Mapping[str, Any]) -> dict[str, dict[str, Runner]]:
   """Returns {runtime: {function: codes in, codes out}}."""
-  made: dict[str, dict[str, Runner]] = {
-    'ours': {},
-    'litert': {},
-    'onnxruntime': {},
-  }
-  for name, fn in functions.items():
-    made['ours'][name] = fn.integers
-    made['litert'][name] = tflite_runtime.Session(tflite.export(fn))
-    exported = onnxfile.export(fn)
-    made['onnxruntime'][name] = onnx_runtime.Session(exported, threads=1)
+  made = {'ours': {k: fn.integers for k, fn in functions.items()}}
+  for runtime, kind in _FORMATS.items():
+    made[runtime] = {
+      k: exporting.opened(fn, kind).session for k, fn in functions.items()
+    }
   return made
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,6 +38,51 @@ def functions(path: os.PathLike | str) -> dict[str, integer.IntegerFunction]:
   }
 
 
+class Opened(NamedTuple):
+  """An exported function, loaded by what runs its format.
+
+  Attributes:
+    exported: the file, and the program that it was made of.
+    session: codes in, codes out.
+  """
+
+  exported: Any
+  session: Any
+
+
+def _tflite(fn: integer.IntegerFunction, watched: bool) -> Opened:
+  from s8bqat_jax.export import tflite
+  from s8bqat_jax.export.tflite import runtime
+
+  exported = tflite.export(fn)
+  return Opened(exported, runtime.Session(exported, keep_all=watched))
+
+
+def _onnx(fn: integer.IntegerFunction, watched: bool) -> Opened:
+  from s8bqat_jax.export import onnxfile
+  from s8bqat_jax.export.onnxfile import runtime
+
+  exported = onnxfile.export(fn, keep_all=watched)
+  return Opened(exported, runtime.Session(exported, threads=1))
+
+
+_FORMATS = {'tflite': _tflite, 'onnx': _onnx}
+FORMATS = tuple(_FORMATS)
+
+
+def opened(
+  fn: integer.IntegerFunction, kind: str, *, watched: bool = False
+) -> Opened:
+  """Exports and loads a function.
+
+  Args:
+    fn: the function.
+    kind: of FORMATS.
+    watched: keep every value, for a witness; slower, and no file to ship.
+  """
+  return _FORMATS[kind](fn, watched)
+
+
 class Watched:
   """An exported function in its runtime, every operation judged by ours.
 
@@ -50,20 +95,9 @@ class Watched:
 
     Args:
       fn: the function.
-      kind: 'tflite' or 'onnx'.
+      kind: of FORMATS.
     """
-    if kind == 'tflite':
-      from s8bqat_jax.export import tflite
-      from s8bqat_jax.export.tflite import runtime
-
-      exported: Any = tflite.export(fn)
-      self._session: Any = runtime.Session(exported, keep_all=True)
-    else:
-      from s8bqat_jax.export import onnxfile
-      from s8bqat_jax.export.onnxfile import runtime as onnx_runtime
-
-      exported = onnxfile.export(fn, keep_all=True)
-      self._session = onnx_runtime.Session(exported)
+    exported, self._session = opened(fn, kind, watched=True)
     self._program = exported.program
     self.rows: list[witness.Row] = []
 
@@ -81,22 +115,14 @@ def write(
 
   Args:
     fn: the function.
-    kind: 'tflite' or 'onnx'.
+    kind: of FORMATS.
     path: of the file.
 
   Returns:
     {operation: its Agreement on random codes}.
   """
-  if kind == 'tflite':
-    from s8bqat_jax.export import tflite
-
-    exporter: Any = tflite
-  else:
-    from s8bqat_jax.export import onnxfile
-
-    exporter = onnxfile
   with files.replacing(path) as partial:
-    partial.write_bytes(exporter.export(fn).data)
+    partial.write_bytes(opened(fn, kind).exported.data)
   watched = Watched(fn, kind)
   watched(*_random_codes(fn))
   return witness.summary(watched.rows)

@@ -18,7 +18,6 @@ from experiments import scoring
 from s8bqat_jax import data, files
 from s8bqat_jax.speech import beam, ngram, wer
 
-_SHARES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 _WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0)
 _BONUSES = (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 NBests = Sequence[Sequence[ngram.Candidate]]
@@ -127,18 +126,6 @@ def oracle(lists: NBests, references: Sequence[str]) -> list[str]:
   errors = iter(wer.count_errors(*map(list, zip(*flat))).word_errors_N.tolist())
   counts = [[next(errors) for _ in n] for n in lists]
   return [n[int(np.argmin(c))].text if n else '' for n, c in zip(lists, counts)]
-
-
-def best_mixture(
-  task: ngram.NGram, general: ngram.NGram | None, texts: Sequence[str]
-) -> tuple[ngram.LanguageModel, float]:
-  """Returns the mixture that gives texts the highest probability."""
-  if general is None:
-    return task, 1.0
-  mixtures = {s: ngram.Mixture((task, general), (s, 1 - s)) for s in _SHARES}
-  fits = {s: sum(map(m.log_prob, texts)) for s, m in mixtures.items()}
-  share = max(fits, key=lambda s: fits[s])
-  return mixtures[share], share
 
 
 def unheard(lines: Iterable[str], *corpora: data.Corpus) -> list[str]:

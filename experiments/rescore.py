@@ -23,7 +23,6 @@ from absl import app, flags
 from experiments import (
   integer_recognizer,
   language_model,
-  mixtures,
   nbest,
   results,
   scoring,
@@ -33,7 +32,7 @@ from experiments import recognizer as recognizer_lib
 from s8bqat_jax import data
 from s8bqat_jax.data import corpus as corpus_lib
 from s8bqat_jax.data import text as text_lib
-from s8bqat_jax.speech import ngram, significance
+from s8bqat_jax.speech import mixture, ngram, significance
 
 _MODEL = flags.DEFINE_string('model', None, 'A packed recognizer.')
 _LM = flags.DEFINE_list('lm', [], 'Packed language models: NAME=FILE, or FILE.')
@@ -70,13 +69,14 @@ def main(argv):
   dev, scored = (data.load(f.value or '') for f in (_DEV, _DATA))
   search = nbest.Search(recognizer, params, _BEAM.value, _BATCH.value)
   dev_lists, lists = (_lists(search, c, path) for c in (dev, scored))
+  texts = {c.text for n in [*dev_lists, *lists] for c in n} | {*dev.texts_N}
+  ordered = sorted(texts)
   count = None
   if _SENTENCES.value:
     # What is tuned on or scored must be as new to it as to the others.
     lines = text_lib.load_text(_SENTENCES.value).lines
-    count = ngram.NGram(nbest.unheard(lines, dev, scored), _ORDER.value)
-  texts = {c.text for n in [*dev_lists, *lists] for c in n} | {*dev.texts_N}
-  ordered = sorted(texts)
+    counted = ngram.NGram(nbest.unheard(lines, dev, scored), _ORDER.value)
+    count = mixture.Known({t: counted.word_log_probs(t) for t in ordered})
 
   chosen: dict[str, list[str]] = {
     'first of the list': nbest.choose(lists),
@@ -95,11 +95,11 @@ def main(argv):
     made, lm_params, _ = language_model.load(file)
     scorer = language_model.Scorer(made)
     words = scorer.word_log_probs(jax.device_put(lm_params), ordered)
-    alone = mixtures.Mixture(dict(zip(ordered, words)), count)
+    alone = mixture.Known(dict(zip(ordered, words)))
     size = pathlib.Path(file).stat().st_size
     add(stem, alone, bytes=size)
     if count is not None:
-      both = alone.fitted(dev.texts_N)
+      both = mixture.fit(alone, count, dev.texts_N)
       add(f'{stem}, {_ORDER.value}-gram', both, bytes=size, share=both.share)
 
   rows, errors = [], {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import collections
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import jax.numpy as jnp
@@ -94,41 +94,12 @@ class NGram:
 
   def word_log_probs(self, text: str) -> np.ndarray:
     """Natural log-probabilities of a sentence's words, and of its end."""
-    return _word_log_probs(self.prob, text)
+    words = [*text.split(), _END]
+    return np.log([self.prob(word, words[:i]) for i, word in enumerate(words)])
 
   def log_prob(self, text: str) -> float:
     """Natural log-probability of a sentence, its end included."""
     return float(self.word_log_probs(text).sum())
-
-
-class Mixture(NamedTuple):
-  """Several n-grams, their probabilities averaged word by word.
-
-  Attributes:
-    ngrams: the models.
-    shares: of each, adding up to 1.
-  """
-
-  ngrams: Sequence[NGram]
-  shares: Sequence[float]
-
-  def prob(self, word: str, context: Sequence[str]) -> float:
-    """Probability of a word (or '</s>') after the words before it."""
-    return sum(
-      share * ngram.prob(word, context)
-      for share, ngram in zip(self.shares, self.ngrams, strict=True)
-    )
-
-  def log_prob(self, text: str) -> float:
-    """Natural log-probability of a sentence, its end included."""
-    return float(_word_log_probs(self.prob, text).sum())
-
-
-def _word_log_probs(
-  prob: Callable[[str, Sequence[str]], float], text: str
-) -> np.ndarray:
-  words = [*text.split(), _END]
-  return np.log([prob(word, words[:i]) for i, word in enumerate(words)])
 
 
 def lexicon(

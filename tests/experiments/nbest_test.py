@@ -22,13 +22,13 @@ def test_unigrams_favor_the_task_and_add_up():
   assert found['a'] > found['b'] and found['c'] > found['d']
 
 
-def test_the_mixture_leans_to_what_fits():
-  task, general = ngram.NGram(['a b'] * 5), ngram.NGram(['c d'] * 5)
-  _, share = nbest.best_mixture(task, general, ['a b'])
-  assert share > 0.5
-  _, share = nbest.best_mixture(task, general, ['c d'])
-  assert share < 0.5
-  assert nbest.best_mixture(task, None, ['c d']) == (task, 1.0)
+def test_oracle_takes_the_fewest_errors():
+  lists = [
+    [ngram.Candidate('a x', 0.0), ngram.Candidate('a b', -1.0)],
+    [],
+    [ngram.Candidate('c', 0.0)],
+  ]
+  assert nbest.oracle(lists, ['a b', 'a', 'c c']) == ['a b', '', 'c']
 
 
 def test_the_oracle_of_nothing_is_nothing():
@@ -109,3 +109,11 @@ def test_files_go_by_folder_and_name_or_as_they_are_called():
   }
   with pytest.raises(ValueError, match='NAME=FILE'):
     nbest.named_files(['x/a/shipped.safetensors', 'y/a/shipped.safetensors'])
+
+
+def test_lists_survive_the_disk(tmp_path):
+  lists = [[ngram.Candidate('a "b"', -1.5)], []]
+  path = tmp_path / 'new' / 'nbest.jsonl'
+  nbest.write_lists(path, lists)
+  assert nbest.read_lists(path) == lists
+  assert [p.name for p in path.parent.iterdir()] == ['nbest.jsonl']

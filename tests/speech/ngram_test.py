@@ -109,20 +109,6 @@ def test_a_word_that_would_gain(weight):
     ngram.lexicon({'a': weight}, tokenizer)
 
 
-def test_a_mixture_averages_word_by_word():
-  first, second = ngram.NGram(['a b a'], 2), ngram.NGram(['b b c'], 2)
-  mixed = ngram.Mixture((first, second), (0.25, 0.75))
-  for word, context in [('a', []), ('b', ['a']), ('</s>', ['c']), ('x', [])]:
-    want = 0.25 * first.prob(word, context) + 0.75 * second.prob(word, context)
-    assert mixed.prob(word, context) == pytest.approx(want)
-  want = sum(
-    math.log(mixed.prob(w, c)) for w, c in [('b', []), ('</s>', ['b'])]
-  )
-  assert mixed.log_prob('b') == pytest.approx(want)
-  alone = ngram.Mixture((first,), (1.0,))
-  assert alone.log_prob('a b') == pytest.approx(first.log_prob('a b'))
-
-
 def test_the_end_of_a_sentence_may_be_written():
   model = ngram.NGram(['a </s> b', 'c'], 2)
   words = [*(model.words - {'</s>'}), '</s>', 'unknown']
@@ -141,9 +127,3 @@ def test_a_language_model_of_no_weight_says_nothing():
   assert ngram.rescore(candidates, _Forbids(), weight=0.0) == candidates
   best = ngram.rescore(candidates[::-1], _Forbids(), weight=0.5)[0]
   assert best.text == 'yes'
-
-
-def test_a_mixture_has_a_share_for_each():
-  model = ngram.NGram(_TEXTS)
-  with pytest.raises(ValueError, match='argument 2'):
-    ngram.Mixture((model, model), (1.0,)).log_prob('a')

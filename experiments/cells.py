@@ -184,9 +184,11 @@ def float_config(
 ) -> ml_collections.ConfigDict:
   """Returns the config of the float model that a job starts from."""
   module = importlib.import_module(config.float.module)
+  size = job.cell.size
+  seed = config.float.begun_again.get(f'{size}/{job.seed}', job.seed)
   return module.get_config(
     config.float.arguments.format(
-      size=job.cell.size, part=job.part, seed=job.seed, data=config.data
+      size=size, part=job.part, seed=seed, data=config.data
     )
   )
 

@@ -41,9 +41,9 @@ def main(argv):
   usage.keep_compiled(root / 'compiled')
   stages = Stages(
     config,
-    root / config.name,
+    root / (config.stages or config.name),
     (root, *_LAUNCH.float_folders()),
-    results.FOLDER / 'evaluations' / config.name,
+    results.FOLDER / 'evaluations' / (config.stages or config.name),
     publishes=_PUBLISH.value,
   )
   planned = cells.jobs(config, _MATRIX.value)

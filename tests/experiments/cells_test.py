@@ -110,6 +110,26 @@ def test_augmentation_of_fine_tuning_may_be_another():
   assert 'freq_warp' not in before.augment
 
 
+def test_a_float_model_that_failed_is_begun_again_and_nothing_else_is():
+  fresh, again = (
+    espeak_grammar.get_config(f'joint={joint}') for joint in ('fresh', 'again')
+  )
+  assert fresh.float.arguments == again.float.arguments
+  failed = dict(again.float.begun_again)
+  assert failed == {'90k/3': 1003, '90k/4': 1004}
+  for size, seed in (('90k', 2), ('90k', 3), ('130k', 3)):
+    job = cells.Job(cells.parse(f'{size}/float'), 'all', seed)
+    before, after = (cells.float_config(c, job) for c in (fresh, again))
+    assert after.seed == failed.get(f'{size}/{seed}', seed)
+    before.seed = before.pretrain.seed = after.seed
+    assert before == after
+    # Noise and order of fine-tuning are the job's.
+    assert cells.train_config(again, job).seed == seed
+  # What they share is trained once, and published once.
+  assert fresh.stages == again.stages != espeak_grammar.get_config().stages
+  assert fresh.name != again.name
+
+
 def test_configs_differ_by_their_method_only():
   config = tiny.experiment()
   ours, control = (

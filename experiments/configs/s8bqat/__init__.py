@@ -9,11 +9,15 @@ def default() -> ml_collections.ConfigDict:
   """Returns a config without corpus and matrices."""
   config = ml_collections.ConfigDict()
   config.name = ''  # of the results file
+  config.stages = ''  # folder of stages and evaluations; '' is the name
   config.system = 'RNN-T'
   # Where float models come from: a module's get_config, and its argument, in
   # which size, part, seed and data are filled in. Without {seed} all seeds
   # fine-tune the same float model.
   config.float = ml_collections.ConfigDict({'module': '', 'arguments': ''})
+  # {'SIZE/SEED': the seed of the float model there}, of those that were trained
+  # again because the first had failed on development data.
+  config.float.begun_again = ml_collections.ConfigDict()
   config.data = '../shared/data'
   # Disjoint parts of the corpus (folds); their errors are pooled.
   config.parts = ('all',)

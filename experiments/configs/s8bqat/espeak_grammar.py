@@ -11,10 +11,12 @@ def get_config(text=None):
   """Returns the config; `warp` and `joint` are what was tried beside it.
 
   Args:
-    text: `warp` stretches frequencies in fine-tuning, `joint` is that of the
-      float config.
+    text: `warp` stretches frequencies in fine-tuning; `joint` is that of the
+      float config, or `again`: fresh, and where a float model so trained made
+      more than 60% errors on development data, one of the next thousand's seed.
   """
-  args = common.arguments(text, warp=('0', '0.1'), joint=('ctc', 'fresh'))
+  joints = 'ctc', 'fresh', 'again'
+  args = common.arguments(text, warp=('0', '0.1'), joint=joints)
   config = s8bqat.default()
   config.name = 's8bqat_a'
   config.float.module = 'experiments.configs.float.espeak_grammar'
@@ -23,8 +25,12 @@ def get_config(text=None):
     config.name += '_warped'
     config.finetune.augment.freq_warp = float(args['warp'])
   if args['joint'] != 'ctc':
+    config.stages = f'{config.name}_fresh'
     config.name += f'_{args["joint"]}'
-    config.float.arguments += f',joint={args["joint"]}'
+    config.float.arguments += ',joint=fresh'
+  if args['joint'] == 'again':
+    # By `joint=fresh --matrix=begin`: 73 and 81%.
+    config.float.begun_again.update({'90k/3': 1003, '90k/4': 1004})
   config.activation_bits = 8
   # 3,000 steps, 30% of all that the float models took.
   config.finetune.share = 0.5

@@ -22,7 +22,7 @@ from experiments import (
   cells,
   copies,
   matrix,
-  plots,
+  overview,
   results,
   stage_cache,
   stages,
@@ -98,7 +98,7 @@ def main(argv):
   print('3/3  what ships, recognizing voices never heard in training')
   rows = matrix.rows(config, found, plan)
   for folder in (workdir, *([results.FOLDER] if _PUBLISH.value else [])):
-    plots.overview(kept, rows, found, folder / 'demo.png')
+    overview.write(kept, rows, found, folder / 'demo.png')
     results.write(
       'demo',
       rows,

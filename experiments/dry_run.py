@@ -30,7 +30,6 @@ if __name__ == '__main__':
   )
 
 import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
 import ml_collections  # noqa: E402
 import numpy as np  # noqa: E402
 from absl import app, flags  # noqa: E402
@@ -39,7 +38,8 @@ from ml_collections import config_flags  # noqa: E402
 
 from experiments import fitting, results, usage  # noqa: E402
 from experiments import recognizer as recognizer_lib  # noqa: E402
-from s8bqat_jax import training  # noqa: E402
+from s8bqat_jax import data, training  # noqa: E402
+from s8bqat_jax.data import loader  # noqa: E402
 from s8bqat_jax.speech import features, normalize, tokenizers  # noqa: E402
 from s8bqat_jax.training import flops  # noqa: E402
 from s8bqat_jax.training import mesh as mesh_lib  # noqa: E402
@@ -54,21 +54,6 @@ _VOCAB = flags.DEFINE_integer('vocab_size', 4097, 'Labels, blank included.')
 _NAME = flags.DEFINE_string(
   'name', '', 'Of a file in experiments/results; none is written if unset.'
 )
-
-
-def abstract_batch(
-  batch_size: int, samples: int, labels: int
-) -> dict[str, Any]:
-  """Returns the shapes of one batch of the largest bucket."""
-  shape = lambda *dims, dtype=jnp.int32: jax.ShapeDtypeStruct(dims, dtype)
-  return {
-    'audio_BxS': shape(batch_size, samples, dtype=jnp.int16),
-    'audio_lengths_B': shape(batch_size),
-    'labels_BxU': shape(batch_size, labels),
-    'label_lengths_B': shape(batch_size),
-    'indices_B': shape(batch_size),
-    'weights_B': shape(batch_size, dtype=jnp.float32),
-  }
 
 
 def _no_normalization(num_features: int) -> normalize.GlobalNorm:
@@ -111,8 +96,12 @@ def run(
   step = fitting.make_step(config, recognizer)
   params = jax.eval_shape(recognizer.init, jax.random.key(0))
   state = jax.eval_shape(step.init, params)
-  batch = abstract_batch(
-    config.data.batch_size, round(seconds * log_mel.sample_rate), labels
+  samples, size = round(seconds * log_mel.sample_rate), config.data.batch_size
+  perturb = data.Perturbation(**config.perturb) if config.perturb else None
+  batch = jax.eval_shape(
+    lambda: loader.empty_batch(
+      size, data.Bucket(samples, labels, size), perturb
+    )
   )
   place = lambda tree, spec: jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(

@@ -122,8 +122,11 @@ def residuals(rows: Rows, axes: Sequence[Any]) -> None:
       )
       for key, style in zip(keys, ('-', '--')):
         curve = [(r['step'], r[key]) for r in training_steps if key in r]
+        if not curve:
+          continue  # Codes were frozen before anything was logged.
         of_rows = ', rows' if style == '--' else ''
         label = f'{row["point"]}, seed {row["seed"]}{of_rows}'
         one.plot(*zip(*curve), style, lw=1, label=label)
       one.set(xlabel='step', ylabel=f'{name} residual', yscale='log')
-  axes[0].legend(fontsize=7)
+  if axes[0].lines:
+    axes[0].legend(fontsize=7)

@@ -37,7 +37,7 @@ _LOOKS = {
   'learned step': ('tab:cyan', '*'),
 }
 _MARKERS = ''.join(marker for _, marker in _LOOKS.values())
-_LINES = {2: '-', 3: '--', 4: '-.'}
+LINES = {2: '-', 3: '--', 4: '-.'}
 _ROUNDING = 1e-6  # relative; nearer to its code no weight is
 Rows = Sequence[Mapping[str, Any]]
 Found = Mapping[cells.Job, Any]
@@ -94,27 +94,6 @@ def write(stages: Stages, rows: Rows, found: Found, path: pathlib.Path) -> None:
     for (before, after), job in zip(grid, shown.values()):
       histograms(stages, job, before, after)
     save(figure, png(path, 'weights'))
-
-
-def overview(
-  stages: Stages, rows: Rows, found: Found, path: pathlib.Path
-) -> None:
-  """Draws the three of them in one picture, S8BQAT's fewest bits only.
-
-  Args:
-    stages: where files and metrics are.
-    rows: of `matrix.rows`.
-    found: metrics by job.
-    path: of the picture.
-  """
-  figure, ((a, b), (c, d)) = plt.subplots(
-    2, 2, figsize=(12, 8), height_ratios=(3, 2), layout='constrained'
-  )
-  error_against_bytes(rows, a)
-  distances(stages, found, b)
-  ours = [job for job in found if job.cell.method == 's8bqat']
-  histograms(stages, min(ours, key=lambda job: job.cell.bits), c, d)
-  save(figure, path)
 
 
 def error_against_bytes(rows: Rows, axes: Any, size_of: str = 'bytes') -> None:
@@ -193,7 +172,9 @@ def error_against_weights(rows: Rows, axes: Any) -> None:
 
 def _ends(metrics: Mapping[str, Any]) -> np.ndarray:
   """Returns the lengths of an error bar's two arms, each in a row."""
-  wer, (low, high) = metrics['wer'], metrics['ci95']
+  wer = metrics['wer']
+  # One utterance has no interval.
+  low, high = (wer if end is None else end for end in metrics['ci95'])
   # The estimate may lie a hair outside a bootstrap interval.
   return np.maximum([[wer - low], [high - wer]], 0)
 
@@ -282,7 +263,7 @@ def distances(stages: Stages, found: Found, axes: Any) -> None:
       axes.plot(
         *zip(*curve),
         color=look(cell.label, i)['color'],
-        ls=_LINES.get(cell.bits, ':'),
+        ls=LINES.get(cell.bits, ':'),
         label=f'{cell.label}, {cell.bits}',
       )
   axes.set(title='how far weights are from what ships (until codes freeze)')

@@ -91,7 +91,7 @@ def _table(head: re.Match, read: Callable[[str], dict], where: str) -> str:
 def main(argv):
   usage.no_arguments(argv)
   for path in DOCUMENTS:
-    text = render(path.read_text(), name=path.name)
+    text = render(files.read_text(path), name=path.name)
     files.write_text(path, text)
 
 

@@ -11,7 +11,9 @@ import importlib.metadata
 import os
 import pathlib
 import tempfile
+from collections.abc import Callable
 
+import hypothesis
 import pytest
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
@@ -31,11 +33,22 @@ os.environ['XLA_FLAGS'] = ' '.join(
 )
 
 
+# Examples compile, write files and share the cores with other tests.
+hypothesis.settings.register_profile('any machine', deadline=None)
+hypothesis.settings.load_profile('any machine')
+
+
 @pytest.fixture(scope='session')
-def real_data() -> pathlib.Path:
-  """The folder of real corpora; tests that need it skip without it."""
+def corpora() -> Callable[[str], pathlib.Path]:
+  """Returns name -> folder of a real corpus; skips a test without it."""
   beside = pathlib.Path(__file__).parents[2] / 'shared' / 'data'
-  folder = pathlib.Path(os.environ.get('S8BQAT_DATA', beside))
-  if not folder.is_dir():
-    pytest.skip('no real corpora: set S8BQAT_DATA to the folder that has them')
+  root = pathlib.Path(os.environ.get('S8BQAT_DATA', beside))
+
+  def folder(name):
+    if not (root / name).is_dir():
+      pytest.skip(
+        f'no corpus {name}: set S8BQAT_DATA to the folder that has it'
+      )
+    return root / name
+
   return folder

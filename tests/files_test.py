@@ -1,6 +1,7 @@
 """Files are there whole or not at all."""
 
 import threading
+from concurrent import futures
 
 import pytest
 
@@ -47,16 +48,16 @@ def test_readers_never_see_half(tmp_path):
   texts = ['a' * 100_000, 'b' * 100_000]
   files.write_text(path, texts[0])
   stop = threading.Event()
-  seen = set()
 
   def read():
+    seen = {path.read_text()}
     while not stop.is_set():
       seen.add(path.read_text())
+    return seen
 
-  reader = threading.Thread(target=read)
-  reader.start()
-  for i in range(50):
-    files.write_text(path, texts[i % 2])
-  stop.set()
-  reader.join()
-  assert seen <= set(texts)
+  with futures.ThreadPoolExecutor(1) as pool:
+    reader = pool.submit(read)
+    for i in range(50):
+      files.write_text(path, texts[i % 2])
+    stop.set()
+    assert reader.result() <= set(texts)

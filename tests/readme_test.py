@@ -15,7 +15,7 @@ README = pathlib.Path(__file__).parents[1] / 'README.md'
 def test_the_snippets_train_save_and_run_in_integers(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   code, integers = re.findall(
-    r'```python\n(.*?)```', README.read_text(), re.DOTALL
+    r'```python\n(.*?)```', README.read_text('utf-8'), re.DOTALL
   )
   x = jax.random.normal(jax.random.key(0), (32, 6))
 

@@ -12,7 +12,7 @@ PACKAGE = pathlib.Path(s8bqat_jax.__file__).parent
 
 def _imported(path):
   """Rooms that a module imports from, anywhere in it."""
-  for node in ast.walk(ast.parse(path.read_text())):
+  for node in ast.walk(ast.parse(path.read_text('utf-8'))):
     names = []
     if isinstance(node, ast.ImportFrom):
       assert not node.level, f'{path}: a relative import'

@@ -125,16 +125,7 @@ class Loader:
     """
     rows_B = batching.shard(planned, self.process_index, self.process_count)
     size, bucket = len(rows_B), planned.bucket
-    batch: Batch = {
-      'audio_BxS': np.zeros((size, bucket.samples), np.int16),
-      'audio_lengths_B': np.zeros(size, np.int32),
-      'labels_BxU': np.zeros((size, bucket.labels), np.int32),
-      'label_lengths_B': np.zeros(size, np.int32),
-      'indices_B': np.full(size, -1, np.int32),
-      'weights_B': np.zeros(size, np.float32),
-    }
-    if self.perturb is not None:
-      batch |= waveform.no_draws(size, noisy=self.perturb.snr_db is not None)
+    batch = empty_batch(size, bucket, self.perturb)
     for row, index in enumerate(rows_B.tolist()):
       if index < 0:
         continue
@@ -242,6 +233,31 @@ def read_ahead(items: Iterator[Batch], depth: int) -> Iterator[Batch]:
       yield item
   finally:
     closed.set()
+
+
+def empty_batch(
+  size: int,
+  bucket: batching.Bucket,
+  perturb: perturb_lib.Perturbation | None = None,
+) -> Batch:
+  """Returns a batch of rows that hold nothing yet.
+
+  Args:
+    size: Rows.
+    bucket: Longest audio and labels.
+    perturb: As for `make_loader`.
+  """
+  batch: Batch = {
+    'audio_BxS': np.zeros((size, bucket.samples), np.int16),
+    'audio_lengths_B': np.zeros(size, np.int32),
+    'labels_BxU': np.zeros((size, bucket.labels), np.int32),
+    'label_lengths_B': np.zeros(size, np.int32),
+    'indices_B': np.full(size, -1, np.int32),
+    'weights_B': np.zeros(size, np.float32),
+  }
+  if perturb is not None:
+    batch |= waveform.no_draws(size, noisy=perturb.snr_db is not None)
+  return batch
 
 
 def make_loader(

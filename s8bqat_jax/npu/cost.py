@@ -118,6 +118,7 @@ class _Found(NamedTuple):
   eqn: Any
   repeats: int
   loops: tuple[Any, ...]  # The scans around it, outermost first.
+  computed: tuple[Any, ...]  # Operands that are no constants, each once.
   weight: int | None  # Which operand is weights.
   varies: frozenset[int]  # Ids of the loops that read others at every step.
   levels: int  # How many different values they have.
@@ -217,7 +218,10 @@ def _collect(
     name = e.primitive.name
     outs = [_Origin(False, varies)] * len(e.outvars)
     if name in primitives.REGISTRY:
-      found.append(_Found(e, repeats, loops, *_stored_operand(e, args)))
+      computed = {v: None for v, a in zip(e.invars, args) if not a.stored}
+      found.append(
+        _Found(e, repeats, loops, tuple(computed), *_stored_operand(e, args))
+      )
       env.update(zip(e.outvars, outs))
       continue
     inner = [_body(j) for j in internals.inner_jaxprs(e)]
@@ -320,7 +324,7 @@ def _cost(f: _Found, stored: int, per_loop, spec: NpuSpec) -> OpCost:
     fetches //= max(loop.params['length'], 1)
   weights = stored * fetches
   moved = 0
-  for v in [e.invars[1 if f.weight == 0 else 0], e.outvars[0]]:
+  for v in (*f.computed, e.outvars[0]):
     size = math.prod(v.aval.shape) * np.dtype(v.aval.dtype).itemsize
     if size > spec.activation_sram:
       moved += size * f.repeats

@@ -287,7 +287,9 @@ def in_steps(w: jax.Array, scale: jax.Array) -> jax.Array:
       f'scales of shape {scale.shape} do not broadcast to weights of shape '
       f'{w.shape}'
     )
-  return w.astype(jnp.float32) * (1.0 / scale)
+  # Of the largest scales it would be too small for a float32.
+  shift = jnp.where(scale > 1.0, 2.0**-4, 1.0)
+  return (w.astype(jnp.float32) * shift) * (1.0 / (scale * shift))
 
 
 def _search(sorted_M: jax.Array, x: jax.Array, side: str = 'left') -> jax.Array:

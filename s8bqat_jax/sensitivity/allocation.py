@@ -212,16 +212,14 @@ def _per_tensor(ufunc, options, value_N):
 def _solve(options, limits):
   """Entry indices of the best choice, ties broken in stages."""
   program = _Program(options, limits)
-  # Scores as the excess over each tensor's best: zero or more, and a tensor's
-  # constant does not hide small differences.
-  least_T = _per_tensor(np.minimum, options, options.score_N)
-  excess_N = options.score_N - least_T[options.tensor_N]
-  chosen = program.minimize_precisely(excess_N)
-  program.keep_at_most(excess_N, excess_N[chosen].sum(), _TIE)
-  for cost_N in (options.bytes_N, options.cycles_N):
+  for cost_N in (options.score_N, options.bytes_N, options.cycles_N):
     if cost_N is not None:
-      chosen = program.minimize(cost_N / max(cost_N.max(), 1))
-      program.keep_at_most(cost_N, cost_N[chosen].sum(), _TIE)
+      # The excess over each tensor's least: zero or more, and a tensor's
+      # constant does not hide small differences.
+      least_T = _per_tensor(np.minimum, options, cost_N)
+      excess_N = cost_N - least_T[options.tensor_N]
+      chosen = program.minimize_precisely(excess_N)
+      program.keep_at_most(excess_N, excess_N[chosen].sum(), _TIE)
   # Usually the answer is already unique: one more program says so.
   if program.another_than(chosen) is None:
     return chosen

@@ -88,10 +88,11 @@ def mapsswe(errors_a_N: Any, errors_b_N: Any) -> Mapsswe:
     raise ValueError('error counts must be finite')
   difference_N = a_N - b_N
   mean = difference_N.mean()
-  if mean == 0:
+  rounding = 1e-12 * max(np.abs(a_N).max(), np.abs(b_N).max())
+  if abs(mean) <= rounding:
     return Mapsswe(0.0, 1.0)
   error = difference_N.std(ddof=1) / np.sqrt(a_N.size)
-  z = mean / error if error > 0 else np.copysign(np.inf, mean)
+  z = mean / error if error > rounding else np.copysign(np.inf, mean)
   return Mapsswe(float(z), float(2 * scipy.stats.norm.sf(abs(z))))
 
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from s8bqat_jax.artifacts import entropy
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
   st.integers(2, 256),
   st.sampled_from([0, 1, 2, 100, 2047, 5000, 12_345]),

@@ -74,7 +74,7 @@ _trees = st.dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(_trees, st.booleans())
 def test_any_nested_dict_comes_back(tree, entropy_code):
   data = packed_file.serialize(tree, entropy_code=entropy_code)

@@ -13,7 +13,7 @@ def _bit_by_bit(codes, bits):
   return stream.to_bytes(-(-len(codes) * bits // 8), 'little')
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(2, 256), st.integers(0, 70), st.integers(0, 99))
 def test_bytes_are_the_stream_of_bits_and_come_back(levels, size, seed):
   codes = np.random.default_rng(seed).integers(0, levels, size)

@@ -30,7 +30,7 @@ def _centroids(**changes):
   return dataclasses.replace(q, **changes)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(qtensors.qtensors())
 def test_values_are_the_equations_of_the_docstring(q):
   assert qtensor.check(q) is q

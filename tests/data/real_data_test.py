@@ -1,4 +1,4 @@
-"""The corpora of the protocol, where they are; see `real_data`."""
+"""The corpora of the protocol, where they are; see `corpora`."""
 
 import collections
 
@@ -9,8 +9,8 @@ from s8bqat_jax import data
 _DIGITS = 'zero,one,two,three,four,five,six,seven,eight,nine'
 
 
-def test_task_b_folds(real_data):
-  csv = real_data / 'asc_commands' / 'metadata.csv'
+def test_task_b_folds(corpora):
+  csv = corpora('asc_commands') / 'metadata.csv'
   evaluated = collections.Counter()
   for fold in range(4):
     sides = [
@@ -23,8 +23,8 @@ def test_task_b_folds(real_data):
   assert len(evaluated) == 24 and set(evaluated.values()) == {1}
 
 
-def test_task_b_strings(real_data):
-  csv = real_data / 'asc_commands' / 'metadata.csv'
+def test_task_b_strings(corpora):
+  csv = corpora('asc_commands') / 'metadata.csv'
   corpus = data.load(
     f'manifest:{csv}?speakers=01&texts={_DIGITS}&compose=3-6&snr=0-20'
   )
@@ -36,8 +36,8 @@ def test_task_b_strings(real_data):
   assert 0.4 < seconds_per_word < 1.3  # recordings of 1 s, trimmed
 
 
-def test_task_c_splits(real_data):
-  csv = real_data / 'speechocean762' / 'metadata.csv'
+def test_task_c_splits(corpora):
+  csv = corpora('speechocean762') / 'metadata.csv'
   sizes, minutes, speakers = [], [], set()
   for split in ('train', 'dev', 'eval'):
     corpus = data.load(
@@ -55,8 +55,8 @@ def test_task_c_splits(real_data):
   assert 0.01 < np.abs(utterance.audio_S).max() <= 1
 
 
-def test_fsdd_is_resampled(real_data):
-  csv = real_data / 'fsdd' / 'metadata.csv'
+def test_fsdd_is_resampled(corpora):
+  csv = corpora('fsdd') / 'metadata.csv'
   corpus = data.load(f'manifest:{csv}?speakers=theo&texts=zero,one')
   assert len(corpus) == 100
   for i in range(0, 100, 20):

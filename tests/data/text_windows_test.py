@@ -55,7 +55,7 @@ class TestBatches:
     lib.TrainBatches(np.zeros(40, np.int32), batch_size=4, length=8)(0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
   st.integers(0, 40), st.integers(1, 9), st.integers(0, 8), st.integers(1, 4)
 )

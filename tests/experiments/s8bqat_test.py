@@ -15,6 +15,7 @@ from experiments import (
   integer_recognizer,
   keys,
   matrix,
+  overview,
   plots,
   recognizer,
   results,
@@ -282,6 +283,35 @@ def test_floats_are_drawn_against_parameters(done, tmp_path):
   assert shown == ['small', 'large']  # once each: of all seeds
   wer = found[jobs[0]]['wer']
   assert {text.xy for text in axes.texts} == {(1000, wer), (2000, wer)}
+  plt.close(figure)
+
+
+def test_an_experiment_in_one_picture(done, tmp_path):
+  config, kept, jobs, found = done
+  rows = matrix.rows(config, found, cells.plan(config, 'quick'))
+  overview.write(kept, rows, found, tmp_path / 'all.png')
+  assert (tmp_path / 'all.png').stat().st_size > 10_000
+
+  figure, (curves, words) = plt.subplots(1, 2)
+  overview.training_curves(kept, found, curves)
+  of_float, of_s8bqat = curves.lines
+  assert of_float.get_label() == 'float'
+  # A method goes on where the float model ends.
+  assert of_float.get_xdata()[-1] < of_s8bqat.get_xdata()[0]
+  steps = [text.xy[0] for text in curves.texts]
+  assert steps == [3, 6]  # where development data was scored
+
+  overview.recognized(kept, jobs[1], words)
+  said, heard = words.get_title().split('\n')
+  scored = {
+    h.reference: h.hypothesis
+    for h in scoring.read_hypotheses(kept.in_training(jobs[1]))
+  }
+  # Batch and stream hear the same.
+  assert heard.split('hears: ')[1] == scored[said.removeprefix('said: ')]
+  assert [text.get_text() for text in words.texts] == (
+    heard.split('hears: ')[1].split()
+  )
   plt.close(figure)
 
 

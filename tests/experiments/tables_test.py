@@ -5,6 +5,7 @@ import json
 import pytest
 
 from experiments import results, tables
+from s8bqat_jax import files
 
 _ROWS = {
   'rows': [
@@ -16,7 +17,7 @@ _ROWS = {
 
 @pytest.mark.parametrize('path', tables.DOCUMENTS, ids=lambda p: p.name)
 def test_documents_are_what_the_command_writes(path):
-  text = path.read_text()
+  text = files.read_text(path)
   assert text == tables.render(text, name=path.name)
 
 

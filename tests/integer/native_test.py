@@ -82,7 +82,7 @@ def compiles_to(args, **kw) -> bool:
   return 's8bqat_dot' in run.lower(*args).as_text()
 
 
-@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.settings(max_examples=60)
 @hypothesis.given(
   m=st.sampled_from((0, 1, 2, 5, 6, 7, 49, 100)),
   k=st.sampled_from((0, 1, 3, 4, 63, 64, 65, 255, 256, 300)),

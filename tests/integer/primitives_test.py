@@ -138,6 +138,53 @@ def test_every_primitive_has_a_case():
   assert {c[0].__name__ for c in CASES} == set(primitives.REGISTRY)
 
 
+GEOMETRIES = [
+  # length, window, strides, padding, dilation, groups
+  ((9,), (3,), (1,), ((0, 0),), (1,), 1),
+  ((9,), (3,), (2,), ((1, 1),), (1,), 1),
+  ((9,), (2,), (3,), ((2, 0),), (2,), 2),
+  ((10,), (4,), (2,), ((0, 5),), (3,), 1),
+  ((10,), (3,), (1,), ((-2, 1),), (2,), 2),
+  ((3,), (5,), (1,), ((0, 0),), (1,), 1),
+  ((5, 6), (3, 2), (1, 2), ((1, 1), (0, 2)), (1, 1), 1),
+  ((5, 6), (2, 3), (2, 1), ((0, -1), (3, 0)), (2, 1), 2),
+]
+
+
+@pytest.mark.parametrize('geometry', GEOMETRIES)
+@pytest.mark.parametrize('depthwise', [False, True])
+def test_convolutions_are_those_of_xla(geometry, depthwise):
+  size, taps, strides, padding, dilation, groups = geometry
+  x = i8(2, *size, 4)
+  if depthwise:
+    groups, kernel = 4, i8(*taps, 4)
+    whole = kernel[..., None, :]
+  else:
+    whole = kernel = i8(*taps, 4 // groups, 6)
+  zero = 5
+  low, high = -(2**31), 2**31 - 1
+  # 2 / 2^1: the sum itself.
+  params = window(
+    strides=strides, padding=padding, dilation=dilation, zero=zero, shift=1,
+    out=Out(0, low, high, 'int32'),
+  )  # fmt: skip
+  bias, one = i32(whole.shape[-1]), np.int32(2)
+  if depthwise:
+    got = conv.q_depthwise(x, kernel, bias, one, **params)
+  else:
+    got = conv.q_conv(x, kernel, bias, one, groups=groups, **params)
+  # Padding holds the code of zero, which XLA's own padding is after a shift.
+  space = 'HW'[: len(size)]
+  layout = f'N{space}C', f'{space}IO', f'N{space}C'
+  product = jax.lax.conv_general_dilated(
+    x.astype(np.float64) - zero, whole.astype(np.float64), strides, padding,
+    rhs_dilation=dilation, feature_group_count=groups,
+    dimension_numbers=layout,
+  )  # fmt: skip
+  shift = zero * whole.astype(int).sum(axis=tuple(range(whole.ndim - 1)))
+  np.testing.assert_array_equal(got, np.asarray(product) + shift + bias)
+
+
 def test_vmap_over_a_constant_is_an_error():
   run = jax.vmap(
     lambda t: elementwise.q_lut(jnp.zeros(3, jnp.int8), t, out=OUT, **SITE)

@@ -17,7 +17,7 @@ ratios = st.floats(2.0**-40, 2.0**20).flatmap(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(ratios)
 def test_multiplier_has_31_significant_bits(ratio):
   (fixed,) = rq.to_multiplier(ratio)
@@ -39,7 +39,7 @@ def test_bad_ratio(bad):
     rq.to_multiplier(bad)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
   st.lists(st.integers(-(2**31), 2**31 - 1), min_size=4, max_size=4),
   st.floats(2.0**-36, 2.0**4),

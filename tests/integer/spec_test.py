@@ -14,7 +14,7 @@ from s8bqat_jax.integer.spec import Spec, from_range, masked_range
 reals = st.floats(-1e4, 1e4)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(reals, reals, st.sampled_from([8, 16]))
 def test_range_is_covered_and_zero_is_exact(a, b, bits):
   low, high = min(a, b), max(a, b)

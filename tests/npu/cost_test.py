@@ -45,6 +45,26 @@ def test_weights_are_counted_whatever_their_name():
   assert latency(fn, INDEX_NPU).weight_bytes == K * N // 4 + 4
 
 
+def test_activations_that_leave_the_chip_are_counted_on_every_side():
+  big, small = np.ones((64, 64), 'f'), np.ones((1, 64), 'f')
+  tight = INDEX_NPU._replace(activation_sram=64 * 64 - 1)
+
+  def moved(fn, *inputs):
+    made = lambda p, *inputs: fn(*inputs)
+    ranges = calibrate(made, {}, [inputs])
+    ops = latency(lower(made, {}, ranges, *inputs), tight).ops
+    return sum(o.activation_bytes for o in ops) / big.size
+
+  # Operands of 8 bits and results of 8.
+  assert moved(lambda x, y: x + y, big, small) == 2
+  assert moved(lambda x, y: y + x, big, small) == 2
+  assert moved(lambda x, y: x + y, big, big[::-1]) == 3
+  assert moved(lambda x, y: y @ x, big, small) == 1
+  assert moved(lambda x, y: x @ y.T, big, small) == 1
+  assert moved(lambda x, y: x @ y, big, big.T) == 3
+  assert moved(lambda x, y: x @ x, big, small) == 2
+
+
 def test_bounds_and_buffering():
   fn = lowered(product, weight(16), R.normal(size=(1, K)).astype('f'))
   slow = INDEX_NPU._replace(dram_bytes_per_second=1e6, overhead_cycles=7)

@@ -36,7 +36,7 @@ def random_int8(r, *shape):
   return r.integers(-128, 128, shape).astype(np.int8)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
   st.sampled_from(SHAPES),
   st.integers(0, 2**32 - 1),

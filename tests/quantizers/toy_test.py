@@ -9,6 +9,7 @@ import numpy as np
 from experiments import toy_methods as toy
 from s8bqat_jax import quantizers
 from s8bqat_jax.artifacts import qtensor
+from s8bqat_jax.quantizers import tree as trees
 
 
 @functools.cache
@@ -70,5 +71,10 @@ def test_admm_residuals_go_to_zero_on_the_toy():
 def test_every_method_of_the_comparison_is_a_quantizer():
   methods = toy.methods(3)
   assert len(methods) == 14
-  for quantizer in methods.values():
-    assert isinstance(quantizer, quantizers.Quantizer)
+  params = toy.init_params(0)
+  for name, quantizer in methods.items():
+    state = jax.eval_shape(quantizer.init, params)
+    shipped = jax.eval_shape(quantizer.encode, params, state)
+    found = trees.quantized(shipped)
+    assert set(found) == set(trees.weights(params)), name
+    assert all(q.levels <= 8 for q in found.values()), name

@@ -32,7 +32,7 @@ def _grid(levels):
   return np.arange(low, high + 1)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
   hnp.arrays(np.float32, (3, 5), elements=st.floats(-100, 100, width=32)),
   st.sampled_from(LEVELS),
@@ -103,11 +103,15 @@ def test_degenerate_weights_get_a_valid_scale(w, fit, levels, request):
     pytest.skip('entropy_scale is for grids that have a zero')
   scale = fit(jnp.asarray(w), levels, None)
   q = qtensor.check(quantize(jnp.asarray(w), scale, levels))
-  assert np.all(np.isfinite(qtensor.dequantize(q)))
+  found = np.asarray(qtensor.dequantize(q))
+  if levels == 2:  # There is no zero, and no third value.
+    assert np.all(np.isfinite(found))
+  else:
+    np.testing.assert_allclose(found, w, rtol=0.01)
 
 
 @pytest.mark.parametrize('levels', LEVELS)
-@pytest.mark.parametrize('power', [-70, 60])
+@pytest.mark.parametrize('power', [-70, 60, 124])
 @pytest.mark.parametrize('axis', [None, -1])
 def test_mse_scale_is_of_any_range(levels, power, axis):
   w = jnp.asarray(GAUSS, jnp.float32)

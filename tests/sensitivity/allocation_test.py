@@ -40,16 +40,18 @@ def problems(draw):
   table = lambda values: {
     n: {b: draw(st.sampled_from(values)) for b in widths} for n in names
   }
+  # And bytes of which one more or less is a small share.
+  base = draw(st.sampled_from([0, 0, 20_000_000]))
   return (
     table([0.0, 0.125, 0.5, 1.0, 3.0, -0.25]),
-    table([1, 2, 3, 5, 8, 1000]),
+    table([base + size for size in (1, 2, 3, 5, 8, 1000)]),
     table([1, 2, 4, 7]),
-    draw(st.integers(1, 40)),
+    len(names) * base + draw(st.integers(1, 40)),
     draw(st.one_of(st.none(), st.integers(1, 20))),
   )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(problems())
 def test_equals_brute_force_ties_included(problem):
   scores, sizes, cycles, byte_budget, cycle_budget = problem
@@ -65,7 +67,7 @@ def test_equals_brute_force_ties_included(problem):
   assert result.bytes == expected[0][1] and result.cycles == expected[0][2]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(problems())
 def test_front_equals_brute_force(problem):
   scores, sizes, _, _, _ = problem

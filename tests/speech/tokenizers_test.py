@@ -49,7 +49,7 @@ def test_round_trip_and_blank(kind):
 @hypothesis.given(
   words=st.lists(st.sampled_from(' '.join(_TEXTS).split()), max_size=8)
 )
-@hypothesis.settings(max_examples=50, deadline=None)
+@hypothesis.settings(max_examples=50)
 def test_any_sentence_of_known_words_round_trips(kind, words):
   text = ' '.join(words)
   assert _make(kind).decode(_make(kind).encode(text)) == text

@@ -27,7 +27,6 @@ _sentences = st.lists(st.sampled_from(['a', 'b', 'ab', 'abc']), max_size=6)
 
 
 @hypothesis.given(st.lists(st.tuples(_sentences, _sentences), max_size=4))
-@hypothesis.settings(deadline=None)
 def test_equals_edit_distance_per_utterance(pairs):
   references = [' '.join(r) for r, _ in pairs]
   hypotheses = [' '.join(h) for _, h in pairs]

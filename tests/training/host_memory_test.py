@@ -4,13 +4,19 @@ import textwrap
 
 import pytest
 
+from s8bqat_jax.training import host_memory
+
 # In a process of its own: the setting lasts as long as the process.
 _PROGRAM = textwrap.dedent("""
   import concurrent.futures
+  import importlib.util
   import resource
   import sys
   import numpy as np
-  from s8bqat_jax import training
+  # Alone: what imports jax takes seconds.
+  spec = importlib.util.spec_from_file_location('host_memory', sys.argv[3])
+  host_memory = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(host_memory)
 
   def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -19,7 +25,7 @@ _PROGRAM = textwrap.dedent("""
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
   cold = faults()
-  assert training.reuse_host_memory()
+  assert host_memory.reuse_host_memory()
   with concurrent.futures.ThreadPoolExecutor(1) as thread:
     run = lambda: thread.submit(faults).result()
     if sys.argv[2] == 'first thread':
@@ -36,7 +42,8 @@ _PROGRAM = textwrap.dedent("""
 @pytest.mark.parametrize('megabytes', [32, 96])
 @pytest.mark.parametrize('where', ['first thread', 'other thread'])
 def test_freed_memory_is_used_again_without_page_faults(megabytes, where):
-  command = [sys.executable, '-c', _PROGRAM, str(125_000 * megabytes), where]
+  size = str(125_000 * megabytes)
+  command = [sys.executable, '-c', _PROGRAM, size, where, host_memory.__file__]
   found = subprocess.run(command, capture_output=True, text=True, check=True)
   cold, warm = map(int, found.stdout.split())
   # Huge pages make fewer faults of the same clearing, so only ratios count.

@@ -1,13 +1,16 @@
 """A toy training run as a command, for tests that kill it or run it twice.
 
-Usage: toy_run.py WORKDIR STEPS [PROCESS_ID PROCESS_COUNT PORT]
+Usage: toy_run.py WORKDIR STEPS [SIGNAL STEP | PROCESS_ID PROCESS_COUNT PORT]
 
-Prints a line a step, then a digest of the final state.
+Prints a digest of the final state. With SIGNAL, such as SIGTERM, it sends that
+to itself when it is about to take STEP.
 """
 
 import hashlib
 import itertools
+import os
 import pathlib
+import signal
 import sys
 
 import jax
@@ -82,12 +85,14 @@ def run(workdir, steps, devices=None, report=lambda step: None, **config):
 
 def main():
   workdir, steps = pathlib.Path(sys.argv[1]), int(sys.argv[2])
-  if len(sys.argv) > 3:
+  report = lambda step: None
+  if len(sys.argv) == 5:
+    how, when = getattr(signal, sys.argv[3]), int(sys.argv[4])
+    report = lambda step: step == when and os.kill(os.getpid(), how)
+  elif len(sys.argv) > 3:
     index, count, port = map(int, sys.argv[3:])
     jax.distributed.initialize(f'127.0.0.1:{port}', count, index)
-  outcome = run(
-    workdir, steps, report=lambda step: print('at', step, flush=True)
-  )
+  outcome = run(workdir, steps, report=report)
   state = mesh_lib.local_copy(outcome.state)
   print('end', outcome.reason, int(state.step), digest(state), flush=True)
 

@@ -1,0 +1,53 @@
+"""Pictures of little data."""
+
+import json
+
+import matplotlib.pyplot as plt
+import pytest
+
+from experiments import lm_plots, plots
+
+
+@pytest.fixture
+def axes():
+  figure, pair = plt.subplots(1, 2)
+  yield pair
+  plt.close(figure)
+
+
+def test_a_row_without_an_interval_is_a_point(axes):
+  metrics = {'wer': 12.5, 'ci95': [None, None], 'bytes': 2000}
+  row = {'size': 's', 'method': 'float', 'seed': 0, 'cell': 's/float'}
+  plots.error_against_bytes([{**row, 'bits': 32, 'metrics': metrics}], axes[0])
+  line, *_ = axes[0].lines
+  assert list(line.get_ydata()) == [12.5]
+
+
+@pytest.mark.parametrize('frozen', [False, True])
+def test_residuals_of_a_training_that_was_frozen_at_once(
+  axes, frozen, tmp_path
+):
+  logged = [
+    {
+      'step': step,
+      'quantizer/frozen': float(frozen),
+      'quantizer/primal': 0.5 / step,
+      'quantizer/dual': 0.1,
+    }
+    for step in (1, 2)
+  ]
+  path = tmp_path / 'metrics.jsonl'
+  path.write_text(''.join(json.dumps(record) + '\n' for record in logged))
+  row = {'folder': str(tmp_path), 'point': 3, 'seed': 0}
+  lm_plots.residuals([row], axes)
+  drawn = [list(line.get_ydata()) for line in axes[0].lines]
+  assert drawn == ([] if frozen else [[0.5, 0.25]])
+
+
+def test_a_map_of_bits(axes):
+  rows = [
+    {'allocation': bits, 'method': 'admm', 'point': 3, 'seed': 0}
+    for bits in ({'a': 2, 'b': 4}, {'a': 8, 'b': 1})
+  ]
+  lm_plots.bit_map(rows, axes[0])
+  assert [text.get_text() for text in axes[0].texts] == ['2', '4', '8', '1']

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import os
 import pathlib
 
 import numpy as np
@@ -12,6 +13,9 @@ from s8bqat_jax.data import corpus as corpus_lib
 
 # The last: files without a header, which name no rate.
 _UNREADABLE = (soundfile.LibsndfileError, OSError, TypeError)
+_STREAMED = 0x7FFF_F000  # bytes; writers that can't know say so much or more
+_PAGE = 65_307  # bytes, the longest of an Ogg stream
+_LAST_PAGE = 4  # in a page's flags
 
 
 def to_int16(audio_S: np.ndarray) -> np.ndarray:
@@ -68,6 +72,31 @@ def duration(path: pathlib.Path, where: str) -> float:
   return info.frames / info.samplerate
 
 
+def _cut_short(path: pathlib.Path) -> str | None:
+  """Says what is missing of a file that decodes without a word about it."""
+  with path.open('rb') as file:
+    size = os.fstat(file.fileno()).st_size
+    kind = file.read(12)
+    if kind[:4] == b'RIFF' and kind[8:] == b'WAVE':
+      while len(head := file.read(8)) == 8:
+        length = int.from_bytes(head[4:], 'little')
+        if head[:4] == b'data':
+          there = size - file.tell()
+          if there < length < _STREAMED:
+            return f'its header promises {length} bytes, {there} are there'
+          break
+        file.seek(length + length % 2, os.SEEK_CUR)
+    elif kind[:4] == b'OggS':
+      file.seek(max(0, size - _PAGE))
+      tail = file.read()
+      page = tail[tail.rfind(b'OggS') :]
+      lengths = page[27 : 27 + page[26]] if len(page) > 26 else b''
+      whole = len(page) >= 27 + len(lengths) + sum(lengths)
+      if not (lengths and whole and page[5] & _LAST_PAGE):
+        return 'its last page is missing'
+  return None
+
+
 def read(path: pathlib.Path, where: str, seconds: float) -> np.ndarray:
   """Decodes a file that soundfile knows; several channels are averaged.
 
@@ -81,10 +110,15 @@ def read(path: pathlib.Path, where: str, seconds: float) -> np.ndarray:
   """
   try:
     audio_SxC, rate = soundfile.read(str(path), dtype='float32', always_2d=True)
+    missing = _cut_short(path)
   except _UNREADABLE as e:
     raise corpus_lib.BadUtteranceError(
       f'{where}: cannot read {path}: {e}'
     ) from e
+  if missing is not None:
+    raise corpus_lib.BadUtteranceError(
+      f'{where}: {path} is cut short: {missing}'
+    )
   there = len(audio_SxC) / rate
   # Manifests round to milliseconds, some to hundredths.
   if abs(there - seconds) > 0.02:

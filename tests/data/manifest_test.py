@@ -160,6 +160,36 @@ def test_truncated_audio_names_file_and_row(make_manifest):
     corpus.pcm(1)
 
 
+@pytest.mark.parametrize('kind', ['wav', 'ogg', 'opus', 'flac', 'mp3'])
+def test_audio_cut_short_is_never_taken_for_whole(make_manifest, kind):
+  csv = make_manifest(
+    [{'path': 'whole.wav', 'text': 'x', 'duration_s': '', 'seconds': 3.0}]
+  )
+  noise_S = 0.1 * np.random.default_rng(0).normal(size=48_000)
+  path = csv.parent / f'a.{"ogg" if kind == "opus" else kind}'
+  form = {'opus': {'format': 'OGG', 'subtype': 'OPUS'}}.get(kind, {})
+  soundfile.write(path, noise_S, 16_000, **form)
+  whole = path.read_bytes()
+  csv.write_text(f'path,text,speaker\n{path.name},x,s\n')
+  read = lambda: data.load(f'manifest:{csv}').pcm(0)
+  assert len(read()) == pytest.approx(48_000, abs=400)
+  for share in (0.3, 0.6, 0.95):
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(data.BadUtteranceError, match=f'line 2.*{path.name}'):
+      read()
+
+
+@pytest.mark.parametrize('length', [0xFFFF_FFFF, 0x7FFF_F024])
+def test_a_streamed_wav_has_no_length_to_fall_short_of(make_manifest, length):
+  csv = make_manifest([{'path': 'a.wav', 'text': 'x', 'seconds': 1.0}])
+  path = csv.parent / 'a.wav'
+  content = bytearray(path.read_bytes())
+  place = content.index(b'data') + 4
+  content[place : place + 4] = length.to_bytes(4, 'little')
+  path.write_bytes(content)
+  assert len(data.load(f'manifest:{csv}').pcm(0)) == 16_000
+
+
 def test_durations_from_headers_are_kept(make_manifest, monkeypatch):
   csv = make_manifest([{'path': 'a.wav', 'text': 'x', 'seconds': 0.25}])
   first = data.load(f'manifest:{csv}')

@@ -57,6 +57,21 @@ def get_config(text=None):
     split='dev',
     parts=('0',),
   )
+  # Rates of what S8BQAT was compared with before they had been compared.
+  config.matrices.controls = s8bqat.matrix(
+    *(
+      f'{control}?lr={rate}'
+      for control in (
+        '90k/straight-through:2',
+        '66k/uniform qat:8',
+        '90k/acosr:2',
+        '90k/learned step:2',
+      )
+      for rate in (1e-3, 4e-3)
+    ),
+    split='dev',
+    parts=('0',),
+  )
   # What tells the story on its own, to run before all of the curve.
   config.matrices.core = s8bqat.matrix(
     '90k/float',

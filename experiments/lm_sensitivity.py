@@ -169,12 +169,12 @@ class Sensitivity:
     number, unit = _read_point(point, self.config.choices)
     if unit == 'bits':
       return sum(of[int(number)] for of in self.sizes().values())
-    return self._file_size(number, unit) - self._rest()
+    return self._file_size(number, unit, self._params) - self._rest()
 
-  def _file_size(self, number: float, unit: str) -> float:
+  def _file_size(self, number: float, unit: str, like: Any) -> float:
     if unit == 'B':
       return number
-    return 4 * sum(map(np.size, jax.tree.leaves(self._params))) / number
+    return 4 * sum(map(np.size, jax.tree.leaves(like))) / number
 
   @functools.cache  # noqa: B019
   def _rest(self) -> float:
@@ -184,13 +184,51 @@ class Sensitivity:
     file = self._file_of(dict.fromkeys(sizes, bits))
     return file - sum(of[bits] for of in sizes.values())
 
-  def _file_of(self, bits: Mapping[str, int]) -> int:
-    """Bytes of a file with these widths."""
+  def _file_of(self, bits: Mapping[str, int], like: Any = None) -> int:
+    """Bytes of a file with these widths.
+
+    Args:
+      bits: of every tensor.
+      like: params; None for the float model's.
+    """
+    params = self._params if like is None else like
     named = {
       n: _roughly(w, bits[n], self._rows(n))
-      for n, w in trees.weights(self._params).items()
+      for n, w in trees.weights(params).items()
     }
-    return self.stages.file_bytes(trees.replace(self._params, named))
+    return self.stages.file_bytes(trees.replace(params, named))
+
+  def check_sizes(self) -> None:
+    """Raises InfeasibleError if a point asks for less than any file has.
+
+    Shapes and vocabulary say so, before anything is trained.
+    """
+    rng, init = np.random.default_rng(0), self.stages.model.init
+    # Of equal tensors a file keeps one, which may happen to what stays in
+    # floating point.
+    zeros = jax.tree.map(
+      lambda x: np.zeros(x.shape, x.dtype),
+      jax.eval_shape(init, jax.random.key(0)),
+    )
+    named = {
+      n: rng.normal(size=w.shape).astype(w.dtype)
+      for n, w in trees.weights(zeros).items()
+    }
+    like = trees.replace(zeros, named)
+    for point in self.config.points:
+      if isinstance(point, str):
+        self._check_size(point, like)
+
+  def _check_size(self, point: Point, like: Any) -> None:
+    size = self._file_size(*_read_point(point, self.config.choices), like)
+    narrowest = min(self.config.choices)
+    least = self._file_of(dict.fromkeys(trees.weights(like), narrowest), like)
+    if size < least:
+      raise sensitivity.InfeasibleError(
+        f'config.points has {point!r}, a file of {size:,.0f} bytes; the '
+        f'smallest, all tensors at {narrowest} bits, has {least:,}, which is '
+        f'{self._file_size(1.0, "x", like) / least:.1f}x'
+      )
 
   def allocation(self, metric: str, point: Point) -> sensitivity.Allocation:
     """Returns the best bits by a metric in the bytes of a point.
@@ -206,14 +244,8 @@ class Sensitivity:
     )
     if unit == 'bits':
       return sensitivity.allocate(scores, sizes, budget)
-    size = self._file_size(number, unit)
-    least = self._file_of({name: min(of) for name, of in sizes.items()})
-    if size < least:
-      raise sensitivity.InfeasibleError(
-        f'{point!r} asks for a file of {size:,.0f} bytes; the smallest, all '
-        f'tensors at {min(self.config.choices)} bits, has {least:,}, which is '
-        f'{self._file_size(1.0, "x") / least:.1f}x'
-      )
+    self._check_size(point, self._params)
+    size = self._file_size(number, unit, self._params)
     found = sensitivity.allocate(scores, sizes, budget)
     # Headers grow a little with the number of different widths.
     while (excess := self._file_of(found.bits) - size) > 0:
@@ -354,6 +386,10 @@ class Sensitivity:
 
 def check_points(config: ml_collections.ConfigDict) -> None:
   """Raises ValueError unless all that a config asks for can be read."""
+  if any(type(b) is not int or not 1 <= b <= 8 for b in config.choices):
+    raise ValueError(
+      f'config.choices is {tuple(config.choices)}: expected 1..8 bits'
+    )
   for point in config.points:
     _read_point(point, config.choices)
   for bits in config.easy_points:

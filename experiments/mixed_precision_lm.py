@@ -61,6 +61,7 @@ def main(argv):
     )
     for seed in config.seeds
   }
+  found[config.seeds[0]].check_sizes()
   if not _LAUNCH.goes_on(
     f'{len(asked)} of {len(planned)} cells',
     lambda: lm_matrix.estimated_hours(

@@ -109,7 +109,9 @@ def to_rules(bits: Mapping[str, int]) -> tuple[rule_lib.Rule, ...]:
     bits: `Allocation.bits`.
 
   Returns:
-    One rule per tensor; 16 bits is no quantizer's business and becomes None.
+    One rule per tensor. 16 bits is no quantizer's business and becomes None:
+    such a tensor stays as it is, and takes what its `sizes` say only if it is
+    cast to 16 bits before the file is written.
   """
   return rule_lib.from_bits(
     {name: None if b == 16 else b for name, b in bits.items()}

@@ -43,10 +43,13 @@ class ParetoFront:
 
     Returns:
       That allocation.
+
+    Raises:
+      InfeasibleError: if none costs so little.
     """
     index = int(np.searchsorted(self.cost_P, budget, side='right')) - 1
     if index < 0:
-      raise ValueError(
+      raise allocation_lib.InfeasibleError(
         f'a budget of {budget:,.0f} is below the smallest possible total, '
         f'{self.cost_P[0]:,.0f}'
       )

@@ -121,7 +121,7 @@ def test_a_budget_that_means_nothing(found, point):
 def test_a_budget_below_every_file(found):
   with pytest.raises(
     sensitivity.InfeasibleError,
-    match="'1000B' asks for a file of 1,000 bytes; the smallest.* 2 bits, has",
+    match="'1000B', a file of 1,000 bytes; the smallest.* 2 bits, has",
   ):
     found.allocation('size', '1000B')
   cell = lib.Cell('admm', '1000B', 'size')

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from experiments import lm_stages
+from experiments import lm_sensitivity, lm_stages
+from s8bqat_jax import sensitivity
 from tests.experiments import toy_language
 
 
@@ -85,3 +86,25 @@ def test_the_development_text_decides_no_weight(config, tmp_path):
   config.train.patience = 3
   with pytest.raises(ValueError, match='eval_every or patience, expected 0'):
     lm_stages.Stages(config, None, tmp_path)
+
+
+def test_what_no_file_can_be_is_known_before_any_training(config, tmp_path):
+  stages = lm_stages.Stages(config, lm_stages.Corpora(config), tmp_path)
+  sizes = lambda *points: lm_sensitivity.Sensitivity(
+    lm_stages.Stages(
+      _with(config, points=points), stages.corpora, tmp_path, progress=False
+    )
+  )
+  sizes(3, '1.2x', '5000B').check_sizes()
+  for point in ('500x', '1000B'):
+    with pytest.raises(sensitivity.InfeasibleError, match=f"'{point}', a file"):
+      sizes(3, '1.2x', point).check_sizes()
+  assert not stages.float_done()
+  with pytest.raises(ValueError, match=r'config.choices .*expected 1..8 bits'):
+    lm_sensitivity.check_points(_with(config, choices=(2, 4, 16)))
+
+
+def _with(config, **fields):
+  made = config.copy_and_resolve_references()
+  made.update(fields)
+  return made

@@ -119,6 +119,8 @@ def test_program_and_front_agree_on_a_real_sized_network():
     assert solved.bytes <= budget
   assert np.all(np.diff(front.cost_P) > 0)
   assert np.all(np.diff(front.score_P) < 0)
+  with pytest.raises(lib.InfeasibleError, match='below the smallest'):
+    front.within(front.cost_P[0] - 1)
 
 
 def test_byte_budget_is_kept_to_the_byte():

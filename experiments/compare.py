@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from absl import app, flags
 
+from s8bqat_jax import files as files_lib
 from s8bqat_jax.speech import significance, wer
 
 _METRIC = flags.DEFINE_enum(
@@ -128,24 +129,28 @@ def report(
 
 
 def _read(file):
+  if file.endswith('.safetensors'):
+    raise ValueError(
+      f'{file} is a model, expected what it recognizes: python -m '
+      f'experiments.evaluate --model={file} --data=SPEC --hypotheses=FILE.jsonl'
+    )
   table = {}
-  with open(file, encoding='utf-8') as lines:
-    for number, line in enumerate(lines, start=1):
-      if not line.strip():
-        continue
-      try:
-        row = json.loads(line)
-      except json.JSONDecodeError as error:
-        raise ValueError(f'{file}:{number} is not JSON: {error}') from error
-      missing = [f for f in _FIELDS if f not in row]
-      if missing:
-        raise ValueError(
-          f'{file}:{number} lacks {", ".join(missing)}; expected the fields '
-          f'{", ".join(_FIELDS)}'
-        )
-      if row['utt_id'] in table:
-        raise ValueError(f'{file}:{number} repeats utterance {row["utt_id"]!r}')
-      table[row['utt_id']] = row
+  for number, line in enumerate(files_lib.read_text(file).splitlines(), 1):
+    if not line.strip():
+      continue
+    try:
+      row = json.loads(line)
+    except json.JSONDecodeError as error:
+      raise ValueError(f'{file}:{number} is not JSON: {error}') from error
+    missing = [f for f in _FIELDS if f not in row]
+    if missing:
+      raise ValueError(
+        f'{file}:{number} lacks {", ".join(missing)}; expected the fields '
+        f'{", ".join(_FIELDS)}'
+      )
+    if row['utt_id'] in table:
+      raise ValueError(f'{file}:{number} repeats utterance {row["utt_id"]!r}')
+    table[row['utt_id']] = row
   if not table:
     raise ValueError(f'{file} has no utterances')
   return table

@@ -36,7 +36,7 @@ from absl import app, flags  # noqa: E402
 from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
-from experiments import fitting, results, usage  # noqa: E402
+from experiments import fields, fitting, results, usage  # noqa: E402
 from experiments import recognizer as recognizer_lib  # noqa: E402
 from s8bqat_jax import data, training  # noqa: E402
 from s8bqat_jax.data import loader  # noqa: E402
@@ -82,7 +82,7 @@ def run(
   """
   mesh = training.make_mesh(devices)
   mesh_lib.check_batch_size(config.data.batch_size, mesh)
-  log_mel = features.LogMel(**config.features)
+  log_mel = fields.made('features', features.LogMel, config.features)
   recognizer = recognizer_lib.Recognizer(
     model=recognizer_lib.make_model(
       config.model, vocab_size=vocab_size, ctc=config.train.ctc_weight > 0
@@ -97,7 +97,7 @@ def run(
   params = jax.eval_shape(recognizer.init, jax.random.key(0))
   state = jax.eval_shape(step.init, params)
   samples, size = round(seconds * log_mel.sample_rate), config.data.batch_size
-  perturb = data.Perturbation(**config.perturb) if config.perturb else None
+  perturb = recognizer_lib.make_perturbation(config.perturb)
   batch = jax.eval_shape(
     lambda: loader.empty_batch(
       size, data.Bucket(samples, labels, size), perturb

@@ -20,7 +20,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from experiments import fitting, language_model, methods, results
+from experiments import fields, fitting, language_model, methods, results
 from experiments.stage_cache import RESULT, Interrupted, cached
 from s8bqat_jax import quantizers, sensitivity
 from s8bqat_jax.artifacts import packed_file, qtensor
@@ -104,6 +104,7 @@ class Stages:
       float_runs: folders in which a float model of this config may be found,
         somewhere below, in a folder of its stage's name.
     """
+    fields.check_train(config.train)
     if config.data.score_length > config.data.length:
       raise ValueError(
         f'config.data.score_length is {config.data.score_length}, longer than '

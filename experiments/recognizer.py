@@ -283,7 +283,16 @@ def without_ctc_head(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 def make_augment(section: Mapping[str, Any]) -> data.SpecAugment | None:
   """Returns the masks of a config's `augment` section; empty, none."""
-  return data.SpecAugment(**section) if section else None
+  if not section:
+    return None
+  return fields.made('augment', data.SpecAugment, section)
+
+
+def make_perturbation(section: Mapping[str, Any]) -> data.Perturbation | None:
+  """Returns what a config's `perturb` section does; empty, nothing."""
+  if not section:
+    return None
+  return fields.made('perturb', data.Perturbation, section)
 
 
 def make_model(config: Mapping[str, Any], **overrides: Any) -> rnnt.RNNT:

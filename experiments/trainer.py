@@ -14,7 +14,7 @@ import ml_collections
 import numpy as np
 from absl import logging
 
-from experiments import fitting, scoring
+from experiments import fields, fitting, scoring
 from experiments import recognizer as recognizer_lib
 from s8bqat_jax import data, files, quantizers, training
 from s8bqat_jax.models import rnnt
@@ -56,16 +56,11 @@ def make_recognizer(
       spread evenly.
   """
   tokenizer = make_tokenizer(config.tokenizer, corpus.texts_N)
-  log_mel = features.LogMel(**config.features)
+  log_mel = fields.made('features', features.LogMel, config.features)
   if log_mel.sample_rate != corpus.sample_rate:
     raise ValueError(
       f'config.features.sample_rate is {log_mel.sample_rate}, but all audio is '
       f'read at {corpus.sample_rate}'
-    )
-  if config.data.normalize_utterances < 1:
-    raise ValueError(
-      'config.data.normalize_utterances is '
-      f'{config.data.normalize_utterances}, expected 1 or more'
     )
   model = recognizer_lib.make_model(
     config.model,
@@ -106,7 +101,7 @@ def make_loader(
     batch_size=config.data.batch_size,
     num_buckets=config.data.num_buckets,
     seed=config.seed,
-    perturb=data.Perturbation(**config.perturb) if config.perturb else None,
+    perturb=recognizer_lib.make_perturbation(config.perturb),
     samples_per_label=recognizer.samples_per_frame if with_ctc else 0,
     min_samples=recognizer.min_samples,
     process_index=jax.process_index(),
@@ -144,6 +139,7 @@ def run(
   Raises:
     ValueError: if `params` do not fit the config's model, among others.
   """
+  fields.check_recognizer(config)
   mesh_lib.check_batch_size(config.data.batch_size, training.make_mesh())
   lead = jax.process_index() == 0
   corpus, dev = data.load(config.data.train), data.load(config.data.dev)

@@ -26,10 +26,26 @@ def replacing(path: os.PathLike | str) -> Iterator[pathlib.Path]:
     f'{target.stem}.{secrets.token_hex(4)}.partial{target.suffix}'
   )
   try:
-    yield partial
-    os.replace(partial, target)
+    with naming(target):
+      yield partial
+      os.replace(partial, target)
   finally:
     partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: os.PathLike | str) -> Iterator[None]:
+  """Lets a full disk say which file there was no room for.
+
+  Args:
+    path: what is written.
+  """
+  try:
+    yield
+  except OSError as e:
+    if e.errno is not None and e.filename is None:
+      e.filename = str(path)
+    raise
 
 
 def read_text(path: os.PathLike | str) -> str:

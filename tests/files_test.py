@@ -1,5 +1,7 @@
 """Files are there whole or not at all."""
 
+import subprocess
+import sys
 import threading
 from concurrent import futures
 
@@ -61,3 +63,37 @@ def test_readers_never_see_half(tmp_path):
       files.write_text(path, texts[i % 2])
     stop.set()
     assert reader.result() <= set(texts)
+
+
+@pytest.mark.skipif(
+  not sys.platform.startswith('linux'), reason='limits the size of files'
+)
+def test_a_full_disk_says_what_there_was_no_room_for(tmp_path):
+  # In a process of its own, which it is a limit of.
+  program = """
+import resource, signal, sys
+from s8bqat_jax import files, training
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+writer = training.MetricWriter(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+for write in (
+  lambda: files.write_text(sys.argv[1] + '/notes.txt', 'x' * 10_000),
+  lambda: [writer.write(i, {'loss': 1.0}) for i in range(1000)],
+):
+  try:
+    write()
+  except OSError as e:
+    print(e)
+import os
+os._exit(0)  # TensorBoard's writer has no room either
+"""
+  done = subprocess.run(
+    [sys.executable, '-c', program, str(tmp_path)],
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+  first, second = done.stdout.splitlines()
+  assert f'{tmp_path / "notes.txt"}' in first, done.stderr
+  assert f'{tmp_path / "metrics.jsonl"}' in second
+  assert not (tmp_path / 'notes.txt').exists()

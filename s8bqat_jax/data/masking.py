@@ -27,6 +27,14 @@ class SpecAugment:
   time_share: float = 0.15
   freq_warp: float = 0.0
 
+  def __post_init__(self):
+    for name in ('freq_masks', 'freq_width', 'time_masks', 'time_width'):
+      if (value := getattr(self, name)) != int(value) or value < 0:
+        raise ValueError(f'{name}={value}: expected a whole number, 0 or more')
+    for name in ('time_share', 'freq_warp'):
+      if not 0 <= (value := getattr(self, name)) < 1:
+        raise ValueError(f'{name}={value}: expected 0 or more and below 1')
+
 
 def _bands(
   key: jax.Array, num: int, widest_B: jax.Array, sizes_B: jax.Array, size: int

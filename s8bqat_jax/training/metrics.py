@@ -33,8 +33,9 @@ class MetricWriter:
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Records `values` at `step`."""
     record = {'step': step, **{k: float(v) for k, v in values.items()}}
-    self._file.write(json.dumps(record) + '\n')
-    self._file.flush()
+    with files.naming(self.path):
+      self._file.write(json.dumps(record) + '\n')
+      self._file.flush()
     for name, value in values.items():
       self._board.add_scalar(name, float(value), step)
 

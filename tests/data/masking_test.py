@@ -90,3 +90,18 @@ def test_warp_moves_a_peak_by_at_most_its_share():
   flat = np.full((64, 3, 40), 0.5, np.float32)
   out = masking.spec_augment(jax.random.key(1), flat, lengths, config)
   np.testing.assert_allclose(out, 0.5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  'field, value',
+  [
+    ('freq_masks', -1),
+    ('time_width', 2.5),
+    ('time_share', 1.5),
+    ('freq_warp', -0.1),
+    ('freq_warp', float('nan')),
+  ],
+)
+def test_masks_that_cannot_be(field, value):
+  with pytest.raises(ValueError, match=f'{field}=.*expected'):
+    masking.SpecAugment(**{field: value})

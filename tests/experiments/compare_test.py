@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from experiments import compare
+from tests.experiments.commands import ROOT
 
 
 def _write(path, rows):
@@ -87,6 +88,13 @@ def test_unreadable_files(tmp_path):
   path.write_text('{\n')
   with pytest.raises(ValueError, match='x.jsonl:1 is not JSON'):
     compare.load(str(path))
+  path.write_bytes(b'\xff\xfe')
+  with pytest.raises(ValueError, match='x.jsonl: not UTF-8'):
+    compare.load(str(path))
+  model = tmp_path / 'a.safetensors'
+  model.touch()
+  with pytest.raises(ValueError, match='is a model, expected what it recogni'):
+    compare.load(str(model))
 
 
 def test_unequal_numbers_of_seeds(tmp_path):
@@ -102,6 +110,7 @@ def test_command_line(tmp_path):
   a = _write(tmp_path / 'a.jsonl', _A)
   run = lambda *args: subprocess.run(
     [sys.executable, '-m', 'experiments.compare', *args],
+    cwd=ROOT,
     capture_output=True,
     text=True,
     timeout=120,

@@ -249,7 +249,19 @@ def test_another_config_in_the_same_directory(trained, config):
     ('tokenizer', 'chars', 'config.tokenizer is .chars., expected char, word'),
     ('model.dtype', 'float16', 'config.model.dtype is .float16.'),
     ('data.dev', 'espeek:digits', 'unknown scheme'),
-    ('data.normalize_utterances', 0, 'normalize_utterances is 0, expected 1'),
+    ('data.normalize_utterances', 0, 'utterances is 0, expected a whole num'),
+    ('data.bacth_size', 8, "config.data has no field 'bacth_size'; fields: tr"),
+    ('train.setps', 3, "config.train has no field 'setps'; fields: steps, le"),
+    ('train.steps', 0, 'config.train.steps is 0, expected a whole number, 1'),
+    ('train.learning_rate', -1.0, 'rate is -1.0, expected a number above 0'),
+    ('train.warmup_steps', -3, 'expected a whole number, 0 or more'),
+    ('train.average_decay', 1.5, 'decay is 1.5, expected a number from 0 to'),
+    ('train.ctc_weight', 2.0, 'ctc_weight is 2.0, expected .* from 0 to 1'),
+    ('agument.time_masks', 2, "config has no field 'agument'; fields: seed"),
+    ('augment.tiem_masks', 2, "config.augment has no field 'tiem_masks'; fie"),
+    ('augment.time_masks', -1, 'config.augment: .*time_masks'),
+    ('perturb.speed', 2, "config.perturb has no field 'speed'; fields: "),
+    ('features.mels', 2, "config.features has no field 'mels'; fields: "),
     (
       'features.sample_rate',
       32000,
@@ -260,7 +272,10 @@ def test_another_config_in_the_same_directory(trained, config):
 def test_bad_configs(config, tmp_path, field, value, message):
   other = config.copy_and_resolve_references()
   other.unlock()
-  other.update_from_flattened_dict({field: value})
+  section, _, name = field.rpartition('.')
+  if section and section not in other:
+    other[section] = {}
+  (other[section] if section else other)[name] = value
   with pytest.raises(ValueError, match=message):
     trainer.run(other, tmp_path / 'run', progress=False)
   assert not (tmp_path / 'run').exists()

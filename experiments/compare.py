@@ -121,6 +121,7 @@ def report(
     'over seeds, speakers, utterances',
     f'p                   {result.p_bootstrap:.4f} bootstrap, '
     f'{result.p_mapsswe:.4f} MAPSSWE',
+    f'resolves            {100 * result.resolves:.1f} %, with a power of 0.8',
     f'no loss (< {100 * margin:g} %)     {verdict}',
   ]
   if len(set(a.speakers_N)) < 10:

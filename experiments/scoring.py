@@ -134,6 +134,7 @@ def relative(found: significance.Comparison) -> dict[str, Any]:
     'ci95': results.percent(found.interval),
     'p': found.p_bootstrap,
     'p_mapsswe': found.p_mapsswe,
+    'resolves': results.finite(100 * found.resolves),
   }
 
 

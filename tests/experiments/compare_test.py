@@ -39,6 +39,7 @@ def test_figures(tmp_path):
   assert 'A  WER  60.00 %' in text and 'B  WER  40.00 %' in text
   assert 'relative change     -33.3 %' in text
   assert 'fewer than 10 speakers' in text
+  assert 'with a power of 0.8' in text
 
 
 def test_seeds_from_a_glob(tmp_path):

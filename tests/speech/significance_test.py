@@ -223,6 +223,22 @@ def test_a_difference_is_drawn_as_a_comparison_is():
     significance.difference([[np.nan, 1.0]], [[1.0, 1.0]], [1, 1], ['a', 'b'])
 
 
+def test_what_data_resolve_is_what_they_show_four_times_in_five():
+  rng = np.random.default_rng(4)
+  words, speakers = np.full(400, 10), np.repeat(np.arange(40), 10).astype(str)
+
+  def compared(gain):
+    a, _ = _clustered(rng, 40, 10)
+    b = rng.poisson((1 - gain) * a)
+    return significance.compare(a, b, words, speakers, replicates=300)
+
+  gain = 0.05
+  for _ in range(4):  # to the gain that is just resolved
+    gain = np.mean([compared(gain).resolves for _ in range(5)])
+  shown = [compared(gain).interval.high < 0 for _ in range(60)]
+  assert 0.65 < np.mean(shown) < 0.95
+
+
 def test_degenerate_comparisons():
   one = significance.compare([3], [2], [10], ['x'], replicates=50)
   assert one.p_mapsswe == one.p_bootstrap == 1.0 and not one.non_inferior()

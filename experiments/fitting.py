@@ -14,7 +14,7 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -201,6 +201,20 @@ class Best:
     )
 
 
+class Watch(NamedTuple):
+  """What is only looked at while training: it decides nothing.
+
+  Attributes:
+    evaluate: (decoded params) -> scores on development data, for the metrics.
+    score: one of them.
+    every: steps; after the last one too. 0 for never.
+  """
+
+  evaluate: Callable[[Params], Mapping[str, float]]
+  score: str
+  every: int
+
+
 def fit(
   config: ml_collections.ConfigDict,
   workdir: os.PathLike | str,
@@ -208,6 +222,7 @@ def fit(
   batches: Callable[[int], Iterator[Any]],
   *,
   best: Best | None = None,
+  watch: Watch | None = None,
   quantizer: quantizers.Quantizer | None = None,
   params: Params = None,
   learned_tx: optax.GradientTransformation | None = None,
@@ -224,6 +239,7 @@ def fit(
     batches: (step) -> iterator over the batches of that step and later ones.
     best: what is scored on development data and kept; None for nothing: what
       counts is the state that training ends in.
+    watch: what is scored besides, where there is no `best`.
     quantizer: the method; None trains in floating point. Development scores
       and the model file are those of what it encodes.
     params: where training starts; fresh ones if None.
@@ -262,9 +278,16 @@ def fit(
   state = jax.tree.map(jnp.copy, step.init(params, config.seed))
   state = training.replicate(state, mesh)
   checkpoints = training.Checkpoints(workdir / 'checkpoints')
-  evaluate = None
+  evaluate, score, every = None, '', config.train.eval_every
   if best is not None:
     evaluate = _scored_and_kept(best, workdir / best.file, quantizer, lead)
+    score = best.score
+  elif watch is not None and watch.every:
+    score, every = watch.score, watch.every
+
+    def evaluate(state):
+      return watch.evaluate(qtensor.decode(shipped(state, quantizer)))
+
   try:
     return training.train(
       compiled_step(step),
@@ -273,14 +296,14 @@ def fit(
       training.LoopConfig(
         steps=config.train.steps,
         log_every=config.train.log_every,
-        eval_every=config.train.eval_every,
+        eval_every=every,
         save_every=config.train.save_every,
         patience=config.train.patience,
       ),
       checkpoints=checkpoints,
       metrics_dir=workdir,
       evaluate=evaluate,
-      score=best.score if best else '',
+      score=score,
       progress=progress,
     )
   finally:

@@ -19,6 +19,8 @@ from s8bqat_jax import training  # noqa: E402
 from s8bqat_jax.quantizers import tree as trees  # noqa: E402
 
 Rows = Sequence[Mapping[str, Any]]
+_WATCHED = 'dev/perplexity'
+_LINES = {4: '-', 3: '--', 2: ':'}
 
 
 def write(
@@ -26,8 +28,8 @@ def write(
 ) -> None:
   """Writes `<path>.png` and those of bits, traces and residuals.
 
-  `<path>_bits.png`, `<path>_traces.png` and `<path>_residuals.png` are left
-  out as long as there is nothing to draw.
+  `<path>_bits.png`, `<path>_traces.png`, `<path>_residuals.png` and
+  `<path>_curves.png` are left out as long as there is nothing to draw.
 
   Args:
     rows: of the experiment.
@@ -53,6 +55,10 @@ def write(
     figure, pair = plt.subplots(1, 2, figsize=(11, 4), layout='constrained')
     residuals(pulled, pair)
     plots.save(figure, plots.png(path, 'residuals'))
+  figure, axes = plt.subplots(figsize=(8, 5), layout='constrained')
+  if curves(rows, axes):
+    plots.save(figure, plots.png(path, 'curves'))
+  plt.close(figure)
 
 
 def perplexity_against_bytes(rows: Rows, axes: Any) -> None:
@@ -106,6 +112,46 @@ def traces(found: lm_sensitivity.Sensitivity, axes: Any) -> None:
   axes.errorbar(x, y, 1.96 * width, fmt='o', capsize=3)
   axes.set_xticks(x, list(weights), rotation=90, fontsize=7)
   axes.set(ylabel='Hessian trace / weights', yscale='log')
+
+
+def curves(rows: Rows, axes: Any) -> int:
+  """Draws the perplexity of what would ship over training.
+
+  Args:
+    rows: of the experiment; those of the first seed are drawn.
+    axes: to draw on.
+
+  Returns:
+    How many were watched while they trained.
+  """
+  methods: dict[str, int] = {}
+  drawn = 0
+  for row in (r for r in rows if r['seed'] == rows[0]['seed']):
+    logged = training.read_metrics(
+      pathlib.Path(row['folder']) / 'metrics.jsonl'
+    )
+    curve = [
+      (r['step'], r[_WATCHED])
+      for r in logged
+      if np.isfinite(r.get(_WATCHED, np.nan))
+    ]
+    if not curve:
+      continue
+    drawn += 1
+    index = methods.setdefault(row['method'], len(methods))
+    axes.plot(
+      *zip(*curve),
+      **plots.look(row['method'], index),
+      ls=_LINES.get(row['point'], '-'),
+      ms=3,
+      lw=1,
+      label=f'{row["method"]}, {row["point"]}',
+    )
+  if drawn:
+    plots.log_scale(axes, 'y')
+    axes.legend(fontsize=7, loc='center left', bbox_to_anchor=(1, 0.5))
+  axes.set(xlabel='step', ylabel='perplexity of what would ship, development')
+  return drawn
 
 
 def residuals(rows: Rows, axes: Sequence[Any]) -> None:

@@ -332,7 +332,12 @@ class Stages:
 
   def _train_into(self, folder, config, quantizer, params) -> dict[str, Any]:
     """Trains a model and writes its file; returns the stage's result."""
-    outcome = self.fit(folder, config, quantizer, params)
+    watch = None
+    if params is not None:  # not for the float model, which nothing follows
+      scores = lambda params: {'perplexity': self._perplexity(params)}
+      every = self.config.finetune.watch_every
+      watch = fitting.Watch(scores, 'perplexity', every)
+    outcome = self.fit(folder, config, quantizer, params, watch=watch)
     self._save(folder / SHIPPED, fitting.shipped(outcome.state, quantizer))
     return {'steps': config.train.steps}
 

@@ -9,7 +9,7 @@ import pytest
 
 from experiments import language_model, lm_agreement, lm_sensitivity, lm_stages
 from experiments import lm_matrix as lib
-from s8bqat_jax import sensitivity
+from s8bqat_jax import sensitivity, training
 from s8bqat_jax.artifacts import packed_file
 from s8bqat_jax.data import text as text_lib
 from s8bqat_jax.data import text_windows
@@ -26,6 +26,7 @@ def config(tmp_path_factory):
   config.train.update({'steps': 150, 'warmup_steps': 20})
   config.finetune.train.learning_rate = 2e-3
   config.sensitivity.update({'max_probes': 64, 'rtol': 0.5, 'allocations': 20})
+  config.finetune.watch_every = 5
   config.points = (3,)
   config.choices = (2, 3, 4)
   return config
@@ -183,9 +184,14 @@ def test_admm_on_allocated_bits_ships_them(stages, found):
   tree = packed_file.load(path).tree
   shipped = lm_sensitivity.trees.named(tree)
   assert {n: shipped[n].bits for n in bits} == bits
-  trained = stages.evaluate(path)['perplexity']
-  rounded = stages.evaluate(stages.train('ptq lloyd-max', bits))['perplexity']
-  assert trained < rounded
+  trained = stages.evaluate(path)
+  rounded = stages.evaluate(stages.train('ptq lloyd-max', bits))
+  assert trained['perplexity'] < rounded['perplexity']
+  # What was watched is what would have shipped.
+  logged = training.read_metrics(path.parent / 'metrics.jsonl')
+  watched = [r['dev/perplexity'] for r in logged if 'dev/perplexity' in r]
+  assert len(watched) > 1
+  np.testing.assert_allclose(watched[-1], trained['dev_perplexity'], rtol=1e-5)
 
 
 def test_predictions_are_held_against_measured_harm(stages, found):

@@ -51,3 +51,19 @@ def test_a_map_of_bits(axes):
   ]
   lm_plots.bit_map(rows, axes[0])
   assert [text.get_text() for text in axes[0].texts] == ['2', '4', '8', '1']
+
+
+def test_curves_are_those_that_were_watched(axes, tmp_path):
+  for name, logged in (
+    ('watched', [{'step': 5, 'dev/perplexity': 9.0}, {'step': 6, 'loss': 1.0}]),
+    ('not', [{'step': 5, 'loss': 2.0}]),
+  ):
+    (tmp_path / name).mkdir()
+    text = ''.join(json.dumps(record) + '\n' for record in logged)
+    (tmp_path / name / 'metrics.jsonl').write_text(text)
+  row = {'method': 'admm', 'point': 3, 'seed': 0}
+  rows = [{**row, 'folder': str(tmp_path / n)} for n in ('watched', 'not', '-')]
+  assert lm_plots.curves(rows, axes[0]) == 1
+  (line,) = axes[0].lines
+  assert list(line.get_ydata()) == [9.0] and line.get_label() == 'admm, 3'
+  assert lm_plots.curves(rows[1:], axes[1]) == 0

@@ -47,6 +47,9 @@ def default() -> ml_collections.ConfigDict:
   # Every method trains from the float model for this share of its steps.
   config.finetune = finetune = ml_collections.ConfigDict()
   finetune.share = 0.3
+  # Steps after which what would ship is scored on development text, for the
+  # curves; 0 for none. It decides nothing.
+  finetune.watch_every = 0
   finetune.train = ml_collections.ConfigDict(
     {'learning_rate': 5e-4, 'warmup_steps': 50, 'weight_decay': 0.0}
   )

@@ -60,5 +60,6 @@ def get_config(text=None):
   config.easy_points = (8, 6, 5)
   config.mixed['straight-through'] = ('kl', 'diagonal')
   config.finetune.share = 0.1
+  config.finetune.watch_every = 250
   config.seeds = (0, 1, 2)
   return config

@@ -20,10 +20,13 @@ def get_config(text=None):
   config.parts = ('0', '1', '2', '3')
   config.activation_bits = 8
   config.finetune.share = 0.2
-  # On development data of fold 0, out of 1e-3 and 4e-3, by the matrix `rates`.
-  # What is not here has 1e-3, which was better or is not compared yet.
+  # On development data of fold 0, out of 1e-3 and 4e-3, by the matrices `rates`
+  # and `controls`. What is not here has 1e-3, which was better or is not
+  # compared yet.
   config.finetune.rates['s8bqat:2'] = 4e-3
-  config.finetune.rates['straight-through:2'] = 4e-3  # not compared yet
+  config.finetune.rates['straight-through:2'] = 4e-3
+  config.finetune.rates['acosr:2'] = 4e-3
+  config.finetune.rates['learned step:2'] = 4e-3
   config.finetune.rates['s8bqat:3'] = 4e-3
   config.finetune.rates['s8bqat:4'] = 4e-3
   config.finetune.rates['straight-through:4'] = 4e-3

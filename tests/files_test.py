@@ -71,7 +71,7 @@ def test_readers_never_see_half(tmp_path):
 def test_a_full_disk_says_what_there_was_no_room_for(tmp_path):
   # In a process of its own, which it is a limit of.
   program = """
-import resource, signal, sys
+import os, resource, signal, sys
 from s8bqat_jax import files, training
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 writer = training.MetricWriter(sys.argv[1])
@@ -83,8 +83,7 @@ for write in (
   try:
     write()
   except OSError as e:
-    print(e)
-import os
+    print(e, flush=True)
 os._exit(0)  # TensorBoard's writer has no room either
 """
   done = subprocess.run(

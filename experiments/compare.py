@@ -136,7 +136,7 @@ def _read(file):
       f'experiments.evaluate --model={file} --data=SPEC --hypotheses=FILE.jsonl'
     )
   table = {}
-  for number, line in enumerate(files_lib.read_text(file).splitlines(), 1):
+  for number, line in enumerate(files_lib.read_text(file).split('\n'), 1):
     if not line.strip():
       continue
     try:

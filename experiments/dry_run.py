@@ -80,6 +80,7 @@ def run(
   Returns:
     Metrics of the step: parameters, bytes per device, FLOPs.
   """
+  fields.check_recognizer(config)
   mesh = training.make_mesh(devices)
   mesh_lib.check_batch_size(config.data.batch_size, mesh)
   log_mel = fields.made('features', features.LogMel, config.features)

@@ -121,8 +121,9 @@ def write(
   Returns:
     {operation: its Agreement on random codes}.
   """
+  data = opened(fn, kind).exported.data
   with files.replacing(path) as partial:
-    partial.write_bytes(opened(fn, kind).exported.data)
+    partial.write_bytes(data)
   watched = Watched(fn, kind)
   watched(*_random_codes(fn))
   return witness.summary(watched.rows)

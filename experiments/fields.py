@@ -30,7 +30,7 @@ def _whole(least: int) -> _Field:
 
 _POSITIVE = _number(lambda x: 0 < x < math.inf, 'a number above 0')
 _SHARE = _number(lambda x: 0 <= x <= 1, 'a number from 0 to 1')
-_SPEC = _Field(lambda x: isinstance(x, str), 'a data spec')
+_TEXT = _Field(lambda x: isinstance(x, str), 'a text')
 _TRAIN = {
   'steps': _whole(1),
   'learning_rate': _POSITIVE,
@@ -52,7 +52,8 @@ _RECOGNIZER = (
   'method', 'activation_bits',
 )  # fmt: skip
 _RECOGNIZER_DATA = {
-  **dict.fromkeys(('train', 'dev', 'eval'), _SPEC),
+  # The last: what recipes with a folder of their own are made of.
+  **dict.fromkeys(('train', 'dev', 'eval', 'root'), _TEXT),
   **dict.fromkeys(
     ('batch_size', 'num_buckets', 'normalize_utterances'), _whole(1)
   ),

@@ -204,6 +204,8 @@ class Best:
 class Watch(NamedTuple):
   """What is only looked at while training: it decides nothing.
 
+  A checkpoint is saved at each look, as at each evaluation.
+
   Attributes:
     evaluate: (decoded params) -> scores on development data, for the metrics.
     score: one of them.
@@ -254,6 +256,10 @@ def fit(
     ValueError: if `params` do not fit the model, or `workdir` holds a run of
       another config.
   """
+  if watch is not None and (best is not None or config.train.patience):
+    raise ValueError(
+      'watch decides nothing: expected no `best` and no config.train.patience'
+    )
   mesh = training.make_mesh()
   mesh_lib.check_batch_size(config.data.batch_size, mesh)
   step = make_step(config, model, quantizer, learned_tx)
@@ -282,7 +288,7 @@ def fit(
   if best is not None:
     evaluate = _scored_and_kept(best, workdir / best.file, quantizer, lead)
     score = best.score
-  elif watch is not None and watch.every:
+  if watch is not None and watch.every:
     score, every = watch.score, watch.every
 
     def evaluate(state):

@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import pathlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -198,10 +198,13 @@ class Sensitivity:
     }
     return self.stages.file_bytes(trees.replace(params, named))
 
-  def check_sizes(self) -> None:
+  def check_sizes(self, points: Iterable[Point]) -> None:
     """Raises InfeasibleError if a point asks for less than any file has.
 
     Shapes and vocabulary say so, before anything is trained.
+
+    Args:
+      points: those that will be worked for.
     """
     rng, init = np.random.default_rng(0), self.stages.model.init
     # Of equal tensors a file keeps one, which may happen to what stays in
@@ -215,7 +218,7 @@ class Sensitivity:
       for n, w in trees.weights(zeros).items()
     }
     like = trees.replace(zeros, named)
-    for point in self.config.points:
+    for point in points:
       if isinstance(point, str):
         self._check_size(point, like)
 

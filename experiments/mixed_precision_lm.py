@@ -61,7 +61,8 @@ def main(argv):
     )
     for seed in config.seeds
   }
-  found[config.seeds[0]].check_sizes()
+  points = dict.fromkeys(job.cell.point for job in asked)
+  found[config.seeds[0]].check_sizes(points)
   if not _LAUNCH.goes_on(
     f'{len(asked)} of {len(planned)} cells',
     lambda: lm_matrix.estimated_hours(

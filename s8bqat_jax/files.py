@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pathlib
 import secrets
 from collections.abc import Iterator
+
+_NO_ROOM = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 
 
 @contextlib.contextmanager
@@ -43,7 +46,7 @@ def naming(path: os.PathLike | str) -> Iterator[None]:
   try:
     yield
   except OSError as e:
-    if e.errno is not None and e.filename is None:
+    if e.errno in _NO_ROOM and e.filename is None:
       e.filename = str(path)
     raise
 

@@ -13,6 +13,7 @@ from s8bqat_jax.data import corpus as corpus_lib
 
 # The last: files without a header, which name no rate.
 _UNREADABLE = (soundfile.LibsndfileError, OSError, TypeError)
+_HEADER = 44  # bytes, which some writers count as data
 _STREAMED = 0x7FFF_F000  # bytes; writers that can't know say so much or more
 _PAGE = 65_307  # bytes, the longest of an Ogg stream
 _LAST_PAGE = 4  # in a page's flags
@@ -82,18 +83,19 @@ def _cut_short(path: pathlib.Path) -> str | None:
         length = int.from_bytes(head[4:], 'little')
         if head[:4] == b'data':
           there = size - file.tell()
-          if there < length < _STREAMED:
+          if there + _HEADER < length < _STREAMED:
             return f'its header promises {length} bytes, {there} are there'
           break
         file.seek(length + length % 2, os.SEEK_CUR)
     elif kind[:4] == b'OggS':
       file.seek(max(0, size - _PAGE))
       tail = file.read()
-      page = tail[tail.rfind(b'OggS') :]
+      page = tail[tail.rfind(b'OggS') :] if b'OggS' in tail else b''
       lengths = page[27 : 27 + page[26]] if len(page) > 26 else b''
-      whole = len(page) >= 27 + len(lengths) + sum(lengths)
-      if not (lengths and whole and page[5] & _LAST_PAGE):
-        return 'its last page is missing'
+      # Whole pages are followed by nothing or by what is no page of audio.
+      whole = len(page) >= 27 and len(page) >= 27 + page[26] + sum(lengths)
+      if page and not (whole and page[5] & _LAST_PAGE):
+        return 'no page of it is marked as the last'
   return None
 
 

@@ -29,11 +29,14 @@ class SpecAugment:
 
   def __post_init__(self):
     for name in ('freq_masks', 'freq_width', 'time_masks', 'time_width'):
-      if (value := getattr(self, name)) != int(value) or value < 0:
+      if type(value := getattr(self, name)) is not int or value < 0:
         raise ValueError(f'{name}={value}: expected a whole number, 0 or more')
-    for name in ('time_share', 'freq_warp'):
-      if not 0 <= (value := getattr(self, name)) < 1:
-        raise ValueError(f'{name}={value}: expected 0 or more and below 1')
+    if not 0 <= self.time_share <= 1:
+      raise ValueError(f'time_share={self.time_share}: expected 0 to 1')
+    if not 0 <= self.freq_warp < 1:
+      raise ValueError(
+        f'freq_warp={self.freq_warp}: expected 0 or more and below 1'
+      )
 
 
 def _bands(

@@ -97,6 +97,7 @@ def test_warp_moves_a_peak_by_at_most_its_share():
   [
     ('freq_masks', -1),
     ('time_width', 2.5),
+    ('freq_width', float('inf')),
     ('time_share', 1.5),
     ('freq_warp', -0.1),
     ('freq_warp', float('nan')),

@@ -1,7 +1,10 @@
-"""The arguments of configs."""
+"""The arguments of configs, and that all of them are of known fields."""
+
+import importlib
 
 import pytest
 
+from experiments import cells, fields
 from experiments.configs import common
 from experiments.configs.float import asc_strings as float_asc_strings
 from experiments.configs.lm import wikitext2
@@ -45,3 +48,29 @@ def test_the_words_of_an_experiment_are_those_of_its_float_models():
   config = asc_strings.get_config('words=digits')
   assert config.name == 's8bqat_b_digits'
   assert ',words=digits,' in config.float.arguments
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    *('demo.digits', 'librispeech.rnnt_60m', 'float.asc_strings'),
+    *('float.espeak_grammar', 'float.fsdd_strings', 'float.speechocean'),
+  ],
+)
+def test_every_recognizer_can_be_trained_as_its_config_says(name):
+  config = importlib.import_module(f'experiments.configs.{name}').get_config()
+  fields.check_recognizer(config)
+  if 'pretrain' in config:
+    fields.check_recognizer(config.pretrain)
+
+
+@pytest.mark.parametrize(
+  'name',
+  ['asc_strings', 'digits', 'espeak_grammar', 'fsdd_strings', 'speechocean'],
+)
+def test_what_experiments_add_are_known_fields(name):
+  module = importlib.import_module(f'experiments.configs.s8bqat.{name}')
+  config = module.get_config()
+  for matrix in config.matrices:
+    job, *_ = cells.jobs(config, matrix)
+    fields.check_recognizer(cells.train_config(config, job))

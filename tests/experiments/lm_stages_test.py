@@ -90,15 +90,11 @@ def test_the_development_text_decides_no_weight(config, tmp_path):
 
 def test_what_no_file_can_be_is_known_before_any_training(config, tmp_path):
   stages = lm_stages.Stages(config, lm_stages.Corpora(config), tmp_path)
-  sizes = lambda *points: lm_sensitivity.Sensitivity(
-    lm_stages.Stages(
-      _with(config, points=points), stages.corpora, tmp_path, progress=False
-    )
-  )
-  sizes(3, '1.2x', '5000B').check_sizes()
+  sizes = lm_sensitivity.Sensitivity(stages)
+  sizes.check_sizes((3, '1.2x', '5000B'))
   for point in ('500x', '1000B'):
     with pytest.raises(sensitivity.InfeasibleError, match=f"'{point}', a file"):
-      sizes(3, '1.2x', point).check_sizes()
+      sizes.check_sizes((3, '1.2x', point))
   assert not stages.float_done()
   with pytest.raises(ValueError, match=r'config.choices .*expected 1..8 bits'):
     lm_sensitivity.check_points(_with(config, choices=(2, 4, 16)))

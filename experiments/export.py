@@ -24,7 +24,9 @@ from s8bqat_jax import files
 _MODEL = flags.DEFINE_string(
   'model', None, 'A packed recognizer with 8-bit activations.', required=True
 )
-_FORMAT = flags.DEFINE_enum('format', 'tflite', exporting.FORMATS, 'Of files.')
+_FORMAT = flags.DEFINE_enum(
+  'format', 'tflite', list(exporting.FORMATS), 'Of files.'
+)
 _OUT = flags.DEFINE_string('out', 'exported', 'Folder of the files.')
 
 

@@ -56,7 +56,7 @@ def runners(functions: Mapping[str, Any]) -> dict[str, dict[str, Runner]]:
   made = {'ours': {k: fn.integers for k, fn in functions.items()}}
   for runtime, kind in _FORMATS.items():
     made[runtime] = {
-      k: exporting.opened(fn, kind).session for k, fn in functions.items()
+      k: exporting.session(fn, kind) for k, fn in functions.items()
     }
   return made
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,49 +39,52 @@ def functions(path: os.PathLike | str) -> dict[str, integer.IntegerFunction]:
   }
 
 
-class Opened(NamedTuple):
-  """An exported function, loaded by what runs its format.
+class Format(NamedTuple):
+  """What writes a file and what runs it.
 
   Attributes:
-    exported: the file, and the program that it was made of.
-    session: codes in, codes out.
+    export: (function, watched) -> its file, and the program it was made of;
+      watched keeps every value, for a witness, and is no file to ship.
+    session: (what was exported, watched) -> codes in, codes out.
   """
 
-  exported: Any
-  session: Any
+  export: Callable[[integer.IntegerFunction, bool], Any]
+  session: Callable[[Any, bool], Any]
 
 
-def _tflite(fn: integer.IntegerFunction, watched: bool) -> Opened:
+def _tflite() -> Format:
   from s8bqat_jax.export import tflite
   from s8bqat_jax.export.tflite import runtime
 
-  exported = tflite.export(fn)
-  return Opened(exported, runtime.Session(exported, keep_all=watched))
+  return Format(
+    lambda fn, watched: tflite.export(fn),
+    lambda file, watched: runtime.Session(file, keep_all=watched),
+  )
 
 
-def _onnx(fn: integer.IntegerFunction, watched: bool) -> Opened:
+def _onnx() -> Format:
   from s8bqat_jax.export import onnxfile
   from s8bqat_jax.export.onnxfile import runtime
 
-  exported = onnxfile.export(fn, keep_all=watched)
-  return Opened(exported, runtime.Session(exported, threads=1))
+  return Format(
+    lambda fn, watched: onnxfile.export(fn, keep_all=watched),
+    lambda file, watched: runtime.Session(file, threads=1),
+  )
 
 
-_FORMATS = {'tflite': _tflite, 'onnx': _onnx}
-FORMATS = tuple(_FORMATS)
+# Each made when it is asked for: they need the export extra.
+FORMATS = {'tflite': _tflite, 'onnx': _onnx}
 
 
-def opened(
-  fn: integer.IntegerFunction, kind: str, *, watched: bool = False
-) -> Opened:
-  """Exports and loads a function.
+def session(fn: integer.IntegerFunction, kind: str) -> Any:
+  """Returns a function in its runtime: codes in, codes out.
 
   Args:
     fn: the function.
     kind: of FORMATS.
-    watched: keep every value, for a witness; slower, and no file to ship.
   """
-  return _FORMATS[kind](fn, watched)
+  form = FORMATS[kind]()
+  return form.session(form.export(fn, False), False)
 
 
 class Watched:
@@ -97,7 +101,9 @@ class Watched:
       fn: the function.
       kind: of FORMATS.
     """
-    exported, self._session = opened(fn, kind, watched=True)
+    form = FORMATS[kind]()
+    exported = form.export(fn, True)
+    self._session = form.session(exported, True)
     self._program = exported.program
     self.rows: list[witness.Row] = []
 
@@ -121,7 +127,7 @@ def write(
   Returns:
     {operation: its Agreement on random codes}.
   """
-  data = opened(fn, kind).exported.data
+  data = FORMATS[kind]().export(fn, False).data
   with files.replacing(path) as partial:
     partial.write_bytes(data)
   watched = Watched(fn, kind)

@@ -266,8 +266,7 @@ class Stages:
       'encoded_bytes': packed_file.encoded_bytes(
         packed.tree, config=packed.config, tokenizer=packed.tokenizer
       ),
-      'ratio_fp32': 4 * found['parameters'] / size,
-      'ratio_fp16': 2 * found['parameters'] / size,
+      **results.ratios(found['parameters'], size),
       'revision': trained['revision'],
       'steps': trained['steps'],
       'wall_seconds': trained['seconds'] + found['seconds'],

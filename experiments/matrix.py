@@ -220,10 +220,7 @@ def rows(
       }
     )
   for metrics in (row['metrics'] for row in made):
-    # Of what all weights alone would take.
-    for width in (32, 16):
-      whole = width / 8 * metrics['parameters']
-      metrics[f'ratio_fp{width}'] = whole / metrics['bytes']
+    metrics |= results.ratios(metrics['parameters'], metrics['bytes'])
   return made
 
 

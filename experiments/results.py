@@ -150,6 +150,19 @@ def _warn_of_fewer(path: pathlib.Path, rows: int) -> None:
     print(f'{path} had {before} rows and now gets {rows}; `git` has the others')
 
 
+def ratios(parameters: int, size: float) -> dict[str, float]:
+  """Returns how often a file would fit into its weights alone, in floats.
+
+  Args:
+    parameters: how many weights.
+    size: bytes of the file, everything in it.
+  """
+  return {
+    'ratio_fp32': 4 * parameters / size,
+    'ratio_fp16': 2 * parameters / size,
+  }
+
+
 def finite(x: float) -> float | None:
   """Returns what JSON can hold of a number: None if it is none."""
   return float(x) if math.isfinite(x) else None

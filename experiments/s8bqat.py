@@ -37,13 +37,13 @@ def main(argv):
   usage.start(argv)
   config = _CONFIG.value
   usage.check_config(config, 'matrices', 's8bqat')
-  root = _LAUNCH.root()
+  root, kept = _LAUNCH.root(), config.stages or config.name
   usage.keep_compiled(root / 'compiled')
   stages = Stages(
     config,
-    root / (config.stages or config.name),
+    root / kept,
     (root, *_LAUNCH.float_folders()),
-    results.FOLDER / 'evaluations' / (config.stages or config.name),
+    results.FOLDER / 'evaluations' / kept,
     publishes=_PUBLISH.value,
   )
   planned = cells.jobs(config, _MATRIX.value)

@@ -13,7 +13,7 @@ def get_config(text=None):
   Args:
     text: `warp` stretches frequencies in fine-tuning; `joint` is that of the
       float config, or `again`: fresh, and where a float model so trained made
-      more than 60% errors on development data, one of the next thousand's seed.
+      more than 60% errors on development data, one of a seed 1,000 higher.
   """
   joints = 'ctc', 'fresh', 'again'
   args = common.arguments(text, warp=('0', '0.1'), joint=joints)

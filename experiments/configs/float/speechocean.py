@@ -1,6 +1,6 @@
 """Task C: read English of 125 learners, half of them children; 2.9 hours.
 
-  --config=experiments/configs/float/speechocean.py:size=1m
+  --config=experiments/configs/float/speechocean.py:size=1m,joint=ctc
 
 Too little to learn from alone, so there are stages before the last: they hear
 synthesized voices read sentences of a text file, beside the task's own
@@ -21,8 +21,10 @@ def split(folder: str, name: str) -> str:
 
 
 def get_config(text=None):
-  """Returns the config of one size and seed."""
-  args = common.arguments(text, size='1m', seed='0', data='../shared/data')
+  """Returns the config; `joint` says what the joint network begins as."""
+  args = common.arguments(
+    text, size='1m', seed='0', joint=('fresh', 'ctc'), data='../shared/data'
+  )
   config = _stage(args)
   config.pretrain = second = _stage(args)
   sentences = f'file={args["data"]}/wikitext2/train.txt'
@@ -38,7 +40,9 @@ def get_config(text=None):
   second.model.dropout = 0.05
   second.train.learning_rate = 2.5e-3
   second.train.eval_every = 1500
-  common.encoder_first(second, steps=10_000)
+  common.encoder_first(
+    second, steps=10_000, joint_from_ctc=args['joint'] == 'ctc'
+  )
   return config
 
 

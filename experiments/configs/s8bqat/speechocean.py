@@ -4,15 +4,19 @@
     --config=experiments/configs/s8bqat/speechocean.py --matrix=curve
 """
 
-from experiments.configs import s8bqat
+from experiments.configs import common, s8bqat
 
 
-def get_config():
-  """Returns the config."""
+def get_config(text=None):
+  """Returns the config; `joint` is that of the float config."""
+  args = common.arguments(text, joint=('fresh', 'ctc'))
   config = s8bqat.default()
   config.name = 's8bqat_c'
   config.float.module = 'experiments.configs.float.speechocean'
   config.float.arguments = 'size={size},seed={seed},data={data}'
+  if args['joint'] != 'fresh':
+    config.name += f'_{args["joint"]}'
+    config.float.arguments += f',joint={args["joint"]}'
   config.activation_bits = 8
   # Few, for hours: what three bits take, four and two take.
   config.matrices.rates = s8bqat.matrix(
@@ -23,6 +27,8 @@ def get_config():
     ),
     split='dev',
   )
+  # What the joint network begins as, on development data.
+  config.matrices.begin = s8bqat.matrix('1m/float', split='dev')
   config.matrices.floats = s8bqat.floats(('1m',), seeds=(0, 1, 2))
   config.matrices.curve = s8bqat.matrix(
     '1m/float',

@@ -228,7 +228,9 @@ def train_config(
       'options': methods.resolved(
         job.cell.method, job.cell.bits, job.cell.method_options
       ),
-      'final_phase': methods.FINAL_PHASE,
+      'final_phase': methods.final_phase(
+        job.cell.method, config.finetune.freeze
+      ),
     }
   )
   if job.cell.part_bits:

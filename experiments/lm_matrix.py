@@ -43,20 +43,38 @@ class Cell(NamedTuple):
     point: what it may take (`Sensitivity.budget`): whole bits, which uniform
       precision can have as well, or the file's size; 32 for floats.
     metric: how those bytes are shared out; None gives all tensors alike.
+    smaller: whether the model is that of `config.smaller`.
   """
 
   method: str
   point: lm_sensitivity.Point = 32
   metric: str | None = None
+  smaller: bool = False
 
   @property
   def label(self) -> str:
-    return (
-      f'{self.method}, bits by {self.metric}' if self.metric else (self.method)
-    )
+    shared = f', bits by {self.metric}' if self.metric else ''
+    return f'{"smaller " * self.smaller}{self.method}{shared}'
 
   def __str__(self) -> str:
     return self.label if self.point == 32 else f'{self.label}, {self.point}'
+
+
+def uniform(name: str) -> Cell:
+  """Reads 'METHOD' of floats, or 'METHOD, BITS'.
+
+  Raises:
+    ValueError: if there is no such method, or it takes no such bits.
+  """
+  method, comma, bits = name.partition(', ')
+  floats = method.startswith('float')
+  known = method in methods.METHODS and bool(comma) != floats
+  if not known or (comma and bits not in map(str, range(1, 9))):
+    raise ValueError(
+      f'{name!r}: expected a float method, or one of '
+      f"{', '.join(methods.METHODS)} and its bits, such as 'admm, 3'"
+    )
+  return Cell(method, int(bits)) if comma else Cell(method)
 
 
 def cells(config) -> Iterator[Cell]:
@@ -73,6 +91,8 @@ def cells(config) -> Iterator[Cell]:
     for method, metrics in config.mixed.items():
       for metric in metrics:
         yield Cell(method, point, metric)
+  for name in config.smaller.cells:
+    yield uniform(name)._replace(smaller=True)
 
 
 def bits_of(
@@ -96,7 +116,13 @@ def pairs(config) -> Iterator[tuple[Cell, Cell]]:
   """Yields what is compared, (base, other): the questions asked of a matrix."""
   everything = list(cells(config))
   for base in (Cell('float'), Cell('float continued')):
-    yield from ((base, other) for other in everything if other != base)
+    for other in everything:
+      of_it = base._replace(smaller=other.smaller)
+      if other != of_it and of_it in everything:
+        yield of_it, other
+  if config.headline:
+    ours = uniform(config.headline)
+    yield from ((cell, ours) for cell in everything if cell.smaller)
   for cell in everything:
     bases = []
     if cell.method == 'admm':
@@ -212,8 +238,7 @@ def done(cell: Cell, found: lm_sensitivity.Sensitivity) -> bool:
 
 def estimated_hours(
   config,
-  found: Sequence[lm_sensitivity.Sensitivity],
-  asked: Sequence[Cell],
+  asked: Iterable[tuple[lm_sensitivity.Sensitivity, Sequence[Cell]]],
 ) -> float:
   """Returns how long the trainings that are not done will take.
 
@@ -222,22 +247,21 @@ def estimated_hours(
 
   Args:
     config: of the experiment.
-    found: the sensitivities of every seed.
-    asked: the cells.
+    asked: the cells of every float model.
   """
-  steps = 0.0
-  for of_seed in found:
-    stages = of_seed.stages
+  hours = 0.0
+  for found, of_it in asked:
+    steps, stages = 0.0, found.stages
     if not stages.float_done():
       steps += config.train.steps
-    if any(c.metric == 'search' for c in asked) and not of_seed.ready('search'):
+    if any(c.metric == 'search' for c in of_it) and not found.ready('search'):
       share = config.sensitivity.search_share
       steps += len(config.choices) * share * config.train.steps
     tuning = stages.finetuning().train.steps
     steps += tuning * sum(
-      methods.METHODS[cell.method].trains and not done(cell, of_seed)
-      for cell in asked
+      methods.METHODS[cell.method].trains and not done(cell, found)
+      for cell in of_it
     )
-  if not steps:
-    return 0.0
-  return found[0].stages.seconds_per_step() * steps / 3600
+    if steps:
+      hours += stages.seconds_per_step() * steps / 3600
+  return hours

@@ -296,7 +296,7 @@ class Stages:
         'name': method,
         'bits': named,
         'options': methods.resolved(method, bits, {}),
-        'final_phase': methods.FINAL_PHASE,
+        'final_phase': methods.final_phase(method, self.config.finetune.freeze),
       }
     )
     # Without rows of their own, and in floats, a folder is the one it was.
@@ -396,8 +396,7 @@ def make_quantizer(
     method: in `methods.METHODS`.
     bits: of every tensor, or of each; 32 for floats.
   """
-  _, schedule = fitting.make_optimizer(config.train)
-  run = methods.Run(config.train.steps, schedule)
+  run = methods.run_of(config)
   pattern = config.method.get('row_scales', '')
   if isinstance(bits, int):
     rules = rule_lib.as_rules(bits) if bits <= 8 else ()

@@ -26,8 +26,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import ml_collections
 import optax
 
+from experiments import fitting
 from s8bqat_jax import quantizers
 from s8bqat_jax.quantizers import codebook as books
 from s8bqat_jax.quantizers import lloyd_max, row_scales
@@ -35,6 +37,7 @@ from s8bqat_jax.quantizers import rules as rule_lib
 from s8bqat_jax.quantizers.uniform import book as uniform_book
 
 FINAL_PHASE = 0.85  # of the steps; then codes are frozen
+LAST, AVERAGED = 'last', 'averaged'  # weights, of which they are
 # Of a transducer, by the names of their weights.
 PARTS = {'predictor': '(embed|predictor_).*', 'joint': 'joint_.*'}
 # Entropy of the codes that S8BQAT's weights end with, less than that of the
@@ -53,11 +56,13 @@ class Run(NamedTuple):
     steps: how many.
     learning_rate: their schedule.
     rows: whether each row of a weight gets a scale of its own.
+    averaged: whether the final phase freezes the codes of averaged weights.
   """
 
   steps: int
   learning_rate: optax.Schedule
   rows: bool = False
+  averaged: bool = False
 
   @property
   def free_steps(self) -> int:
@@ -269,7 +274,35 @@ def make(
     quantizer = make_one(rules, run)
   if quantizer is None or not method.trains:
     return quantizer
-  return quantizers.with_final_phase(quantizer, run.steps, FINAL_PHASE)
+  return quantizers.with_final_phase(
+    quantizer, run.steps, FINAL_PHASE, averaged=run.averaged
+  )
+
+
+def final_phase(name: str, freeze: str) -> float | tuple[float, str]:
+  """Returns what a fine-tuning's config says of its final phase.
+
+  Args:
+    name: of a method; those without codes have none, and `FINAL_PHASE` there.
+    freeze: which weights' codes it freezes, `LAST` or `AVERAGED`.
+
+  Raises:
+    ValueError: if it is neither.
+  """
+  if freeze not in (LAST, AVERAGED):
+    raise ValueError(
+      f'config.finetune.freeze is {freeze!r}, expected {LAST!r} or {AVERAGED!r}'
+    )
+  frozen = METHODS[name].trains and not name.startswith('float')
+  # The number alone is what configs had before there was a choice.
+  return (FINAL_PHASE, freeze) if frozen and freeze != LAST else FINAL_PHASE
+
+
+def run_of(config: ml_collections.ConfigDict) -> Run:
+  """Returns the training of a fine-tuning's config."""
+  _, schedule = fitting.make_optimizer(config.train)
+  averaged = config.method.final_phase != FINAL_PHASE
+  return Run(config.train.steps, schedule, averaged=averaged)
 
 
 def resolved(

@@ -26,6 +26,7 @@ from experiments import (
   lm_agreement,
   lm_matrix,
   lm_plots,
+  lm_rescoring,
   lm_sensitivity,
   lm_stages,
   results,
@@ -54,41 +55,44 @@ def main(argv):
   ]
   asked = _LAUNCH.asked(planned)
   folder = root / (config.stages or config.name)
-  float_runs = _LAUNCH.float_folders()
-  found = {
-    seed: lm_sensitivity.Sensitivity(
-      lm_stages.Stages(config, corpora, folder, seed, float_runs=float_runs)
-    )
-    for seed in config.seeds
-  }
+  found = _float_models(config, corpora, folder)
+  of_job = lambda job: found[job.seed, job.cell.smaller]
   points = dict.fromkeys(job.cell.point for job in asked)
-  found[config.seeds[0]].check_sizes(points)
+  found[config.seeds[0], False].check_sizes(points)
+  rescoring = lm_rescoring.make(config, corpora.train_text, root / 'lists')
   if not _LAUNCH.goes_on(
     f'{len(asked)} of {len(planned)} cells',
     lambda: lm_matrix.estimated_hours(
       config,
-      [found[seed] for seed in dict.fromkeys(job.seed for job in asked)],
-      list(dict.fromkeys(job.cell for job in asked)),
+      [
+        (one, [job.cell for job in asked if of_job(job) is one])
+        for one in found.values()
+      ],
     ),
   ):
     return
   try:
     rows, not_run = lm_matrix.run(
       asked,
-      lambda job: _row(found[job.seed], job),
+      lambda job: _row(of_job(job), job, rescoring),
       planned=planned,
-      done=lambda job: lm_matrix.done(job.cell, found[job.seed]),
+      done=lambda job: lm_matrix.done(job.cell, of_job(job)),
       max_hours=_LAUNCH.hours.value,
     )
     if not rows:
       print('nothing is done yet, nothing was written')
       return
-    first = found[next(iter(rows)).seed]
-    write = functools.partial(_write, config, corpora, rows, not_run, first)
+    first = found[next(iter(rows)).seed, False]
+    write = functools.partial(
+      _write, config, corpora, rows, not_run, first, rescoring
+    )
     # What took hours is written before what takes minutes.
     write(_agreement_so_far(config))
     agreement = lm_agreement.agreements(
-      {seed: found[seed] for seed in dict.fromkeys(job.seed for job in rows)}
+      {
+        seed: found[seed, False]
+        for seed in dict.fromkeys(j.seed for j in rows if not j.cell.smaller)
+      }
     )
     write(agreement)
   except Interrupted:
@@ -98,6 +102,22 @@ def main(argv):
   path = results.FOLDER / config.name
   lm_plots.write(ordered, first, path)
   print(results.table(ordered, lm_matrix.COLUMNS))
+
+
+def _float_models(
+  config, corpora, folder
+) -> dict[tuple[int, bool], lm_sensitivity.Sensitivity]:
+  """Returns the models of every seed, {(seed, whether the smaller): model}."""
+  smaller = config.copy_and_resolve_references()
+  smaller.model.update(config.smaller.model)
+  roots = _LAUNCH.float_folders()
+  return {
+    (seed, of is smaller): lm_sensitivity.Sensitivity(
+      lm_stages.Stages(of, corpora, folder, seed, float_runs=roots)
+    )
+    for seed in config.seeds
+    for of in (config, *[smaller][: len(config.smaller.cells)])
+  }
 
 
 def _agreement_so_far(config) -> list[dict[str, Any]]:
@@ -110,11 +130,17 @@ def _agreement_so_far(config) -> list[dict[str, Any]]:
 
 
 def _row(
-  found: lm_sensitivity.Sensitivity, job: lm_matrix.Job
+  found: lm_sensitivity.Sensitivity,
+  job: lm_matrix.Job,
+  rescoring: lm_rescoring.Rescoring | None,
 ) -> dict[str, Any]:
   """Trains a cell if it is not there, and scores its file."""
   stages, (seed, cell) = found.stages, job
   bits = lm_matrix.bits_of(cell, found)
+  shipped = stages.train(cell.method, bits)
+  metrics = stages.evaluate(shipped)
+  if rescoring is not None:
+    metrics |= rescoring.evaluate(shipped)
   row = {
     'system': 'Transformer LM',
     'method': cell.label,
@@ -122,7 +148,7 @@ def _row(
     'point': cell.point,
     'seed': seed,
     'split': 'eval',
-    'metrics': stages.evaluate(stages.train(cell.method, bits)),
+    'metrics': metrics,
   }
   row['folder'] = str(stages.train_folder(cell.method, bits))
   if not isinstance(bits, int):
@@ -134,20 +160,26 @@ def _row(
 
 def _without_folders(row: dict[str, Any]) -> dict[str, Any]:
   """A row but for where this machine keeps what it is of."""
-  of_file = {k: v for k, v in row['metrics'].items() if k != 'line_nats'}
+  kept = 'line_nats', lm_rescoring.ERRORS
+  of_file = {k: v for k, v in row['metrics'].items() if k not in kept}
   return {k: v for k, v in row.items() if k != 'folder'} | {'metrics': of_file}
 
 
-def _write(config, corpora, rows, not_run, first, agreement) -> None:
+def _write(config, corpora, rows, not_run, first, rescoring, agreement) -> None:
   """Writes the results file."""
+  metrics = {(cell, seed): rows[seed, cell]['metrics'] for seed, cell in rows}
+  asked = list(lm_matrix.pairs(config))
+  rescored = {}
+  if rescoring is not None:
+    rescored = {
+      'rescored': rescoring.references(),
+      'wer_comparisons': rescoring.comparisons(metrics, asked),
+    }
   results.write(
     config.name,
     [_without_folders(row) for row in rows.values()],
     comparisons=lm_matrix.comparisons(
-      {(cell, seed): row['metrics'] for (seed, cell), row in rows.items()},
-      corpora.eval_text,
-      lm_matrix.pairs(config),
-      config.seeds,
+      metrics, corpora.eval_text, asked, config.seeds
     ),
     corpus=[
       {'spec': k, 'fingerprint': v} for k, v in corpora.fingerprints.items()
@@ -157,6 +189,7 @@ def _write(config, corpora, rows, not_run, first, agreement) -> None:
     traces=first.traces()[2] if first.ready('trace') else None,
     command=results.command(without=results.SHARING),
     config_hash=results.config_hash(config.to_dict()),
+    **rescored,
   )
 
 

@@ -17,22 +17,20 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
-import jax
 from absl import app, flags
 
 from experiments import (
-  integer_recognizer,
   language_model,
   nbest,
+  rescoring,
   results,
   scoring,
   usage,
 )
 from experiments import recognizer as recognizer_lib
 from s8bqat_jax import data
-from s8bqat_jax.data import corpus as corpus_lib
 from s8bqat_jax.data import text as text_lib
-from s8bqat_jax.speech import mixture, ngram, significance
+from s8bqat_jax.speech import significance
 
 _MODEL = flags.DEFINE_string('model', None, 'A packed recognizer.')
 _LM = flags.DEFINE_list('lm', [], 'Packed language models: NAME=FILE, or FILE.')
@@ -46,75 +44,58 @@ _RUNS = flags.DEFINE_string('runs', 'runs/rescore', 'Where lists are kept.')
 _NAME = flags.DEFINE_string('name', 'rescore', 'Of the results file.')
 
 
-def _lists(search, corpus: data.Corpus, model: pathlib.Path):
-  """Searches a corpus, unless that is done."""
-  about = {
-    'model': str(model),
-    'modified': model.stat().st_mtime_ns,
-    'data': corpus_lib.cache_key(corpus),
-    'beam': _BEAM.value,
-  }
-  name = f'nbest-{results.config_hash(about)}.jsonl'
-  path = pathlib.Path(_RUNS.value) / name
-  if not path.exists():
-    nbest.write_lists(path, search(corpus))
-  return nbest.read_lists(path)
-
-
 def main(argv):
   usage.start(argv)
-  path = recognizer_lib.find_model(_MODEL.value, None)
   files = nbest.named_files(_LM.value)
-  recognizer, params, _ = integer_recognizer.load(path)
   dev, scored = (data.load(f.value or '') for f in (_DEV, _DATA))
-  search = nbest.Search(recognizer, params, _BEAM.value, _BATCH.value)
-  dev_lists, lists = (_lists(search, c, path) for c in (dev, scored))
-  texts = {c.text for n in [*dev_lists, *lists] for c in n} | {*dev.texts_N}
-  ordered = sorted(texts)
+  rescorer = rescoring.Rescorer(
+    recognizer_lib.find_model(_MODEL.value, None),
+    dev,
+    scored,
+    _RUNS.value,
+    beam=_BEAM.value,
+    batch_size=_BATCH.value,
+  )
+  found: dict[str, list[scoring.Hypothesis]] = {
+    'first of the list': rescorer.first_of_lists(),
+    'oracle': rescorer.best_of_lists(),
+  }
+  about: dict[str, dict[str, Any]] = {name: {} for name in found}
+
+  def add(name, language, **more):
+    found[name], tuned = rescorer.chosen(language)
+    about[name] = {**more, **tuned}
+
   count = None
   if _SENTENCES.value:
-    # What is tuned on or scored must be as new to it as to the others.
     lines = text_lib.load_text(_SENTENCES.value).lines
-    counted = ngram.NGram(nbest.unheard(lines, dev, scored), _ORDER.value)
-    count = mixture.Known({t: counted.word_log_probs(t) for t in ordered})
-
-  chosen: dict[str, list[str]] = {
-    'first of the list': nbest.choose(lists),
-    'oracle': nbest.oracle(lists, scored.texts_N),
-  }
-  about: dict[str, dict[str, Any]] = {name: {} for name in chosen}
-
-  def add(name, language, **found):
-    weight, bonus = nbest.tune(dev_lists, language, dev.texts_N)
-    chosen[name] = nbest.choose(lists, language, weight, bonus)
-    about[name] = {**found, 'weight': weight, 'word_bonus': bonus}
-
-  if count is not None:
+    count = rescorer.counted(lines, _ORDER.value)
     add(f'{_ORDER.value}-gram', count)
   for stem, file in files.items():
-    made, lm_params, _ = language_model.load(file)
-    scorer = language_model.Scorer(made)
-    words = scorer.word_log_probs(jax.device_put(lm_params), ordered)
-    alone = mixture.Known(dict(zip(ordered, words)))
+    made, params, _ = language_model.load(file)
+    alone = rescorer.known(made, params)
     size = pathlib.Path(file).stat().st_size
     add(stem, alone, bytes=size)
     if count is not None:
-      both = mixture.fit(alone, count, dev.texts_N)
-      add(f'{stem}, {_ORDER.value}-gram', both, bytes=size, share=both.share)
+      both = rescorer.mixed(alone, count)
+      add(f'{stem}, {_ORDER.value}-gram', both, bytes=size)
 
-  rows, errors = [], {}
-  for name, transcripts in chosen.items():
-    hypotheses = scoring.of_texts(scored, transcripts)
-    errors[name] = scoring.count(hypotheses)
-    metrics = {**scoring.summarize(hypotheses), **about[name]}
-    rows.append({'method': name, 'split': 'eval', 'metrics': metrics})
+  rows = [
+    {
+      'method': name,
+      'split': 'eval',
+      'metrics': {**scoring.summarize(hypotheses), **about[name]},
+    }
+    for name, hypotheses in found.items()
+  ]
+  errors = {name: scoring.count(of) for name, of in found.items()}
   base = next(iter(files), 'first of the list')
   results.write(
     _NAME.value,
     rows,
     comparisons=[
       _compare(base, name, errors, scored.speakers_N)
-      for name in chosen
+      for name in found
       # Nothing is relative to no errors.
       if name not in (base, 'oracle') and errors[base].word_errors_N.any()
     ],

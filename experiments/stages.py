@@ -375,8 +375,7 @@ def make_quantizer(
   config: ml_collections.ConfigDict,
 ) -> quantizers.Quantizer | None:
   """Returns the quantizer that a config's `method` section names."""
-  _, schedule = fitting.make_optimizer(config.train)
-  run = methods.Run(config.train.steps, schedule)
+  run = methods.run_of(config)
   name, bits = config.method.name, config.method.bits
   ctc, parts = config.train.ctc_weight > 0, config.method.get('part_bits')
   rules = methods.rules_for(bits, ctc, parts) if bits <= 8 else ()

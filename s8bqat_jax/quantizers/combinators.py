@@ -141,6 +141,11 @@ def _combined(
   ) -> list[_Member]:
     states = map(types.State, state.learned, state.carried)
     own = [_for_member(ctx, i) for i in range(len(quantizers))]
+    if ctx.average is not None:
+      averages = zip(split(ctx.average.params), ctx.average.learned)
+      own = [
+        c._replace(average=types.Average(*a)) for c, a in zip(own, averages)
+      ]
     return [
       _Member(*fields) for fields in zip(quantizers, split(params), states, own)
     ]

@@ -17,18 +17,24 @@ from s8bqat_jax.quantizers import types
 
 
 def with_final_phase(
-  quantizer: types.Quantizer, total_steps: int, start: float = 0.85
+  quantizer: types.Quantizer,
+  total_steps: int,
+  start: float = 0.85,
+  averaged: bool = True,
 ) -> types.Quantizer:
-  """Snaps once, near the end of training, and freezes what will ship.
+  """Snaps once, near the end of training, and freezes what would ship then.
 
-  From then on every branch of the forward pass sees exactly the shipped
-  tensors, the penalty is zero, the quantizer's own state rests and only the
-  leaves that ship in floating point (biases, normalization) still train.
+  From then on every
+  branch of the forward pass sees exactly the shipped tensors, the penalty is
+  zero, the quantizer's own state rests and only the leaves that ship in
+  floating point (biases, normalization) still train.
 
   Args:
     quantizer: any Quantizer.
     total_steps: steps of the training.
     start: fraction of them after which the codes are frozen.
+    averaged: freezes the codes of the averages, where training keeps these, and
+      not of the last weights.
 
   Returns:
     The Quantizer. Metric: `frozen`, 0 or 1.
@@ -102,12 +108,16 @@ def with_final_phase(
       moved = trees.mark_moved(moved, ())
 
       def freeze():
-        shipped = trees.quantized(quantizer.encode(new, own))
-        frozen = outer(own, shipped, jnp.ones((), bool))
+        kept, its = new, own
+        if averaged and ctx.average is not None:
+          kept = ctx.average.params
+          its = own._replace(learned=ctx.average.learned)
+        shipped = trees.quantized(quantizer.encode(kept, its))
+        frozen = outer(its, shipped, jnp.ones((), bool))
         # What stays in floating point has to adapt: averages and moments of
         # when the weights were others would only hold it back.
         everything = jax.tree.map(lambda x: jnp.ones(x.shape, bool), moved)
-        return with_shipped(new, frozen), frozen, everything
+        return with_shipped(kept, frozen), frozen, everything
 
       def go_on():
         return new, outer(own, names, jnp.zeros((), bool)), moved

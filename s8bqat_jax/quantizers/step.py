@@ -89,10 +89,14 @@ def context(
   Returns:
     The Ctx; the same state gives the same random key.
   """
+  average = None
+  if jax.tree.leaves(state.average):
+    params, own = averaged(state)
+    average = types.Average(params, own.learned)
   key = jax.random.fold_in(jax.random.key(state.seed), state.step)
   # A skipped step does not advance the schedule within the optimizer.
   rate = schedules.at(learning_rate, state.step - state.skipped)
-  return types.Ctx(state.step, key, rate)
+  return types.Ctx(state.step, key, rate, average)
 
 
 def averaged(state: TrainState) -> tuple[types.Params, types.State]:

@@ -33,6 +33,18 @@ class State(NamedTuple):
   carried: Any = ()
 
 
+class Average(NamedTuple):
+  """Moving averages, as far as training keeps them.
+
+  Attributes:
+    params: of the params, in their dtypes.
+    learned: of `State.learned`.
+  """
+
+  params: Params
+  learned: Any
+
+
 class Ctx(NamedTuple):
   """Where training stands; the same for all functions of one step.
 
@@ -40,11 +52,14 @@ class Ctx(NamedTuple):
     step: int32 scalar, 0 at the first step.
     key: this step's PRNG key; the same one for `views` and `penalty`.
     learning_rate: float32 scalar, this step's learning rate of the params.
+    average: of the steps before this one: what would ship is encoded from it.
+      None where no averages are kept.
   """
 
   step: jax.Array
   key: jax.Array
   learning_rate: jax.Array
+  average: Average | None = None
 
 
 def _no_penalty(params: Params, state: State, ctx: Ctx) -> jax.Array:

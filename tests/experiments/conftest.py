@@ -8,8 +8,9 @@ tests/training and tests/quantizers to show.
 import jax
 import numpy as np
 import pytest
+import soundfile
 
-from experiments import integer_recognizer
+from experiments import integer_recognizer, language_model
 from experiments import recognizer as recognizer_lib
 from s8bqat_jax import data, quantizers, training
 from s8bqat_jax.artifacts import packed_file
@@ -94,3 +95,48 @@ def save(recognizer, tree, tmp_path):
     return tmp_path / name
 
   return save
+
+
+@pytest.fixture
+def spoken(recognizer, params, tmp_path):
+  """(packed recognizer, data spec, sentences): it hears nothing in noise."""
+  rng = np.random.default_rng(0)
+  rows = ['path,speaker,text']
+  for i, text in enumerate(['ab c', 'b', 'c ab a', 'a b']):
+    pcm = (2000 * rng.normal(size=9000)).astype(np.int16)
+    soundfile.write(tmp_path / f'{i}.wav', pcm, 16000)
+    rows.append(f'{i}.wav,{"xy"[i % 2]},{text}')
+  (tmp_path / 'all.csv').write_text('\n'.join(rows) + '\n')
+  own, tree = recognizer_lib.shipped(recognizer, params)
+  letters = tokenizers.CharTokenizer.from_texts(['abc efg'])  # with a space
+  packed_file.save(
+    tmp_path / 'asr.safetensors',
+    jax.device_get(tree),
+    config={'recognizer': own.to_config()},
+    tokenizer=letters.to_config(),
+  )
+  (tmp_path / 'sentences.txt').write_text('a b\nb c\nab\n')
+  return (
+    tmp_path / 'asr.safetensors',
+    f'manifest:{tmp_path}/all.csv',
+    tmp_path / 'sentences.txt',
+  )
+
+
+@pytest.fixture(scope='module')
+def lms(tmp_path_factory):
+  """{name: file}: of random weights, and of zeros, which know nothing."""
+  folder = tmp_path_factory.mktemp('models')
+  tokenizer = tokenizers.WordTokenizer.from_texts(['a b c <unk>'])
+  about = {'width': 8, 'layers': 1, 'heads': 2, 'ffn_width': 16, 'tied': True}
+  made = language_model.from_config(about, tokenizer)
+  fresh = made.init(jax.random.key(0))
+  zeros = jax.tree.map(np.zeros_like, fresh)
+  for name, tree in (('fresh', fresh), ('zeros', zeros)):
+    packed_file.save(
+      folder / f'{name}.safetensors',
+      jax.device_get(tree),
+      config={language_model.CONFIG_KEY: made.to_config()},
+      tokenizer=tokenizer.to_config(),
+    )
+  return {n: str(folder / f'{n}.safetensors') for n in ('fresh', 'zeros')}

@@ -170,6 +170,32 @@ def test_only_whole_bits_have_uniform_cells(config):
     assert set(pair) <= set(cells)
 
 
+def test_cells_of_a_smaller_model_are_compared_with_the_headline(config):
+  config = config.copy_and_resolve_references()
+  config.smaller.cells = ('float', 'ptq lloyd-max, 8')
+  config.headline = 'admm, 3'
+  cells, pairs = list(lib.cells(config)), list(lib.pairs(config))
+  floats, rounded = (
+    lib.Cell('float', smaller=True),
+    lib.Cell('ptq lloyd-max', 8, smaller=True),
+  )
+  assert cells[-2:] == [floats, rounded]
+  assert str(rounded) == 'smaller ptq lloyd-max, 8'
+  # Of the two models together nothing else is asked.
+  assert [p for p in pairs if p[0].smaller or p[1].smaller] == [
+    (floats, rounded),
+    (floats, lib.Cell('admm', 3)),
+    (rounded, lib.Cell('admm', 3)),
+  ]
+  assert len(set(pairs)) == len(pairs)
+
+
+@pytest.mark.parametrize('name', ['adm, 3', 'admm', 'admm, 9', 'float, 3', ''])
+def test_names_that_are_no_uniform_cell(name):
+  with pytest.raises(ValueError, match='expected a float method, or one of'):
+    lib.uniform(name)
+
+
 def test_sizes_are_what_a_tensor_adds_to_a_file(stages, found):
   sizes = found.sizes()
   at = {b: sum(of[b] for of in sizes.values()) for b in (2, 4)}
@@ -251,12 +277,12 @@ def test_a_cell_that_diverges_costs_no_other():
 
 def test_what_is_done_is_not_charged(config, stages, found):
   rest = lib.Cell('float continued')
-  before = lib.estimated_hours(config, [found], [rest])
+  before = lib.estimated_hours(config, [(found, [rest])])
   assert before > 0 and not lib.done(rest, found)
   kept = lib.Cell('ptq lloyd-max', 3)
   stages.train('ptq lloyd-max', 3)
   assert lib.done(kept, found)
-  assert lib.estimated_hours(config, [found], [kept]) == 0
+  assert lib.estimated_hours(config, [(found, [kept])]) == 0
 
 
 def test_questions_name_cells_of_the_matrix(config):

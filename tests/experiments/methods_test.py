@@ -1,11 +1,15 @@
 """Methods by name ship what they say, and their options change something."""
 
+import json
+
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 
 from experiments import cells, methods
+from experiments.configs import common
 from s8bqat_jax.quantizers import Ctx
 from s8bqat_jax.quantizers import tree as trees
 
@@ -90,3 +94,23 @@ def test_ablations_differ():
       np.array_equal(a, b) for x, y in zip(base, other) for a, b in zip(x, y)
     )
     assert not same, f'{text} changes nothing'
+
+
+def test_a_final_phase_says_whose_codes_it_freezes():
+  said = {
+    (name, freeze): methods.final_phase(name, freeze)
+    for name in ('admm', 'float continued', 'ptq uniform')
+    for freeze in (methods.LAST, methods.AVERAGED)
+  }
+  averaged = said.pop(('admm', methods.AVERAGED))
+  assert set(said.values()) == {methods.FINAL_PHASE}
+  for phase, expected in ((averaged, True), (methods.FINAL_PHASE, False)):
+    config = common.default()
+    config.method = {'final_phase': phase}
+    # As a folder's config.json has it.
+    stored = ml_collections.ConfigDict(json.loads(config.to_json()))
+    for of in (config, stored):
+      assert methods.run_of(of).averaged == expected
+      assert methods.run_of(of).steps == config.train.steps
+  with pytest.raises(ValueError, match="freeze is 'best', expected 'last' or"):
+    methods.final_phase('admm', 'best')

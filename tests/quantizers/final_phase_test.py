@@ -89,6 +89,59 @@ def test_buffers_can_be_donated(method):
   jax.block_until_ready(donated(state))
 
 
+def trained_to_freezing(quantizer, params, average_decay):
+  """The states before and after the step that freezes, the sixth of ten."""
+  step = quantizers.make_step(
+    quantizers.on_main(
+      lambda p, *_: (sum(jnp.sum((x - 1) ** 2) for x in p.values()), {})
+    ),
+    optax.sgd(1e-2),
+    quantizer,
+    learning_rate=1e-2,
+    learned_tx=optax.adam(1e-2),
+    average_decay=average_decay,
+  )
+  state, update = step.init(params), jax.jit(step.update)
+  for _ in range(6):
+    before, (state, _) = state, update(state, None)
+  return before, state
+
+
+def around(start):
+  rules = [quantizers.Rule('[wv]', bits=3), quantizers.Rule('b', bits=None)]
+  return quantizers.with_final_phase(quantizers.learnable(rules), 10, start)
+
+
+def within(start):
+  own = quantizers.with_final_phase(quantizers.learnable(3), 10, start)
+  return quantizers.by_path(
+    [('w', own), ('v', quantizers.learnable('ternary'))]
+  )
+
+
+@pytest.mark.parametrize('average_decay', [None, 0.9])
+@pytest.mark.parametrize('make', [around, within])
+def test_what_is_frozen_is_what_would_have_shipped(average_decay, make):
+  params = {
+    n: jax.random.normal(jax.random.key(i), (16, 8))
+    for i, n in enumerate('wvb')
+  }
+  quantizer = make(start=0.6)
+  before, state = trained_to_freezing(quantizer, params, average_decay)
+  _, free = trained_to_freezing(make(start=1), params, average_decay)
+  encode = jax.jit(quantizer.encode)
+  found = encode(*quantizers.averaged(state))
+  latest = encode(free.params, free.quantizer)
+  if average_decay is None:
+    jax.tree.map(np.testing.assert_array_equal, found['w'], latest['w'])
+    return
+  expected = encode(*quantizers.averaged(before))
+  jax.tree.map(np.testing.assert_array_equal, found['w'], expected['w'])
+  assert np.any(latest['w'].codes != expected['w'].codes)
+  if make is around:  # What stays in floats is where those codes were found.
+    np.testing.assert_array_equal(state.params['b'], before.average['b'])
+
+
 def test_refuses_bad_fractions():
   with pytest.raises(ValueError, match='start'):
     quantizers.with_final_phase(METHODS['centroids'], 20, start=85)

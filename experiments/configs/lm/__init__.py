@@ -50,6 +50,8 @@ def default() -> ml_collections.ConfigDict:
   # Steps after which what would ship is scored on development text, for the
   # curves; 0 for none. It decides nothing.
   finetune.watch_every = 0
+  # Which weights' codes the final phase freezes: 'last' or 'averaged' ones.
+  finetune.freeze = 'averaged'
   finetune.train = ml_collections.ConfigDict(
     {'learning_rate': 5e-4, 'warmup_steps': 50, 'weight_decay': 0.0}
   )
@@ -79,5 +81,15 @@ def default() -> ml_collections.ConfigDict:
     {'admm': ('trace', 'diagonal', 'kl', 'search', 'size', 'random')}
   )
   config.choices = (1, 2, 3, 4, 5, 6, 8)
+  # A smaller model, by what differs in `model`, and its cells: 'METHOD', or
+  # 'METHOD, BITS'. `headline` is the cell that they are compared with.
+  config.smaller = ml_collections.ConfigDict({'model': {}, 'cells': ()})
+  config.headline = ''
+  # A packed recognizer whose N-best lists every file orders, alone and mixed
+  # with an n-gram of the training text; '' for none. Weights are tuned on the
+  # lists of `dev`.
+  config.rescore = ml_collections.ConfigDict(
+    {'recognizer': '', 'dev': '', 'eval': '', 'order': 4, 'beam': 16}
+  )
   config.seeds = (0,)
   return config

@@ -7,7 +7,9 @@
 `:form=spoken` takes the sentences as a recognizer writes them, lower case and
 without punctuation, for rescoring. `:rows=yes` gives each row of the tied
 embedding a scale of its own; stages that this leaves alone, the float model
-among them, are those of `rows=no`.
+among them, are those of `rows=no`. `recognizer=FILE` lets every language model
+choose from that recognizer's N-best lists of synthesized sentences, in texts
+and voices that nothing was trained on; with `form=spoken`.
 """
 
 from experiments.configs import common, lm
@@ -15,11 +17,11 @@ from experiments.configs import common, lm
 # About the parameters in the name, with 4k subwords and a tied output layer.
 # Without dropout where a model is too small to learn its text by heart.
 SIZES = {
-  '400k': {
+  '440k': {
     'width': 64,
     'layers': 3,
     'heads': 4,
-    'ffn_width': 256,
+    'ffn_width': 320,
     'dropout': 0.0,
   },
   '1m': {
@@ -32,6 +34,8 @@ SIZES = {
   '2m5': {'width': 192, 'layers': 4, 'heads': 4, 'ffn_width': 768},
   '6m': {'width': 320, 'layers': 4, 'heads': 4, 'ffn_width': 1280},
 }
+# In three bits a size takes no more than the one before it in eight.
+_SMALLER = {'1m': '440k', '2m5': '1m', '6m': '2m5'}
 
 
 def get_config(text=None):
@@ -41,6 +45,7 @@ def get_config(text=None):
     size=('2m5', *SIZES),
     form=('written', 'spoken'),
     rows=('no', 'yes'),
+    recognizer='',
     data='../shared/data',
   )
   config = lm.default()
@@ -61,5 +66,14 @@ def get_config(text=None):
   config.mixed['straight-through'] = ('kl', 'diagonal')
   config.finetune.share = 0.1
   config.finetune.watch_every = 250
+  if args['size'] in _SMALLER:
+    config.smaller.model.update(SIZES[_SMALLER[args['size']]])
+    config.smaller.cells = ('float', 'ptq lloyd-max, 8')
+    config.headline = 'straight-through, 3'
+  if args['recognizer']:
+    heard = f'espeak:text?file={folder}/valid.txt&snr=5-30'
+    config.rescore.recognizer = args['recognizer']
+    config.rescore.dev = f'{heard}&split=dev&utterances=300'
+    config.rescore.eval = f'{heard}&split=eval&utterances=1200'
   config.seeds = (0, 1, 2)
   return config

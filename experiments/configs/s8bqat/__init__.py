@@ -26,6 +26,8 @@ def default() -> ml_collections.ConfigDict:
   # model, on the same batches, with the same schedule.
   config.finetune = finetune = ml_collections.ConfigDict()
   finetune.share = 0.3
+  # Which weights' codes the final phase freezes: 'last' or 'averaged' ones.
+  finetune.freeze = 'last'
   finetune.train = ml_collections.ConfigDict(
     {'learning_rate': 1e-3, 'warmup_steps': 50, 'weight_decay': 0.0}
   )

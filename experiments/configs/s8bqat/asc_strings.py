@@ -8,10 +8,20 @@ from experiments.configs import common, s8bqat
 
 
 def get_config(text=None):
-  """Returns the config; `words=digits` is that of the float config."""
-  words = common.arguments(text, words=('all', 'digits'))['words']
+  """Returns the config; `words=digits` is that of the float config.
+
+  Args:
+    text: `freeze=averaged` freezes the codes of averaged weights at the end.
+  """
+  freezes = 'last', 'averaged'
+  args = common.arguments(text, words=('all', 'digits'), freeze=freezes)
+  words = args['words']
   config = s8bqat.default()
   config.name = f's8bqat_b_{words}' if words != 'all' else 's8bqat_b'
+  if args['freeze'] != 'last':
+    config.stages = config.name
+    config.name += f'_{args["freeze"]}'
+    config.finetune.freeze = args['freeze']
   config.float.module = 'experiments.configs.float.asc_strings'
   # One float model a fold, whatever the seed.
   config.float.arguments = (
@@ -72,6 +82,15 @@ def get_config(text=None):
       )
       for rate in (1e-3, 4e-3)
     ),
+    split='dev',
+    parts=('0',),
+  )
+  # Whether it matters which weights' codes are frozen; also `freeze=averaged`.
+  config.matrices.freeze = s8bqat.matrix(
+    '90k/straight-through:2',
+    '90k/s8bqat:2',
+    '90k/s8bqat:3',
+    '66k/uniform qat:8',
     split='dev',
     parts=('0',),
   )

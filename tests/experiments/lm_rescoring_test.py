@@ -1,0 +1,125 @@
+"""Rescoring as the language model experiment does it."""
+
+import json
+import pathlib
+import shutil
+
+import ml_collections
+import numpy as np
+import pytest
+
+from experiments import lm_matrix, lm_rescoring, rescoring, scoring
+from experiments.configs import lm
+from s8bqat_jax.data import text as text_lib
+from s8bqat_jax.speech import ngram, significance
+
+TEXT = text_lib.TextCorpus(('a b', 'b c', 'ab'), '', 'text')
+# Of the four utterances that `spoken` says: the right one comes second.
+LISTS = [
+  [['ab b', -1.0], ['ab c', -1.1]],
+  [['a', -1.0], ['b', -1.1]],
+  [['c ab', -1.0], ['c ab a', -1.1]],
+  [],
+]
+
+
+@pytest.fixture
+def config(spoken):
+  asr, spec, _ = spoken
+  folder = pathlib.Path(asr).parent
+  shutil.copy(folder / 'all.csv', folder / 'dev.csv')
+  section = lm.default().rescore
+  section.recognizer, section.eval = str(asr), spec
+  section.dev = f'manifest:{folder}/dev.csv'
+  section.beam = 3
+  return ml_collections.ConfigDict({'rescore': section})
+
+
+@pytest.fixture
+def heard(monkeypatch):
+  """The lists, as if a recognizer had made them."""
+  lists = [[ngram.Candidate(*c) for c in of] for of in LISTS]
+  monkeypatch.setattr(rescoring.Rescorer, 'lists', (lists, lists))
+
+
+def test_a_file_gets_its_error_rates_once(
+  config, heard, lms, tmp_path, monkeypatch
+):
+  shutil.copy(lms['fresh'], tmp_path / 'shipped.safetensors')
+  made = lm_rescoring.make(config, TEXT, tmp_path / 'lists')
+  found = made.evaluate(tmp_path / 'shipped.safetensors')
+  errors_KxN = np.load(found[lm_rescoring.ERRORS])
+  first, count, oracle = made.references()
+  # Two of seven words, one of one, one more, and what was not heard at all.
+  assert first['wer'] == pytest.approx(100 * 5 / 8)
+  assert oracle['wer'] == pytest.approx(100 * 2 / 8)
+  assert count['method'] == '4-gram'
+  for key, errors_N in zip(('wer', 'wer_mixed'), errors_KxN):
+    assert errors_N.shape == (4,)
+    assert found[key] == pytest.approx(100 * errors_N.sum() / 8)
+    # Tuned on what is scored, and free to leave the order as it is.
+    assert oracle['wer'] <= found[key] <= first['wer']
+    assert {f'{key}_weight', f'{key}_word_bonus', f'{key}_ci95'} <= set(found)
+  assert 0 < found['wer_mixed_share'] < 1 and 'wer_share' not in found
+  assert found['rescored_words'] == 8
+  monkeypatch.setattr(rescoring.Rescorer, 'chosen', None)
+  assert made.evaluate(tmp_path / 'shipped.safetensors') == found
+  json.dumps(found)
+
+
+def test_lists_are_searched_once(config, lms, tmp_path, monkeypatch):
+  folder = tmp_path / 'lists'
+  made = lm_rescoring.make(config, TEXT, folder)
+  searched = made.references()
+  # The recordings of the two tables are the same, and so are the files.
+  assert len(list(folder.iterdir())) == 1
+  monkeypatch.setattr(rescoring.nbest, 'write_lists', None)
+  assert lm_rescoring.make(config, TEXT, folder).references() == searched
+
+
+def test_cells_are_compared_over_their_seeds(config, heard, tmp_path):
+  made = lm_rescoring.make(config, TEXT, tmp_path)
+  a, b = lm_matrix.Cell('float'), lm_matrix.Cell('admm', 3)
+  errors = {
+    (a, 0): [[1, 1, 1, 2], [0, 0, 0, 0]],
+    (a, 1): [[2, 1, 1, 2], [0, 0, 0, 0]],
+    (b, 0): [[1, 0, 1, 2], [1, 0, 0, 0]],
+    (b, 1): [[1, 0, 0, 2], [1, 0, 0, 0]],
+    (b, 7): [[9, 9, 9, 9], [9, 9, 9, 9]],  # a seed that only one has
+  }
+  metrics = {}
+  for (cell, seed), of in errors.items():
+    path = tmp_path / f'{cell.method}{seed}.npy'
+    np.save(path, np.array(of))
+    metrics[cell, seed] = {lm_rescoring.ERRORS: path}
+  asked = [(a, b), (a, lm_matrix.Cell('admm', 2))]
+  (row,) = made.comparisons(metrics, asked)  # none is relative to no errors
+  assert (row['a'], row['b']) == ('float', 'admm, 3')
+  assert row['metric'] == 'wer' and row['seeds'] == [0, 1]
+  np.testing.assert_allclose(row['a_per_seed'], [100 * 5 / 8, 100 * 6 / 8])
+  np.testing.assert_allclose(row['b_per_seed'], [100 * 4 / 8, 100 * 3 / 8])
+  np.testing.assert_allclose(row['relative'], 100 * (7 - 11) / 11)
+  expected = significance.compare(
+    [errors[a, s][0] for s in (0, 1)],
+    [errors[b, s][0] for s in (0, 1)],
+    [2, 1, 3, 2],
+    ['x', 'y', 'x', 'y'],
+  )
+  assert row['ci95'] == scoring.relative(expected)['ci95']
+
+
+def test_no_recognizer_no_rescoring(config, tmp_path):
+  config.rescore.recognizer = ''
+  assert lm_rescoring.make(config, TEXT, tmp_path) is None
+
+
+def test_a_recognizer_that_is_not_there(config, tmp_path):
+  config.rescore.recognizer = str(tmp_path / 'none.safetensors')
+  with pytest.raises(FileNotFoundError, match='rescore.recognizer.*packed'):
+    lm_rescoring.make(config, TEXT, tmp_path)
+
+
+def test_what_is_tuned_on_is_not_scored(config, tmp_path):
+  config.rescore.dev = config.rescore.eval
+  with pytest.raises(ValueError, match='tuned on data that nothing'):
+    lm_rescoring.make(config, TEXT, tmp_path)

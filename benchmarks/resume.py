@@ -83,11 +83,10 @@ def finish(process):
 
 def kill_at(process, workdir, step, how):
   """Sends a signal once the metrics have reached a step; returns the step."""
-  path = pathlib.Path(workdir) / 'metrics.jsonl'
   reached = 0
   while reached < step and process.poll() is None:
     time.sleep(0.02)
-    records = training.read_metrics(path)
+    records = training.read_metrics(workdir)
     reached = int(records[-1]['step']) if records else 0
   process.send_signal(how)
   process.communicate()
@@ -110,7 +109,7 @@ def digest(workdir):
 
 def losses(workdir):
   """The loss at every step."""
-  records = training.read_metrics(pathlib.Path(workdir) / 'metrics.jsonl')
+  records = training.read_metrics(workdir)
   return np.array([r['loss'] for r in records if 'loss' in r])
 
 

@@ -20,7 +20,6 @@ from s8bqat_jax.quantizers import tree as trees  # noqa: E402
 
 Rows = Sequence[Mapping[str, Any]]
 _WATCHED = 'dev/perplexity'
-_LINES = {4: '-', 3: '--', 2: ':'}
 
 
 def write(
@@ -127,9 +126,7 @@ def curves(rows: Rows, axes: Any) -> int:
   methods: dict[str, int] = {}
   drawn = 0
   for row in (r for r in rows if r['seed'] == rows[0]['seed']):
-    logged = training.read_metrics(
-      pathlib.Path(row['folder']) / 'metrics.jsonl'
-    )
+    logged = training.read_metrics(row['folder'])
     curve = [
       (r['step'], r[_WATCHED])
       for r in logged
@@ -142,7 +139,7 @@ def curves(rows: Rows, axes: Any) -> int:
     axes.plot(
       *zip(*curve),
       **plots.look(row['method'], index),
-      ls=_LINES.get(row['point'], '-'),
+      ls=plots.LINES.get(row['point'], ':'),
       ms=3,
       lw=1,
       label=f'{row["method"]}, {row["point"]}',
@@ -157,9 +154,7 @@ def curves(rows: Rows, axes: Any) -> int:
 def residuals(rows: Rows, axes: Sequence[Any]) -> None:
   """Draws ADMM's residuals over training, until codes freeze."""
   for row in rows:
-    logged = training.read_metrics(
-      pathlib.Path(row['folder']) / 'metrics.jsonl'
-    )
+    logged = training.read_metrics(row['folder'])
     training_steps = [r for r in logged if not r.get('quantizer/frozen')]
     for name, one in zip(('primal', 'dual'), axes):
       # Of weights with a scale a row there is another: quantizer/1/primal.

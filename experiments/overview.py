@@ -54,13 +54,13 @@ def training_curves(stages: Stages, found: plots.Found, axes: Any) -> None:
     axes: to draw on.
   """
   first, *_ = found
-  logged = training.read_metrics(stages.float_folder(first) / 'metrics.jsonl')
+  logged = training.read_metrics(stages.float_folder(first))
   curve = [(r['step'], r['loss']) for r in logged if 'loss' in r]
   axes.plot(*zip(*curve), color='black', lw=1, label='float')
   scored = [(r['step'], r['dev/wer']) for r in logged if 'dev/wer' in r]
   start = curve[-1][0]
   for i, job in enumerate(found):
-    logged = training.read_metrics(stages.train_folder(job) / 'metrics.jsonl')
+    logged = training.read_metrics(stages.train_folder(job))
     curve = [(start + r['step'], r['loss']) for r in logged if 'loss' in r]
     if curve:
       color = plots.look(job.cell.label, i)['color']

@@ -253,7 +253,7 @@ def distances(stages: Stages, found: Found, axes: Any) -> None:
   for job in found:
     first.setdefault(job.cell, job)
   for i, (cell, job) in enumerate(first.items()):
-    records = training.read_metrics(stages.train_folder(job) / 'metrics.jsonl')
+    records = training.read_metrics(stages.train_folder(job))
     curve = [
       (r['step'], r['quantizer/distance'])
       for r in records

@@ -11,6 +11,8 @@ import tensorboardX
 from s8bqat_jax import files
 from s8bqat_jax.training import paths
 
+_FILE = 'metrics.jsonl'
+
 
 class MetricWriter:
   """Appends records to `metrics.jsonl` and to TensorBoard under a directory.
@@ -22,8 +24,8 @@ class MetricWriter:
   def __init__(self, directory: os.PathLike | str, start_step: int = 0):
     directory = paths.local(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    self.path = directory / 'metrics.jsonl'
-    kept = [r for r in read_metrics(self.path) if r['step'] <= start_step]
+    self.path = directory / _FILE
+    kept = [r for r in read_metrics(directory) if r['step'] <= start_step]
     files.write_text(self.path, ''.join(json.dumps(r) + '\n' for r in kept))
     self._file = self.path.open('a')
     self._board = tensorboardX.SummaryWriter(
@@ -45,13 +47,13 @@ class MetricWriter:
     self._board.close()
 
 
-def read_metrics(path: os.PathLike | str) -> list[dict[str, float]]:
-  """Returns the records of a metrics file; an incomplete last line is skipped.
+def read_metrics(directory: os.PathLike | str) -> list[dict[str, float]]:
+  """Returns what was written; an incomplete last line is skipped.
 
   Args:
-    path: of a `metrics.jsonl`, which need not exist.
+    directory: of a `MetricWriter`; there need be nothing.
   """
-  path = paths.local(path)
+  path = paths.local(directory) / _FILE
   records = []
   for line in path.read_text().splitlines() if path.exists() else []:
     try:

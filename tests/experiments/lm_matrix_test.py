@@ -214,7 +214,7 @@ def test_admm_on_allocated_bits_ships_them(stages, found):
   rounded = stages.evaluate(stages.train('ptq lloyd-max', bits))
   assert trained['perplexity'] < rounded['perplexity']
   # What was watched is what would have shipped.
-  logged = training.read_metrics(path.parent / 'metrics.jsonl')
+  logged = training.read_metrics(path.parent)
   watched = [r['dev/perplexity'] for r in logged if 'dev/perplexity' in r]
   assert len(watched) > 1
   np.testing.assert_allclose(watched[-1], trained['dev_perplexity'], rtol=1e-5)

@@ -98,7 +98,7 @@ def test_admm_trains_them_and_logs_the_other_tensors_by_the_usual_names(stages):
   bits = dict.fromkeys(lm_sensitivity.Sensitivity(rows).sizes(), 2)
   path = rows.train('admm', bits)
   assert _shipped(path)[EMBED].scale.shape[1:] == (1,)
-  logged = training.read_metrics(path.parent / 'metrics.jsonl')
+  logged = training.read_metrics(path.parent)
   names = {name for row in logged for name in row}
   for name in ('primal', 'dual', 'distance', '1/primal', '1/dual', 'frozen'):
     assert f'quantizer/{name}' in names

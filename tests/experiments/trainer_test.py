@@ -193,7 +193,7 @@ def test_a_method_goes_on_after_an_interruption(trained, config, tmp_path):
   assert {q.bits for q in encoded.values()} == {3}
   logged = [
     r['quantizer/distance']
-    for r in training.read_metrics(tmp_path / 'metrics.jsonl')
+    for r in training.read_metrics(tmp_path)
     if 'quantizer/distance' in r
   ]
   assert len(logged) == 3 and logged[-1] < 1e-6 < logged[0]

@@ -63,8 +63,8 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
   assert _end(_start(workdir, steps)) == ['finished', '60', digest]
   # The metrics read as if nothing had happened.
   for record, wanted in zip(
-    training.read_metrics(workdir / 'metrics.jsonl'),
-    training.read_metrics(tmp_path / 'whole' / 'metrics.jsonl'),
+    training.read_metrics(workdir),
+    training.read_metrics(tmp_path / 'whole'),
     strict=True,
   ):
     assert record == wanted
@@ -243,7 +243,7 @@ def test_a_step_may_report_what_it_likes(tmp_path):
     return state._replace(step=state.step + 1), report
 
   _train(None, None, update, tmp_path, steps=4, log_every=2)
-  assert training.read_metrics(tmp_path / 'metrics.jsonl') == [
+  assert training.read_metrics(tmp_path) == [
     {'step': 2, 'accuracy': 1.0},
     {'step': 4, 'loss': 0.0},
   ]
@@ -258,7 +258,7 @@ def test_zero_is_never(tmp_path):
   )
   assert outcome.reason == 'finished' and calls == [5]
   assert training.Checkpoints(saved).latest_step() == 5
-  records = training.read_metrics(tmp_path / 'metrics.jsonl')
+  records = training.read_metrics(tmp_path)
   assert records == [{'step': 5, 'dev/wer': 5.0}]
 
 

@@ -13,7 +13,7 @@ def test_resume_drops_later_records_and_torn_lines(tmp_path):
   resumed = training.MetricWriter(tmp_path, start_step=20)
   resumed.write(30, {'loss': 9})
   resumed.close()
-  records = training.read_metrics(writer.path)
+  records = training.read_metrics(writer.path.parent)
   assert records == [
     {'step': 10, 'loss': 1.0},
     {'step': 20, 'loss': 2.0},
@@ -22,4 +22,4 @@ def test_resume_drops_later_records_and_torn_lines(tmp_path):
 
 
 def test_no_file_means_no_records(tmp_path):
-  assert training.read_metrics(tmp_path / 'metrics.jsonl') == []
+  assert training.read_metrics(tmp_path) == []

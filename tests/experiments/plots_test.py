@@ -2,10 +2,12 @@
 
 import json
 
+import matplotlib.image
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 
-from experiments import lm_plots, plots
+from experiments import lm_plots, plot_penalties, plots, results
 
 
 @pytest.fixture
@@ -67,3 +69,10 @@ def test_curves_are_those_that_were_watched(axes, tmp_path):
   (line,) = axes[0].lines
   assert list(line.get_ydata()) == [9.0] and line.get_label() == 'admm, 3'
   assert lm_plots.curves(rows[1:], axes[1]) == 0
+
+
+def test_the_penalties_have_their_picture(tmp_path, monkeypatch):
+  monkeypatch.setattr(results, 'FOLDER', tmp_path)
+  plot_penalties.main(['plot_penalties'])
+  image = matplotlib.image.imread(tmp_path / 'penalties.png')
+  assert image.shape[0] > 100 and np.ptp(image) > 0

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+  Callable,
+  Collection,
+  Iterable,
+  Iterator,
+  Mapping,
+  Sequence,
+)
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -194,17 +201,13 @@ def comparisons(
     planned: seeds without which, and at least three, nothing is claimed.
   """
   found = []
-  for base, cell in asked:
-    seeds = [{s for c, s in metrics if c == one} for one in (base, cell)]
-    common = sorted(seeds[0] & seeds[1])
-    if not common:
-      continue
+  for base, cell, common in common_seeds(metrics, asked):
     of_both = [[metrics[one, s] for s in common] for one in (base, cell)]
     nats = [np.stack([np.load(m['line_nats']) for m in x]) for x in of_both]
     compared = language_model.relative_perplexity(nats[0], nats[1], corpus)
     highest = compared['ci95'][1]
     sizes = [np.mean([m['bytes'] for m in x]) for x in of_both]
-    complete = len(planned) >= 3 and set(common) == set(planned)
+    whole = complete(common, planned)
     found.append(
       {
         'a': str(base),
@@ -214,13 +217,53 @@ def comparisons(
         'articles': len(set(language_model.articles(corpus))),
         **compared,
         'bytes_ratio': float(sizes[1] / sizes[0]),
-        'complete': complete,
+        'complete': whole,
         'no_loss': highest is not None and highest < 100 * MARGIN
-        if complete
+        if whole
         else None,
       }
     )
   return found
+
+
+def common_seeds(
+  metrics: Collection[tuple[Cell, int]], asked: Iterable[tuple[Cell, Cell]]
+) -> Iterator[tuple[Cell, Cell, list[int]]]:
+  """Yields the pairs that can be compared, and under which seeds.
+
+  Args:
+    metrics: the cells and seeds that there are.
+    asked: pairs (base, other).
+  """
+  for pair in asked:
+    seeds = [{s for c, s in metrics if c == one} for one in pair]
+    if common := sorted(seeds[0] & seeds[1]):
+      yield (*pair, common)
+
+
+def complete(seeds: Sequence[int], planned: Sequence[int]) -> bool:
+  """Whether these seeds carry a claim: all that were planned, three or more."""
+  return len(planned) >= 3 and set(seeds) == set(planned)
+
+
+def check(config) -> None:
+  """Raises ValueError for cells that could only fail after hours.
+
+  Args:
+    config: of the experiment.
+  """
+  methods.final_phase('float', config.finetune.freeze)
+  everything = set(cells(config))
+  if config.smaller.cells and not config.smaller.model:
+    raise ValueError(
+      'config.smaller has cells and no model: expected what of config.model is '
+      "smaller, such as {'width': 64}"
+    )
+  if config.headline and uniform(config.headline) not in everything:
+    raise ValueError(
+      f'config.headline is {config.headline!r}: expected a cell of the matrix, '
+      f'one of {"; ".join(str(c) for c in cells(config) if c.metric is None)}'
+    )
 
 
 def done(cell: Cell, found: lm_sensitivity.Sensitivity) -> bool:
@@ -249,7 +292,7 @@ def estimated_hours(
     config: of the experiment.
     asked: the cells of every float model.
   """
-  hours = 0.0
+  hours, seconds = 0.0, {}
   for found, of_it in asked:
     steps, stages = 0.0, found.stages
     if not stages.float_done():
@@ -262,6 +305,8 @@ def estimated_hours(
       methods.METHODS[cell.method].trains and not done(cell, found)
       for cell in of_it
     )
-    if steps:
-      hours += stages.seconds_per_step() * steps / 3600
+    model = stages.config.model.to_json()
+    if steps and model not in seconds:
+      seconds[model] = stages.seconds_per_step()
+    hours += steps and seconds[model] * steps / 3600
   return hours

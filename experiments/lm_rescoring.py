@@ -2,6 +2,8 @@
 
 Every packed file orders the same N-best lists, alone and mixed word by word
 with an n-gram of the training text; weights are tuned on development data.
+Intervals are over sentences: what one language model knows and another does
+not is what is said, whoever says it.
 """
 
 from __future__ import annotations
@@ -16,11 +18,12 @@ import numpy as np
 
 from experiments import (
   language_model,
+  lm_matrix,
   rescoring,
   results,
   scoring,
 )
-from experiments.stage_cache import cached
+from experiments.stage_cache import RESULT, cached
 from s8bqat_jax import data
 from s8bqat_jax.data import text as text_lib
 from s8bqat_jax.speech import mixture, significance
@@ -49,21 +52,22 @@ class Rescoring:
       FileNotFoundError: if the recognizer is not there.
       ValueError: if development data and what is scored are the same.
     """
+    dev, scored = data.load(config.dev), data.load(config.eval)
     if not pathlib.Path(config.recognizer).is_file():
       raise FileNotFoundError(
         f'config.rescore.recognizer is {config.recognizer!r}, which is no '
         "file: give a packed recognizer, or '' for no rescoring"
       )
-    if config.dev == config.eval:
+    if dev.fingerprint == scored.fingerprint:
       raise ValueError(
-        f'config.rescore.dev and .eval are both {config.dev!r}: weights are '
-        'tuned on data that nothing is scored on'
+        f'config.rescore.dev ({config.dev!r}) and .eval are one corpus: '
+        'weights are tuned on data that nothing is scored on'
       )
     self._config, self._train_text = config, train_text
     self._lists = rescoring.Rescorer(
       config.recognizer,
-      data.load(config.dev),
-      data.load(config.eval),
+      dev,
+      scored,
       folder,
       beam=config.beam,
     )
@@ -88,20 +92,27 @@ class Rescoring:
       np.save(folder / f'{ERRORS}.npy', np.stack(errors))
       return metrics
 
-    about = {**self._config.to_dict(), **self.fingerprints()}
-    folder = path.parent / f'rescored-{results.config_hash(about)}'
-    found = cached(folder, about, work)
+    folder = self._folder(path)
+    found = cached(folder, self._about, work)
     for spent in ('seconds', 'revision'):
       found.pop(spent)
     return {**found, ERRORS: str(folder / f'{ERRORS}.npy')}
 
-  def fingerprints(self) -> dict[str, str]:
-    """Returns what all of this depends on, by its fingerprint."""
+  def done(self, path: pathlib.Path) -> bool:
+    """Whether the error rates of a file are there."""
+    return (self._folder(path) / RESULT).exists()
+
+  def _folder(self, path: pathlib.Path) -> pathlib.Path:
+    return path.parent / f'rescored-{results.config_hash(self._about)}'
+
+  @functools.cached_property
+  def _about(self) -> dict[str, Any]:
+    """All that error rates depend on, wherever it is."""
     return {
-      'recognizer': results.file_hash(self._lists.path),
-      'dev_fingerprint': self._lists.dev.fingerprint,
-      'eval_fingerprint': self._lists.scored.fingerprint,
-      'text_fingerprint': self._train_text.fingerprint,
+      'dev': self._lists.about(self._lists.dev),
+      'eval': self._lists.about(self._lists.scored),
+      'text': self._train_text.fingerprint,
+      'order': self._config.order,
     }
 
   def references(self) -> list[dict[str, Any]]:
@@ -117,23 +128,19 @@ class Rescoring:
     self,
     metrics: Mapping[tuple[Any, int], Mapping[str, Any]],
     asked: Iterable[tuple[Any, Any]],
+    planned: Sequence[int],
   ) -> list[dict[str, Any]]:
     """Compares cells pairwise over the seeds that both have.
 
     Args:
       metrics: of each cell and seed.
       asked: pairs (base, other); those without a common seed are left out.
+      planned: seeds without which, and at least three, nothing is claimed.
     """
-    corpus = self._lists.scored
-    words_N = [len(text.split()) for text in corpus.texts_N]
+    texts_N = self._lists.scored.texts_N
+    words_N = [len(text.split()) for text in texts_N]
     found = []
-    for base, cell in asked:
-      seeds = sorted(
-        {s for c, s in metrics if c == base}
-        & {s for c, s in metrics if c == cell}
-      )
-      if not seeds:
-        continue
+    for base, cell, seeds in lm_matrix.common_seeds(metrics, asked):
       a_KxSxN, b_KxSxN = (
         np.stack([np.load(metrics[one, s][ERRORS]) for s in seeds], 1)
         for one in (base, cell)
@@ -141,9 +148,7 @@ class Rescoring:
       for metric, a_SxN, b_SxN in zip((ALONE, MIXED), a_KxSxN, b_KxSxN):
         if not a_SxN.any():
           continue  # nothing to be relative to
-        compared = significance.compare(
-          a_SxN, b_SxN, words_N, corpus.speakers_N
-        )
+        compared = significance.compare(a_SxN, b_SxN, words_N, texts_N)
         rates = [
           (100 * x.sum(1) / max(sum(words_N), 1)).tolist()
           for x in (a_SxN, b_SxN)
@@ -154,6 +159,7 @@ class Rescoring:
             'b': str(cell),
             'metric': metric,
             'seeds': seeds,
+            'complete': lm_matrix.complete(seeds, planned),
             'a_per_seed': rates[0],
             'b_per_seed': rates[1],
             **scoring.relative(compared),
@@ -167,12 +173,17 @@ class Rescoring:
 
 
 def _rates(key: str, found: Sequence[scoring.Hypothesis]) -> dict[str, Any]:
-  of_all = scoring.summarize(found)
+  counts = scoring.count(found)
+  sentences = [h.reference for h in found]
+  interval = significance.rate_interval(
+    counts.word_errors_N, counts.words_N, sentences
+  )
   return {
-    key: of_all['wer'],
-    f'{key}_ci95': of_all['ci95'],
-    'rescored_words': of_all['words'],
-    'speakers': of_all['speakers'],
+    key: 100 * counts.wer,
+    f'{key}_ci95': results.percent(interval),
+    'rescored_words': int(counts.words_N.sum()),
+    'sentences': len(set(sentences)),
+    'speakers': len({h.speaker for h in found}),
   }
 
 

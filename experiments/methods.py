@@ -301,7 +301,8 @@ def final_phase(name: str, freeze: str) -> float | tuple[float, str]:
 def run_of(config: ml_collections.ConfigDict) -> Run:
   """Returns the training of a fine-tuning's config."""
   _, schedule = fitting.make_optimizer(config.train)
-  averaged = config.method.final_phase != FINAL_PHASE
+  phase = config.method.final_phase
+  averaged = not isinstance(phase, float) and phase[1] == AVERAGED
   return Run(config.train.steps, schedule, averaged=averaged)
 
 

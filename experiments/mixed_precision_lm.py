@@ -45,6 +45,7 @@ def main(argv):
   config = _CONFIG.value
   usage.check_config(config, 'points', 'lm')
   lm_sensitivity.check_points(config)
+  lm_matrix.check(config)
   root = _LAUNCH.root()
   usage.keep_compiled(root / 'compiled')
   corpora = lm_stages.Corpora(config)
@@ -55,7 +56,8 @@ def main(argv):
   ]
   asked = _LAUNCH.asked(planned)
   folder = root / (config.stages or config.name)
-  found = _float_models(config, corpora, folder)
+  roots = root, *_LAUNCH.float_folders()
+  found = _float_models(config, corpora, folder, roots)
   of_job = lambda job: found[job.seed, job.cell.smaller]
   points = dict.fromkeys(job.cell.point for job in asked)
   found[config.seeds[0], False].check_sizes(points)
@@ -76,15 +78,16 @@ def main(argv):
       asked,
       lambda job: _row(of_job(job), job, rescoring),
       planned=planned,
-      done=lambda job: lm_matrix.done(job.cell, of_job(job)),
+      done=lambda job: _done(of_job(job), job.cell, rescoring),
       max_hours=_LAUNCH.hours.value,
     )
     if not rows:
       print('nothing is done yet, nothing was written')
       return
     first = found[next(iter(rows)).seed, False]
+    rescored = _rescored(config, rows, rescoring)
     write = functools.partial(
-      _write, config, corpora, rows, not_run, first, rescoring
+      _write, config, corpora, rows, not_run, first, rescored
     )
     # What took hours is written before what takes minutes.
     write(_agreement_so_far(config))
@@ -105,12 +108,11 @@ def main(argv):
 
 
 def _float_models(
-  config, corpora, folder
+  config, corpora, folder, roots
 ) -> dict[tuple[int, bool], lm_sensitivity.Sensitivity]:
   """Returns the models of every seed, {(seed, whether the smaller): model}."""
   smaller = config.copy_and_resolve_references()
   smaller.model.update(config.smaller.model)
-  roots = _LAUNCH.float_folders()
   return {
     (seed, of is smaller): lm_sensitivity.Sensitivity(
       lm_stages.Stages(of, corpora, folder, seed, float_runs=roots)
@@ -158,6 +160,36 @@ def _row(
   return row
 
 
+def _done(
+  found: lm_sensitivity.Sensitivity,
+  cell: lm_matrix.Cell,
+  rescoring: lm_rescoring.Rescoring | None,
+) -> bool:
+  """Whether a row needs no work worth the name."""
+  if not lm_matrix.done(cell, found):
+    return False
+  if rescoring is None:
+    return True
+  bits = lm_matrix.bits_of(cell, found)
+  return rescoring.done(found.stages.train(cell.method, bits))
+
+
+def _rescored(config, rows, rescoring) -> dict[str, Any]:
+  """What a results file says of rescoring; nothing without a recognizer."""
+  if rescoring is None:
+    return {}
+  return {
+    'rescored': rescoring.references(),
+    'wer_comparisons': rescoring.comparisons(
+      _by_cell(rows), lm_matrix.pairs(config), config.seeds
+    ),
+  }
+
+
+def _by_cell(rows) -> dict[tuple[lm_matrix.Cell, int], dict[str, Any]]:
+  return {(cell, seed): rows[seed, cell]['metrics'] for seed, cell in rows}
+
+
 def _without_folders(row: dict[str, Any]) -> dict[str, Any]:
   """A row but for where this machine keeps what it is of."""
   kept = 'line_nats', lm_rescoring.ERRORS
@@ -165,21 +197,16 @@ def _without_folders(row: dict[str, Any]) -> dict[str, Any]:
   return {k: v for k, v in row.items() if k != 'folder'} | {'metrics': of_file}
 
 
-def _write(config, corpora, rows, not_run, first, rescoring, agreement) -> None:
+def _write(config, corpora, rows, not_run, first, rescored, agreement) -> None:
   """Writes the results file."""
-  metrics = {(cell, seed): rows[seed, cell]['metrics'] for seed, cell in rows}
-  asked = list(lm_matrix.pairs(config))
-  rescored = {}
-  if rescoring is not None:
-    rescored = {
-      'rescored': rescoring.references(),
-      'wer_comparisons': rescoring.comparisons(metrics, asked),
-    }
   results.write(
     config.name,
     [_without_folders(row) for row in rows.values()],
     comparisons=lm_matrix.comparisons(
-      metrics, corpora.eval_text, asked, config.seeds
+      _by_cell(rows),
+      corpora.eval_text,
+      lm_matrix.pairs(config),
+      config.seeds,
     ),
     corpus=[
       {'spec': k, 'fingerprint': v} for k, v in corpora.fingerprints.items()

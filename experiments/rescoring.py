@@ -16,10 +16,13 @@ from experiments import (
   nbest,
   results,
   scoring,
+  stage_cache,
 )
 from s8bqat_jax import data
 from s8bqat_jax.data import corpus as corpus_lib
 from s8bqat_jax.speech import mixture, ngram
+
+_LISTS = 'lists.jsonl'
 
 
 class Chosen(NamedTuple):
@@ -36,7 +39,7 @@ class Chosen(NamedTuple):
 
 
 class Rescorer:
-  """The N-best lists of one recognizer, searched once and kept in a folder."""
+  """The N-best lists of one recognizer, each corpus a stage of its own."""
 
   def __init__(
     self,
@@ -69,16 +72,24 @@ class Rescorer:
     search = nbest.Search(loaded, params, self.beam, self._batch_size)
     return self._found(search, self.dev), self._found(search, self.scored)
 
-  def _found(self, search: nbest.Search, corpus: data.Corpus) -> nbest.NBests:
-    about = {
+  def about(self, corpus: data.Corpus) -> dict[str, Any]:
+    """Returns all that the lists of a corpus depend on."""
+    return {
       'recognizer': results.file_hash(self.path),
       'data': corpus_lib.cache_key(corpus),
       'beam': self.beam,
     }
-    name = f'nbest-{results.config_hash(about)}.jsonl'
-    if not (self.folder / name).exists():
-      nbest.write_lists(self.folder / name, search(corpus))
-    return nbest.read_lists(self.folder / name)
+
+  def _found(self, search: nbest.Search, corpus: data.Corpus) -> nbest.NBests:
+    about = self.about(corpus)
+    folder = self.folder / f'nbest-{results.config_hash(about)}'
+
+    def work(folder):
+      nbest.write_lists(folder / _LISTS, search(corpus))
+      return {'data': corpus.spec}
+
+    stage_cache.cached(folder, about, work)
+    return nbest.read_lists(folder / _LISTS)
 
   @functools.cached_property
   def texts(self) -> list[str]:
@@ -88,7 +99,6 @@ class Rescorer:
 
   def counted(self, lines: Sequence[str], order: int) -> mixture.Known:
     """Returns an n-gram of lines, without those that are scored or tuned on."""
-    # What is tuned on or scored must be as new to it as to the others.
     model = ngram.NGram(nbest.unheard(lines, self.dev, self.scored), order)
     return mixture.Known({t: model.word_log_probs(t) for t in self.texts})
 

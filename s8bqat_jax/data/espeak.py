@@ -36,6 +36,7 @@ OPTIONS = {
   'snr': 'noise in dB, LO-HI, or clean (clean)',
   'seed': 'another seed, other utterances (0)',
   'file': 'text: the file whose sentences are read',
+  'texts': 'text: splits whose sentences are read in turn, instead of drawn',
   'cache': 'folder for the samples, or none to keep them in memory',
 }
 
@@ -176,6 +177,8 @@ class Synthesis:
   seed: int
   snr: tuple[float, float] | None
   file: str | None = None
+  # What was made before there was a choice keeps its name.
+  texts: tuple[str, ...] = dataclasses.field(default=(), repr=False)
 
   def utterances(self, start: int, count: int) -> Iterator[store.Entry]:
     """Synthesizes `count` utterances from `start` on, in threads, in order.
@@ -187,7 +190,7 @@ class Synthesis:
     Returns:
       Samples, text and speaker of each.
     """
-    make_text = espeak_texts.text_maker(self.kind, self.split, self.file)
+    make_text = self.texts_by_turn()
     side = select.SPLITS.index(self.split)
     engines = threading.local()
 
@@ -195,7 +198,8 @@ class Synthesis:
       if not hasattr(engines, 'own'):
         engines.own = espeak_engine.Engine()
       rng = np.random.default_rng([_VERSION, self.seed, side, index])
-      recipe = draw_recipe(rng, self.split, make_text, self.snr)
+      text = functools.partial(make_text, index)
+      recipe = draw_recipe(rng, self.split, text, self.snr)
       pcm_S = render(engines.own, recipe, rng, side)
       return store.Entry(pcm_S, recipe.text, recipe.speaker)
 
@@ -203,6 +207,14 @@ class Synthesis:
       for kind in noise.KINDS:  # threads would each make the bank
         noise.bank(kind, side)
     return store.in_threads(make, count, start)
+
+  def texts_by_turn(self) -> Callable[[int, np.random.Generator], str]:
+    """Returns what says the text of utterance i; a bad file is an error."""
+    if self.texts:
+      in_turn = espeak_texts.owned(self.file, self.texts)
+      return lambda index, rng: in_turn[index % len(in_turn)]
+    draw = espeak_texts.text_maker(self.kind, self.split, self.file)
+    return lambda index, rng: draw(rng)
 
   def until(self, seconds: float) -> Iterator[store.Entry]:
     """Synthesizes the first utterances that last `seconds` together.
@@ -262,23 +274,30 @@ def load(rest: str, options: Mapping[str, str], spec: str) -> corpus_lib.Corpus:
     )
   if 'hours' in options and 'utterances' in options:
     raise ValueError('give hours= or utterances=, not both')
-  if 'file' in options and rest != 'text':
-    raise ValueError('file= is for espeak:text')
+  for name in ('file', 'texts'):
+    if name in options and rest != 'text':
+      raise ValueError(f'{name}= is for espeak:text')
+  texts = options_lib.names(options, 'texts') or []
+  if not set(texts) <= set(select.SPLITS):
+    raise ValueError(
+      f'texts={options["texts"]!r}: expected some of {", ".join(select.SPLITS)}'
+    )
   task = Synthesis(
     kind=rest,
     split=options_lib.choice(options, 'split', select.SPLITS, 'train'),
     seed=options_lib.integer(options, 'seed', 0),
     snr=options_lib.interval(options, 'snr', None),
     file=options.get('file'),
+    texts=tuple(texts),
   )
   count = options_lib.integer(options, 'utterances', 0, least=1)
   seconds = 3600 * options_lib.number(options, 'hours', 0.5)
-  # A bad file is found before anything is synthesized.
-  espeak_texts.text_maker(task.kind, task.split, task.file)
+  task.texts_by_turn()  # A bad file is found before anything is synthesized.
   content = [_VERSION, espeak_engine.version(), task, count or seconds]
   if task.file is not None:
     content.append(files.read_text(pathlib.Path(task.file).expanduser()))
     content[2] = dataclasses.replace(task, file=None)
+  content += [task.texts] if texts else []
   name = corpus_lib.fingerprint(content)
 
   def entries() -> Iterator[store.Entry]:

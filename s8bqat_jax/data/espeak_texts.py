@@ -3,7 +3,7 @@
 import hashlib
 import pathlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import numpy as np
 
@@ -53,6 +53,24 @@ def read_sentences(path: pathlib.Path) -> list[str]:
   return found
 
 
+def owned(file: str | None, splits: Collection[str]) -> list[str]:
+  """Returns the sentences of a text file that belong to some splits.
+
+  Args:
+    file: The text file.
+    splits: Whose sentences; see `split_of`.
+  """
+  if file is None:
+    raise ValueError('espeak:text needs file=PATH, the sentences to read')
+  found = read_sentences(pathlib.Path(file).expanduser())
+  own = [sentence for sentence in found if split_of(sentence) in splits]
+  if not own:
+    raise ValueError(
+      f'file={file}: no sentence falls to split={",".join(splits)}'
+    )
+  return own
+
+
 def text_maker(
   kind: str, split: str, file: str | None
 ) -> Callable[[np.random.Generator], str]:
@@ -67,12 +85,7 @@ def text_maker(
     words = grammar.COMMANDS.split('|')
     return lambda rng: ' '.join(rng.choice(words, rng.integers(1, 5)))
   if kind == 'text':
-    if file is None:
-      raise ValueError('espeak:text needs file=PATH, the sentences to read')
-    sentences = read_sentences(pathlib.Path(file).expanduser())
-    own = [s for s in sentences if split_of(s) == split]
-    if not own:
-      raise ValueError(f'file={file}: no sentence falls to split={split}')
+    own = owned(file, (split,))
     return lambda rng: own[int(rng.integers(len(own)))]
   digits = grammar.DIGITS.split()
 

@@ -67,6 +67,7 @@ from s8bqat_jax.quantizers.step import (
 from s8bqat_jax.quantizers.straight_through import straight_through
 from s8bqat_jax.quantizers.types import (
   MAIN,
+  Average,
   Ctx,
   Quantizer,
   State,
@@ -85,6 +86,7 @@ __all__ = [
   'MAIN',
   'OVERWRITE',
   'TERNARY',
+  'Average',
   'Ctx',
   'Quantizer',
   'Rule',

@@ -74,12 +74,13 @@ def check_quantizer(
   run = lambda *args: jax.device_get(compiled(*args))
   tried, carried_on = params, state
   for step in steps:
-    outcome = run(tried, carried_on, _ctx(step))
+    outcome = run(tried, carried_on, _ctx(step, tried, carried_on))
     _check_encoded(tried, outcome)
     _check_views(outcome, ships_what_it_sees)
     _check_finite(outcome)
     tried, carried_on = outcome.params, outcome.state
-  _check_encoded(tried, run(tried, carried_on, _ctx(steps[-1] + 1)))
+  last = _ctx(steps[-1] + 1, tried, carried_on)
+  _check_encoded(tried, run(tried, carried_on, last))
   _check_vmap(quantizer, run, params)
   _check_sharding(quantizer, run, params)
   _check_round_trip(carried_on)
@@ -123,10 +124,21 @@ def _run(
   )
 
 
-def _ctx(step: int) -> types.Ctx:
+def _ctx(step: int, params: types.Params, state: types.State) -> types.Ctx:
+  """That of a step whose averages are far behind."""
+  # By a power of two: exact in every dtype, fused with what follows or not.
+  lagging = lambda x: x * jnp.asarray(0.5, x.dtype) if _is_float(x) else x
+  average = jax.tree.map(lagging, types.Average(params, state.learned))
   return types.Ctx(
-    jnp.asarray(step, jnp.int32), jax.random.key(step), jnp.float32(0.01)
+    jnp.asarray(step, jnp.int32),
+    jax.random.key(step),
+    jnp.float32(0.01),
+    average,
   )
+
+
+def _is_float(x: Any) -> bool:
+  return jnp.issubdtype(jnp.result_type(x), jnp.floating)
 
 
 def _require(ok: Any, promise: str) -> None:
@@ -145,7 +157,7 @@ def _check_forms(
     except jax.errors.JAXTypeError as error:
       raise AssertionError(f'{name} does not run under jit: {error}') from error
 
-  ctx = _ctx(0)
+  ctx = _ctx(0, params, state)
   _same_form(trace('init', params), state, 'init under jit')
   branches = trace('views', params, state, ctx)
   _require(branches, 'views must return at least one branch')
@@ -286,14 +298,15 @@ def _check_finite(outcome: _Outcome) -> None:
 
 def _check_vmap(quantizer: types.Quantizer, run: Any, params: Any) -> None:
   twice = jax.tree.map(lambda x: x * jnp.asarray(2, x.dtype), params)
-  members = [(p, quantizer.init(p), _ctx(1)) for p in (params, twice)]
-  params_stack, state_stack = jax.tree.map(
-    lambda *x: np.stack(x), *[(p, state) for p, state, _ in members]
-  )
+  started = [(p, quantizer.init(p)) for p in (params, twice)]
+  members = [(*of, _ctx(1, *of)) for of in started]
+  params_stack, state_stack = jax.tree.map(lambda *x: np.stack(x), *started)
 
   # Not under jit: fits that are compiled once for all are long to compile.
   states = jax.device_get(jax.vmap(quantizer.init)(params_stack))
-  many = jax.vmap(lambda params, state: _run(quantizer, params, state, _ctx(1)))
+  many = jax.vmap(
+    lambda params, state: _run(quantizer, params, state, _ctx(1, params, state))
+  )
   outcomes = jax.device_get(jax.jit(many)(params_stack, state_stack))
   for i, member in enumerate(members):
     for whole, own, what in (
@@ -343,8 +356,8 @@ def _check_sharding(quantizer: types.Quantizer, run: Any, params: Any) -> None:
       )
   state = quantizer.init(params)
   _same_values(
-    run(spread, state, _ctx(1)),
-    run(params, state, _ctx(1)),
+    run(spread, state, _ctx(1, spread, state)),
+    run(params, state, _ctx(1, params, state)),
     'on a mesh and on one device',
     _reordered(params),
   )

@@ -82,13 +82,19 @@ def lift(
     weights, specs = select(params)
     return trees.replace(params, encode(weights, state, specs))
 
+  def own(ctx: types.Ctx) -> types.Ctx:
+    if ctx.average is None:
+      return ctx
+    average, _ = select(ctx.average.params)
+    return ctx._replace(average=ctx.average._replace(params=average))
+
   def tree_views(
     params: types.Params, state: types.State, ctx: types.Ctx
   ) -> types.Branches:
     if views is None:
       return {types.MAIN: params}
     weights, specs = select(params)
-    branches = views(weights, state, specs, ctx)
+    branches = views(weights, state, specs, own(ctx))
     return {b: trees.replace(params, seen) for b, seen in branches.items()}
 
   def tree_penalty(
@@ -97,7 +103,7 @@ def lift(
     if penalty is None:
       return jnp.zeros((), jnp.float32)
     weights, specs = select(params)
-    return penalty(weights, state, specs, ctx)
+    return penalty(weights, state, specs, own(ctx))
 
   def tree_after_update(
     params: types.Params, state: types.State, ctx: types.Ctx
@@ -106,7 +112,7 @@ def lift(
     if after_update is None:
       return params, state, still
     weights, specs = select(params)
-    weights, state, moved = after_update(weights, state, specs, ctx)
+    weights, state, moved = after_update(weights, state, specs, own(ctx))
     return trees.replace(params, weights), state, trees.replace(still, moved)
 
   def tree_metrics(
@@ -150,8 +156,8 @@ def lift_tensor(
 ) -> types.Quantizer:
   """Makes a Quantizer from functions of one weight.
 
-  `state` is that weight's own State and `ctx.key` differs from weight to
-  weight.
+  `state` and `ctx.average` are that weight's own, and `ctx.key` differs from
+  weight to weight.
 
   Args:
     rules: bits for every weight, or a sequence of `Rule`.
@@ -177,7 +183,11 @@ def lift_tensor(
     )
 
   def own(ctx: types.Ctx, name: str) -> types.Ctx:
-    return ctx._replace(key=key_of(ctx.key, name))
+    ctx = ctx._replace(key=key_of(ctx.key, name))
+    if ctx.average is None:
+      return ctx
+    average = types.Average(*(tree[name] for tree in ctx.average))
+    return ctx._replace(average=average)
 
   def all_init(weights, specs):
     return join({n: init(w, specs[n]) for n, w in weights.items()})

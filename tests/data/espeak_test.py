@@ -119,12 +119,31 @@ def test_text_reads_the_sentences_of_a_file(tmp_path):
   assert after.fingerprint != before
 
 
+def test_sentences_are_read_in_turn(tmp_path):
+  file = tmp_path / 'book.txt'
+  file.write_text('\n'.join(f'The {w} house.' for w in 'abcdefghijklmnopqrst'))
+  sentences = espeak_texts.read_sentences(file)
+  held_out = [s for s in sentences if espeak_texts.split_of(s) != 'dev']
+  spec = f'espeak:text?file={file}&cache=none&split=eval'
+  count = len(held_out) + 2
+  corpus = data.load(f'{spec}&texts=train,eval&utterances={count}')
+  assert corpus.texts_N == [*held_out, *held_out[:2]]
+  assert len(set(corpus.speakers_N)) > 1
+  others = data.load(f'{spec}&texts=eval&utterances={count}')
+  assert set(others.texts_N) < set(held_out)
+  drawn = data.load(f'{spec}&utterances={count}')
+  fingerprints = {c.fingerprint for c in (corpus, others, drawn)}
+  assert len(fingerprints) == 3
+
+
 @pytest.mark.parametrize(
   ('spec', 'message'),
   [
     ('espeak:digit', 'expected one of digits, commands'),
     ('espeak:digits?hours=1&utterances=1', 'not both'),
     ('espeak:digits?file=x', 'for espeak:text'),
+    ('espeak:digits?texts=dev', 'texts= is for espeak:text'),
+    ('espeak:text?file=x&texts=dev,test', 'expected some of train, dev, eval'),
     ('espeak:text', 'needs file=PATH'),
     ('espeak:text?file=/no/such', 'no such file'),
     ('espeak:digits?split=test', 'train, dev, eval'),

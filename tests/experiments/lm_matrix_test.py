@@ -173,7 +173,11 @@ def test_only_whole_bits_have_uniform_cells(config):
 def test_cells_of_a_smaller_model_are_compared_with_the_headline(config):
   config = config.copy_and_resolve_references()
   config.smaller.cells = ('float', 'ptq lloyd-max, 8')
+  with pytest.raises(ValueError, match='smaller has cells and no model'):
+    lib.check(config)
+  config.smaller.model.width = 8
   config.headline = 'admm, 3'
+  lib.check(config)
   cells, pairs = list(lib.cells(config)), list(lib.pairs(config))
   floats, rounded = (
     lib.Cell('float', smaller=True),
@@ -194,6 +198,23 @@ def test_cells_of_a_smaller_model_are_compared_with_the_headline(config):
 def test_names_that_are_no_uniform_cell(name):
   with pytest.raises(ValueError, match='expected a float method, or one of'):
     lib.uniform(name)
+
+
+@pytest.mark.parametrize(
+  'field, value, message',
+  [
+    ('headline', 'admm, 7', "headline is 'admm, 7': expected a cell of the"),
+    ('headline', 'straight_through, 3', 'expected a float method'),
+    ('finetune.freeze', 'best', "freeze is 'best', expected 'last' or"),
+  ],
+)
+def test_what_would_fail_after_hours_fails_before(
+  config, field, value, message
+):
+  config = config.copy_and_resolve_references()
+  config.update_from_flattened_dict({field: value})
+  with pytest.raises(ValueError, match=message):
+    lib.check(config)
 
 
 def test_sizes_are_what_a_tensor_adds_to_a_file(stages, found):

@@ -10,7 +10,9 @@ import pytest
 
 from experiments import cells, methods
 from experiments.configs import common
-from s8bqat_jax.quantizers import Ctx
+from s8bqat_jax.artifacts import qtensor
+from s8bqat_jax.quantizers import Average, Ctx
+from s8bqat_jax.quantizers import rules as rule_lib
 from s8bqat_jax.quantizers import tree as trees
 
 _RUN = methods.Run(20, lambda step: 1e-2)
@@ -114,3 +116,21 @@ def test_a_final_phase_says_whose_codes_it_freezes():
       assert methods.run_of(of).steps == config.train.steps
   with pytest.raises(ValueError, match="freeze is 'best', expected 'last' or"):
     methods.final_phase('admm', 'best')
+
+
+@pytest.mark.parametrize('averaged', [False, True])
+def test_a_run_says_whose_codes_freeze(averaged):
+  w = jax.random.normal(jax.random.key(0), (16, 8))
+  run, rules = _RUN._replace(averaged=averaged), rule_lib.as_rules(3)
+  quantizer = methods.make('ptq lloyd-max', 3, rules, run)
+  frozen = methods.make('straight-through', 3, rules, run)
+  params = {'w': w}
+  state = frozen.init(params)
+  average = Average({'w': -w}, state.learned)
+  last = jnp.int32(run.free_steps - 1)
+  ctx = Ctx(last, jax.random.key(0), jnp.float32(1e-2), average)
+  new, state, _ = frozen.after_update(params, state, ctx)
+  assert frozen.metrics(new, state)['frozen'] == 1
+  own = quantizer.init(params)
+  expected = quantizer.encode({'w': -w if averaged else w}, own)
+  np.testing.assert_array_equal(new['w'], qtensor.decode(expected)['w'])

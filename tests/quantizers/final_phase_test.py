@@ -107,32 +107,40 @@ def trained_to_freezing(quantizer, params, average_decay):
   return before, state
 
 
-def around(start):
+def around(start, averaged=True):
   rules = [quantizers.Rule('[wv]', bits=3), quantizers.Rule('b', bits=None)]
-  return quantizers.with_final_phase(quantizers.learnable(rules), 10, start)
+  return quantizers.with_final_phase(
+    quantizers.learnable(rules), 10, start, averaged
+  )
 
 
-def within(start):
-  own = quantizers.with_final_phase(quantizers.learnable(3), 10, start)
+def within(start, averaged=True):
+  own = quantizers.with_final_phase(
+    quantizers.learnable(3), 10, start, averaged
+  )
   return quantizers.by_path(
     [('w', own), ('v', quantizers.learnable('ternary'))]
   )
 
 
-@pytest.mark.parametrize('average_decay', [None, 0.9])
+@pytest.mark.parametrize(
+  'average_decay, averaged', [(None, True), (0.9, True), (0.9, False)]
+)
 @pytest.mark.parametrize('make', [around, within])
-def test_what_is_frozen_is_what_would_have_shipped(average_decay, make):
+def test_what_is_frozen_is_what_would_have_shipped(
+  average_decay, averaged, make
+):
   params = {
     n: jax.random.normal(jax.random.key(i), (16, 8))
     for i, n in enumerate('wvb')
   }
-  quantizer = make(start=0.6)
+  quantizer = make(0.6, averaged)
   before, state = trained_to_freezing(quantizer, params, average_decay)
-  _, free = trained_to_freezing(make(start=1), params, average_decay)
+  _, free = trained_to_freezing(make(1), params, average_decay)
   encode = jax.jit(quantizer.encode)
   found = encode(*quantizers.averaged(state))
   latest = encode(free.params, free.quantizer)
-  if average_decay is None:
+  if average_decay is None or not averaged:
     jax.tree.map(np.testing.assert_array_equal, found['w'], latest['w'])
     return
   expected = encode(*quantizers.averaged(before))

@@ -166,3 +166,35 @@ def test_a_weight_that_was_never_trained_is_named(caplog):
   quantizers.uniform(4).init(params)
   (record,) = caplog.records
   assert record.getMessage().startswith('b/kernel is all zero')
+
+
+def test_averages_are_narrowed_to_what_a_function_sees():
+  params = {'a': jnp.ones((2, 3)), 'b': {'c': jnp.ones((4, 5))}}
+  learned = {'a': jnp.float32(7), 'b/c': jnp.float32(8)}
+  average = types.Average(jax.tree.map(lambda x: 2 * x, params), learned)
+  seen = {}
+
+  def penalty(w, state, spec, ctx):
+    seen[w.shape] = ctx.average
+    return jnp.float32(0)
+
+  def after_update(weights, state, specs, ctx):
+    seen['whole'] = ctx.average
+    return weights, state, {}
+
+  init = lambda w, spec: types.State(jnp.float32(1), max_scale(w, spec.levels))
+  one = lift.lift_tensor(4, init=init, quantize=CODE, penalty=penalty)
+  many = lift.lift(
+    [Rule('b/c', 4)],
+    init=lambda weights, specs: types.State(),
+    encode=lambda weights, state, specs: weights,
+    after_update=after_update,
+  )
+  ctx = CTX._replace(average=average)
+  one.penalty(params, one.init(params), ctx)
+  for shape, value in (((2, 3), 7), ((4, 5), 8)):
+    np.testing.assert_array_equal(seen[shape].params, jnp.full(shape, 2))
+    assert seen[shape].learned == value
+  many.after_update(params, types.State(), ctx)
+  assert list(seen['whole'].params) == ['b/c']
+  assert seen['whole'].learned is learned

@@ -7,9 +7,9 @@
 `:form=spoken` takes the sentences as a recognizer writes them, lower case and
 without punctuation, for rescoring. `:rows=yes` gives each row of the tied
 embedding a scale of its own; stages that this leaves alone, the float model
-among them, are those of `rows=no`. `recognizer=FILE` lets every language model
-choose from that recognizer's N-best lists of synthesized sentences, in texts
-and voices that nothing was trained on; with `form=spoken`.
+among them, are those of `rows=no`. With `form=spoken`, `recognizer=FILE` lets
+every language model choose from that recognizer's N-best lists of sentences of
+`valid`, read once each by synthesized voices that no training heard.
 """
 
 from experiments.configs import common, lm
@@ -71,9 +71,17 @@ def get_config(text=None):
     config.smaller.cells = ('float', 'ptq lloyd-max, 8')
     config.headline = 'straight-through, 3'
   if args['recognizer']:
+    if args['form'] != 'spoken':
+      raise ValueError(
+        'config argument recognizer: expected form=spoken beside it, since a '
+        'recognizer writes neither capitals nor punctuation'
+      )
+    config.stages = config.stages or config.name
+    config.name += '_rescored'
     heard = f'espeak:text?file={folder}/valid.txt&snr=5-30'
     config.rescore.recognizer = args['recognizer']
-    config.rescore.dev = f'{heard}&split=dev&utterances=300'
-    config.rescore.eval = f'{heard}&split=eval&utterances=1200'
+    # 98 sentences, three readings of each, and the other 989 once.
+    config.rescore.dev = f'{heard}&split=dev&texts=dev&utterances=294'
+    config.rescore.eval = f'{heard}&split=eval&texts=train,eval&utterances=989'
   config.seeds = (0, 1, 2)
   return config

@@ -13,19 +13,19 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-import itertools
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+import string
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from s8bqat_jax import files
 from s8bqat_jax.data import corpus as corpus_lib
-from s8bqat_jax.data import espeak_texts, tfds
 from s8bqat_jax.data import options as option_lib
 from s8bqat_jax.data import spec as spec_lib
+from s8bqat_jax.data import tfds
 from s8bqat_jax.speech import tokenizers
 
 END = 0
@@ -33,11 +33,13 @@ UNKNOWN = '<unk>'
 # Sentencepiece keeps `<unk>` to itself and learns no pieces for it, so that
 # subwords spell it as this character instead.
 _UNKNOWN_CHARACTER = '\u2047'
+# But for apostrophes, and the marks around `<unk>`.
+_PUNCTUATION = re.sub("['<>]", '', string.punctuation) + '“”‘’–—…'
 # scheme -> option -> what it means.
 SCHEMES: Mapping[str, Mapping[str, str]] = {
   'text': {
     'part': 'dev, eval or all: every other article, by its headings',
-    'form': 'written, or spoken: sentences in lower case, no punctuation',
+    'form': 'written, or spoken: sentences as a recognizer writes them',
   },
   'ptb': {},
   'tfds': {
@@ -86,8 +88,9 @@ def load_text(spec: str) -> TextCorpus:
     spec: one of
       `text:PATH?part=dev&form=spoken`: a file of one sentence per line; `part`
         (dev, eval or all) takes every other article of a file with WikiText
-        headings; `form=spoken` makes lines of its sentences as they are
-        spoken, lower case without punctuation, as `espeak:text` reads them.
+        headings; `form=spoken` makes a line of every sentence, as a recognizer
+        would write it: lower case, no punctuation, `<unk>` for a word with
+        other characters than letters and apostrophes.
       `ptb:DIRECTORY:SPLIT`: the Penn Treebank's `ptb.SPLIT.txt`.
       `tfds:NAME:SPLIT?dir=...&field=text`: a prepared set of TensorFlow
         Datasets.
@@ -129,14 +132,25 @@ def _read(rest: str, options: Mapping[str, str]) -> tuple[list[str], list[int]]:
   articles = article_of_lines(lines)
   if form == 'written':
     return lines, articles
-  # A sentence that two articles have belongs to the first.
-  spoken: dict[str, int] = {}
-  for number, of_article in itertools.groupby(
-    zip(lines, articles), key=lambda line: line[1]
-  ):
-    for sentence in espeak_texts.sentences(line for line, _ in of_article):
-      spoken.setdefault(sentence, number)
-  return list(spoken), list(spoken.values())
+  found = [(s, n) for line, n in zip(lines, articles) for s in _spoken(line)]
+  return [sentence for sentence, _ in found], [number for _, number in found]
+
+
+def _spoken(line: str) -> Iterator[str]:
+  """Yields the sentences of a line, as a recognizer would write them."""
+  if line.lstrip().startswith('='):
+    return  # a heading
+  plain = line.lower().replace(' @-@ ', ' ').replace(" '", "'")
+  # A mark within a word ends no sentence.
+  for sentence in re.split(r'[.?!]+(?=\s|$)', plain):
+    bare = [word.strip(_PUNCTUATION) for word in sentence.split()]
+    written = [
+      word if re.fullmatch(r"[a-z']+", word) else UNKNOWN
+      for word in bare
+      if word
+    ]
+    if set(written) - {UNKNOWN}:
+      yield ' '.join(written)
 
 
 def _read_ptb(

@@ -61,13 +61,28 @@ class TestLoad:
     dev = lib.load_text(f'text:{tmp_path}/x.txt?part=dev')
     assert dev.lines == (' = Q = ', 'a1', ' = Ccc = ', 'c1')
 
-  def test_spoken_form_is_what_the_synthesizer_reads(self, tmp_path):
+  def test_spoken_form_is_what_a_recognizer_writes(self, tmp_path):
     path = tmp_path / 'plain.txt'
-    path.write_text('Yes , he did . " No " , she said !\nin 1920 it fell .\n')
+    path.write_text(
+      ' = One = \n'
+      ' Yes , he did . " No " , she said !\n'
+      " in 1920 the <unk> @-@ old dog 's Media.Vision fell ( Senjō ) \n"
+      ' 7 , 8 . \n'
+      ' = Two = \n'
+      ' Yes , he did . \n'
+    )
     corpus = lib.load_text(f'text:{path}?form=spoken')
-    assert len(corpus.articles) == len(corpus.lines)
-    assert corpus.lines == ('yes he did', 'no she said')
-    assert list(corpus.lines) == espeak_texts.read_sentences(path)
+    assert corpus.lines == (
+      'yes he did',
+      'no she said',
+      "in <unk> the <unk> old dog's <unk> fell <unk>",
+      'yes he did',
+    )
+    assert len(set(corpus.articles[:3])) == 1
+    assert corpus.articles[3] != corpus.articles[0]
+    # A recognizer's transcripts of it are among them.
+    whole = lib.load_text(f'text:{path}?form=spoken&part=all')
+    assert set(espeak_texts.read_sentences(path)) <= set(whole.lines)
 
   def test_penn_treebank_by_path(self, tmp_path):
     (tmp_path / 'ptb.valid.txt').write_text(" no it was n't\n black <unk>\n")

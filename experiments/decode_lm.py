@@ -30,7 +30,7 @@ from experiments import (
   usage,
 )
 from experiments import recognizer as recognizer_lib
-from s8bqat_jax import data, speech
+from s8bqat_jax import data
 from s8bqat_jax.data import espeak_texts
 from s8bqat_jax.speech import mixture, ngram
 
@@ -48,10 +48,6 @@ _BEAM = flags.DEFINE_integer('beam', 12, 'Hypotheses kept.')
 _BATCH = flags.DEFINE_integer('batch_size', 16, 'Utterances at a time.')
 _NAME = flags.DEFINE_string('name', 'decode_lm', 'Of the results file.')
 
-# Share of a word's unigram log-probability that the search sees; the ordering
-# of the N-best takes it out again.
-_SEARCH_WEIGHT = 0.3
-
 
 def summary(corpus: data.Corpus, texts: Sequence[str]) -> dict:
   """Returns the scores of one transcript an utterance."""
@@ -62,11 +58,6 @@ def main(argv):
   usage.start(argv)
   path = recognizer_lib.find_model(_MODEL.value, _WORKDIR.value)
   model, params, _ = integer_recognizer.load(path)
-  if not isinstance(model.tokenizer, speech.CharTokenizer):
-    raise ValueError(
-      f'{path}: a lexicon spells words in characters; this model was trained '
-      "with another tokenizer than config.tokenizer='char'"
-    )
   dev, scored = data.load(_DEV.value), data.load(_DATA.value)
   texts = data.load(_TEXTS.value).texts_N
   sentences: list[str] = []
@@ -82,10 +73,12 @@ def main(argv):
     general = ngram.NGram(sentences, _ORDER.value)
     language = mixed = mixture.fit(task, general, dev.texts_N)
     share = mixed.share
-  characters = model.tokenizer.characters
-  words = nbest.unigrams(texts, sentences, _WORDS.value, characters)
-  weights = {w: _SEARCH_WEIGHT * p for w, p in words.items()}
-  automaton = ngram.lexicon(weights, model.tokenizer)
+  try:
+    weights, automaton = nbest.lexicon(
+      texts, sentences, _WORDS.value, model.tokenizer
+    )
+  except ValueError as e:
+    raise ValueError(f'{path}: {e}') from None
 
   search = nbest.Search(model, params, _BEAM.value, _BATCH.value)
   tuned = nbest.tune(
@@ -111,7 +104,7 @@ def main(argv):
     rows,
     corpus={'spec': scored.spec, 'fingerprint': scored.fingerprint},
     parameters=sum(x.size for x in jax.tree.leaves(params)),
-    lexicon_words=len(words),
+    lexicon_words=len(weights),
     tuned={
       'on': dev.spec,
       'task_share': share,

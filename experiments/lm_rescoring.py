@@ -19,6 +19,7 @@ import numpy as np
 from experiments import (
   language_model,
   lm_matrix,
+  nbest,
   rescoring,
   results,
   scoring,
@@ -70,6 +71,9 @@ class Rescoring:
       scored,
       folder,
       beam=config.beam,
+      words=config.words,
+      # What is tuned on or scored must be as new to it as to the others.
+      sentences=nbest.unheard(train_text.lines, dev, scored),
     )
 
   def evaluate(self, path: pathlib.Path) -> dict[str, Any]:

@@ -16,10 +16,13 @@ from tqdm import tqdm
 from experiments import recognizer as recognizer_lib
 from experiments import scoring
 from s8bqat_jax import data, files
-from s8bqat_jax.speech import beam, ngram, wer
+from s8bqat_jax.speech import beam, ngram, tokenizers, wer
 
 _WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0)
 _BONUSES = (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
+# Share of a word's unigram log-probability that a search by lexicon sees; the
+# ordering of the N-best takes it out again.
+_SEARCH_WEIGHT = 0.3
 NBests = Sequence[Sequence[ngram.Candidate]]
 
 
@@ -159,6 +162,33 @@ def unigrams(
   }
   total = sum(prob.values())
   return {w: math.log(p / total) for w, p in prob.items()}
+
+
+def lexicon(
+  texts: Sequence[str],
+  sentences: Sequence[str],
+  most: int,
+  tokenizer: tokenizers.Tokenizer,
+) -> tuple[dict[str, float], beam.Automaton]:
+  """Returns words with what the search scores them by, and what spells them.
+
+  Args:
+    texts: of the task, see `unigrams`,
+    sentences: and others.
+    most: words taken from the sentences.
+    tokenizer: of the recognizer, in whose characters words are spelled.
+
+  Raises:
+    ValueError: if it is not of characters.
+  """
+  if not isinstance(tokenizer, tokenizers.CharTokenizer):
+    raise ValueError(
+      'a lexicon spells words in characters; this recognizer was trained with '
+      "another tokenizer than config.tokenizer='char'"
+    )
+  words = unigrams(texts, sentences, most, tokenizer.characters)
+  weights = {w: _SEARCH_WEIGHT * p for w, p in words.items()}
+  return weights, ngram.lexicon(weights, tokenizer)
 
 
 def unweighted(nbests: NBests, lexicon: dict[str, float]) -> NBests:

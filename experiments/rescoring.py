@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -50,6 +50,8 @@ class Rescorer:
     *,
     beam: int = 16,
     batch_size: int = 16,
+    words: int = 0,
+    sentences: Sequence[str] = (),
   ):
     """Searches nothing before it is asked for.
 
@@ -60,27 +62,44 @@ class Rescorer:
       folder: where lists are kept.
       beam: hypotheses of a list.
       batch_size: utterances searched at a time.
+      words: if any, the search spells words of a lexicon alone, of so many,
+      sentences: which are the most frequent ones of these.
     """
     self.path, self.folder = pathlib.Path(recognizer), pathlib.Path(folder)
     self.dev, self.scored = dev, scored
     self.beam, self._batch_size = beam, batch_size
+    self._words, self._sentences = words, sentences
 
   @functools.cached_property
   def lists(self) -> tuple[nbest.NBests, nbest.NBests]:
     """The lists of development data, and of what is scored."""
     loaded, params, _ = integer_recognizer.load(self.path)
     search = nbest.Search(loaded, params, self.beam, self._batch_size)
-    return self._found(search, self.dev), self._found(search, self.scored)
+    if not self._words:
+      return self._found(search, self.dev), self._found(search, self.scored)
+    weights, automaton = nbest.lexicon(
+      (), self._sentences, self._words, loaded.tokenizer
+    )
+
+    def spelled(corpus):
+      return nbest.unweighted(search(corpus, automaton), weights)
+
+    return self._found(spelled, self.dev), self._found(spelled, self.scored)
 
   def about(self, corpus: data.Corpus) -> dict[str, Any]:
     """Returns all that the lists of a corpus depend on."""
-    return {
+    about = {
       'recognizer': results.file_hash(self.path),
       'data': corpus_lib.cache_key(corpus),
       'beam': self.beam,
     }
+    if self._words:
+      about['lexicon'] = corpus_lib.fingerprint([self._words, *self._sentences])
+    return about
 
-  def _found(self, search: nbest.Search, corpus: data.Corpus) -> nbest.NBests:
+  def _found(
+    self, search: Callable[[data.Corpus], nbest.NBests], corpus: data.Corpus
+  ) -> nbest.NBests:
     about = self.about(corpus)
     folder = self.folder / f'nbest-{results.config_hash(about)}'
 

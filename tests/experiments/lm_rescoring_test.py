@@ -38,7 +38,7 @@ def config(spoken):
   section = lm.default().rescore
   section.recognizer, section.eval = str(asr), spec
   section.dev = f'manifest:{folder}/dev.csv'
-  section.beam = 3
+  section.update({'beam': 3, 'words': 3})
   return ml_collections.ConfigDict({'rescore': section})
 
 

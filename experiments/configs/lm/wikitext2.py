@@ -80,6 +80,7 @@ def get_config(text=None):
     config.name += '_rescored'
     heard = f'espeak:text?file={folder}/valid.txt&snr=5-30'
     config.rescore.recognizer = args['recognizer']
+    config.rescore.beam = 32
     # 98 sentences, three readings of each, and the other 989 once.
     config.rescore.dev = f'{heard}&split=dev&texts=dev&utterances=294'
     config.rescore.eval = f'{heard}&split=eval&texts=train,eval&utterances=989'

@@ -64,7 +64,9 @@ class Rescoring:
         f'config.rescore.dev ({config.dev!r}) and .eval are one corpus: '
         'weights are tuned on data that nothing is scored on'
       )
-    self._config, self._train_text = config, train_text
+    self._config, self._text = config, train_text.fingerprint
+    # What is tuned on or scored must be as new to it as to the others.
+    self._lines = nbest.unheard(train_text.lines, dev, scored)
     self._lists = rescoring.Rescorer(
       config.recognizer,
       dev,
@@ -72,8 +74,7 @@ class Rescoring:
       folder,
       beam=config.beam,
       words=config.words,
-      # What is tuned on or scored must be as new to it as to the others.
-      sentences=nbest.unheard(train_text.lines, dev, scored),
+      sentences=self._lines,
     )
 
   def evaluate(self, path: pathlib.Path) -> dict[str, Any]:
@@ -115,7 +116,7 @@ class Rescoring:
     return {
       'dev': self._lists.about(self._lists.dev),
       'eval': self._lists.about(self._lists.scored),
-      'text': self._train_text.fingerprint,
+      'text': self._text,
       'order': self._config.order,
     }
 
@@ -173,7 +174,7 @@ class Rescoring:
 
   @functools.cached_property
   def _ngram(self) -> mixture.Known:
-    return self._lists.counted(self._train_text.lines, self._config.order)
+    return self._lists.counted(self._lines, self._config.order)
 
 
 def _rates(key: str, found: Sequence[scoring.Hypothesis]) -> dict[str, Any]:

@@ -38,6 +38,11 @@ _DEV = flags.DEFINE_string('dev', None, 'Data to tune on.')
 _DATA = flags.DEFINE_string('data', None, 'Data to score.')
 _SENTENCES = flags.DEFINE_string('sentences', None, 'Text spec of an n-gram.')
 _ORDER = flags.DEFINE_integer('order', 4, 'Of the n-gram.')
+_WORDS = flags.DEFINE_integer(
+  'words',
+  0,
+  "The search spells so many of --sentences' words; 0: whatever it likes.",
+)
 _BEAM = flags.DEFINE_integer('beam', 16, 'Hypotheses kept.')
 _BATCH = flags.DEFINE_integer('batch_size', 16, 'Utterances at a time.')
 _RUNS = flags.DEFINE_string('runs', 'runs/rescore', 'Where lists are kept.')
@@ -48,6 +53,13 @@ def main(argv):
   usage.start(argv)
   files = nbest.named_files(_LM.value)
   dev, scored = (data.load(f.value or '') for f in (_DEV, _DATA))
+  lines: list[str] = []
+  if _SENTENCES.value:
+    # What is tuned on or scored must be as new to it as to the others.
+    whole = text_lib.load_text(_SENTENCES.value).lines
+    lines = nbest.unheard(whole, dev, scored)
+  elif _WORDS.value:
+    raise app.UsageError('--words are those of --sentences: give both')
   rescorer = rescoring.Rescorer(
     recognizer_lib.find_model(_MODEL.value, None),
     dev,
@@ -55,6 +67,8 @@ def main(argv):
     _RUNS.value,
     beam=_BEAM.value,
     batch_size=_BATCH.value,
+    words=_WORDS.value,
+    sentences=lines,
   )
   found: dict[str, list[scoring.Hypothesis]] = {
     'first of the list': rescorer.first_of_lists(),
@@ -68,7 +82,6 @@ def main(argv):
 
   count = None
   if _SENTENCES.value:
-    lines = text_lib.load_text(_SENTENCES.value).lines
     count = rescorer.counted(lines, _ORDER.value)
     add(f'{_ORDER.value}-gram', count)
   for stem, file in files.items():

@@ -117,8 +117,8 @@ class Rescorer:
     return sorted(heard | {*self.dev.texts_N})
 
   def counted(self, lines: Sequence[str], order: int) -> mixture.Known:
-    """Returns an n-gram of lines, without those that are scored or tuned on."""
-    model = ngram.NGram(nbest.unheard(lines, self.dev, self.scored), order)
+    """Returns an n-gram of lines; `nbest.unheard` takes out what is scored."""
+    model = ngram.NGram(lines, order)
     return mixture.Known({t: model.word_log_probs(t) for t in self.texts})
 
   def known(

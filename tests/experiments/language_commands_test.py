@@ -53,6 +53,7 @@ def test_a_recognizers_lists_are_ordered_by_them(lms, spoken, tmp_path):
     f'--sentences=text:{sentences}',
     f'--runs={tmp_path}/runs',
     '--beam=3',
+    '--words=3',
   )
   wer = {row['method']: row['metrics']['wer'] for row in found['rows']}
   systems = ['fresh', 'fresh, 4-gram', 'zeros', 'zeros, 4-gram', '4-gram']

@@ -58,6 +58,7 @@ def main(argv):
   usage.start(argv)
   path = recognizer_lib.find_model(_MODEL.value, _WORKDIR.value)
   model, params, _ = integer_recognizer.load(path)
+  tokenizer = nbest.check_spells(model.tokenizer, path)
   dev, scored = data.load(_DEV.value), data.load(_DATA.value)
   texts = data.load(_TEXTS.value).texts_N
   sentences: list[str] = []
@@ -73,13 +74,7 @@ def main(argv):
     general = ngram.NGram(sentences, _ORDER.value)
     language = mixed = mixture.fit(task, general, dev.texts_N)
     share = mixed.share
-  try:
-    weights, automaton = nbest.lexicon(
-      texts, sentences, _WORDS.value, model.tokenizer
-    )
-  except ValueError as e:
-    raise ValueError(f'{path}: {e}') from None
-
+  weights, automaton = nbest.lexicon(texts, sentences, _WORDS.value, tokenizer)
   search = nbest.Search(model, params, _BEAM.value, _BATCH.value)
   tuned = nbest.tune(
     nbest.unweighted(search(dev, automaton), weights), language, dev.texts_N

@@ -2,8 +2,8 @@
 
 Every packed file orders the same N-best lists, alone and mixed word by word
 with an n-gram of the training text; weights are tuned on development data.
-Intervals are over sentences: what one language model knows and another does
-not is what is said, whoever says it.
+Intervals are over articles, as those of perplexity are: what one language
+model knows and another does not is what is said, whoever says it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,11 @@ import numpy as np
 from experiments import (
   language_model,
   lm_matrix,
-  nbest,
   rescoring,
   results,
   scoring,
 )
 from experiments.stage_cache import RESULT, cached
-from s8bqat_jax import data
 from s8bqat_jax.data import text as text_lib
 from s8bqat_jax.speech import mixture, significance
 
@@ -46,36 +44,35 @@ class Rescoring:
 
     Args:
       config: the section.
-      train_text: that the n-gram counts.
+      train_text: that the n-gram counts, and words of a lexicon come from.
       folder: where the lists are kept.
 
     Raises:
       FileNotFoundError: if the recognizer is not there.
-      ValueError: if development data and what is scored are the same.
+      ValueError: if it does not spell, or development data and what is scored
+        are the same.
     """
-    dev, scored = data.load(config.dev), data.load(config.eval)
     if not pathlib.Path(config.recognizer).is_file():
       raise FileNotFoundError(
         f'config.rescore.recognizer is {config.recognizer!r}, which is no '
         "file: give a packed recognizer, or '' for no rescoring"
       )
-    if dev.fingerprint == scored.fingerprint:
+    self._order, self._text = config.order, train_text.fingerprint
+    self._lists = rescoring.Rescorer(
+      config.recognizer,
+      config.dev,
+      config.eval,
+      folder,
+      text=train_text,
+      words=config.words,
+      beam=config.beam,
+    )
+    if self._lists.dev.fingerprint == self._lists.scored.fingerprint:
       raise ValueError(
         f'config.rescore.dev ({config.dev!r}) and .eval are one corpus: '
         'weights are tuned on data that nothing is scored on'
       )
-    self._config, self._text = config, train_text.fingerprint
-    # What is tuned on or scored must be as new to it as to the others.
-    self._lines = nbest.unheard(train_text.lines, dev, scored)
-    self._lists = rescoring.Rescorer(
-      config.recognizer,
-      dev,
-      scored,
-      folder,
-      beam=config.beam,
-      words=config.words,
-      sentences=self._lines,
-    )
+    self._clusters_N = _articles(self._lists.scored.texts_N, config.text)
 
   def evaluate(self, path: pathlib.Path) -> dict[str, Any]:
     """Returns the error rates of a packed language model, found once.
@@ -92,7 +89,7 @@ class Rescoring:
       for key, model in ((ALONE, alone), (MIXED, both)):
         found, tuned = self._lists.chosen(model)
         errors.append(scoring.count(found).word_errors_N)
-        metrics |= _rates(key, found)
+        metrics |= self._rates(key, found)
         metrics |= {f'{key}_{name}': x for name, x in tuned.items()}
       np.save(folder / f'{ERRORS}.npy', np.stack(errors))
       return metrics
@@ -117,17 +114,17 @@ class Rescoring:
       'dev': self._lists.about(self._lists.dev),
       'eval': self._lists.about(self._lists.scored),
       'text': self._text,
-      'order': self._config.order,
+      'order': self._order,
     }
 
   def references(self) -> list[dict[str, Any]]:
     """Returns rows of what there is without a Transformer."""
     found = {
       'first of the list': self._lists.first_of_lists(),
-      f'{self._config.order}-gram': self._lists.chosen(self._ngram).hypotheses,
+      f'{self._order}-gram': self._lists.chosen(self._ngram).hypotheses,
       'oracle': self._lists.best_of_lists(),
     }
-    return [{'method': n, **_rates(ALONE, of)} for n, of in found.items()]
+    return [{'method': n, **self._rates(ALONE, of)} for n, of in found.items()]
 
   def comparisons(
     self,
@@ -142,8 +139,7 @@ class Rescoring:
       asked: pairs (base, other); those without a common seed are left out.
       planned: seeds without which, and at least three, nothing is claimed.
     """
-    texts_N = self._lists.scored.texts_N
-    words_N = [len(text.split()) for text in texts_N]
+    words_N = [len(text.split()) for text in self._lists.scored.texts_N]
     found = []
     for base, cell, seeds in lm_matrix.common_seeds(metrics, asked):
       a_KxSxN, b_KxSxN = (
@@ -153,7 +149,7 @@ class Rescoring:
       for metric, a_SxN, b_SxN in zip((ALONE, MIXED), a_KxSxN, b_KxSxN):
         if not a_SxN.any():
           continue  # nothing to be relative to
-        compared = significance.compare(a_SxN, b_SxN, words_N, texts_N)
+        compared = significance.compare(a_SxN, b_SxN, words_N, self._clusters_N)
         rates = [
           (100 * x.sum(1) / max(sum(words_N), 1)).tolist()
           for x in (a_SxN, b_SxN)
@@ -172,24 +168,39 @@ class Rescoring:
         )
     return found
 
+  def _rates(
+    self, key: str, found: Sequence[scoring.Hypothesis]
+  ) -> dict[str, Any]:
+    counts = scoring.count(found)
+    interval = significance.rate_interval(
+      counts.word_errors_N, counts.words_N, self._clusters_N
+    )
+    return {
+      key: 100 * counts.wer,
+      f'{key}_ci95': results.percent(interval),
+      'rescored_words': int(counts.words_N.sum()),
+      'articles': len(set(self._clusters_N)),
+      'speakers': len({h.speaker for h in found}),
+    }
+
   @functools.cached_property
   def _ngram(self) -> mixture.Known:
-    return self._lists.counted(self._lines, self._config.order)
+    return self._lists.counted(self._order)
 
 
-def _rates(key: str, found: Sequence[scoring.Hypothesis]) -> dict[str, Any]:
-  counts = scoring.count(found)
-  sentences = [h.reference for h in found]
-  interval = significance.rate_interval(
-    counts.word_errors_N, counts.words_N, sentences
-  )
-  return {
-    key: 100 * counts.wer,
-    f'{key}_ci95': results.percent(interval),
-    'rescored_words': int(counts.words_N.sum()),
-    'sentences': len(set(sentences)),
-    'speakers': len({h.speaker for h in found}),
-  }
+def _articles(transcripts: Sequence[str], spec: str) -> Sequence[str]:
+  """Returns the article of each transcript, or the transcript itself.
+
+  Args:
+    transcripts: what is said.
+    spec: of the text whose lines they are; '' if there is none.
+  """
+  found: dict[str, str] = {}
+  if spec:
+    corpus = text_lib.load_text(spec)
+    for line, article in zip(corpus.lines, corpus.articles):
+      found.setdefault(line, str(article))
+  return [found.get(text, text) for text in transcripts]
 
 
 def make(

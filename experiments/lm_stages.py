@@ -159,7 +159,7 @@ class Stages:
     if (folder / RESULT).exists():
       return folder  # What else is here was made of it.
     for root in self.float_runs:
-      for found in root.glob(f'**/{folder.name}/{RESULT}'):
+      for found in sorted(root.glob(f'**/{folder.name}/{RESULT}')):
         return found.parent
     return folder
 

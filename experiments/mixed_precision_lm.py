@@ -30,9 +30,9 @@ from experiments import (
   lm_sensitivity,
   lm_stages,
   results,
+  stage_cache,
   usage,
 )
-from experiments.stage_cache import Interrupted
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'A file of experiments/configs/lm.'
@@ -98,7 +98,7 @@ def main(argv):
       }
     )
     write(agreement)
-  except Interrupted:
+  except stage_cache.Interrupted:
     print('interrupted; run the same command again to go on')
     return
   ordered = list(rows.values())
@@ -179,7 +179,7 @@ def _rescored(config, rows, rescoring) -> dict[str, Any]:
   if rescoring is None:
     return {}
   return {
-    'rescored': rescoring.references(),
+    'rescored': stage_cache.patiently(rescoring.references),
     'wer_comparisons': rescoring.comparisons(
       _by_cell(rows), lm_matrix.pairs(config), config.seeds
     ),

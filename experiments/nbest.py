@@ -6,8 +6,9 @@ import collections
 import itertools
 import json
 import math
+import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -156,8 +157,9 @@ def unigrams(
   words = [*own, *(w for w, _ in other.most_common(most) if w not in own)]
   # Half of the probability is the task's own, half the text file's.
   sizes = max(1, own.total()), max(1, other.total())
+  seen = 0.1 if own else 0.0
   prob = {
-    w: 0.5 * (own[w] + 0.1) / sizes[0] + 0.5 * other[w] / sizes[1]
+    w: 0.5 * (own[w] + seen) / sizes[0] + 0.5 * other[w] / sizes[1]
     for w in words
   }
   total = sum(prob.values())
@@ -168,7 +170,7 @@ def lexicon(
   texts: Sequence[str],
   sentences: Sequence[str],
   most: int,
-  tokenizer: tokenizers.Tokenizer,
+  tokenizer: tokenizers.CharTokenizer,
 ) -> tuple[dict[str, float], beam.Automaton]:
   """Returns words with what the search scores them by, and what spells them.
 
@@ -179,25 +181,55 @@ def lexicon(
     tokenizer: of the recognizer, in whose characters words are spelled.
 
   Raises:
-    ValueError: if it is not of characters.
+    ValueError: if there are none.
   """
-  if not isinstance(tokenizer, tokenizers.CharTokenizer):
-    raise ValueError(
-      'a lexicon spells words in characters; this recognizer was trained with '
-      "another tokenizer than config.tokenizer='char'"
-    )
   words = unigrams(texts, sentences, most, tokenizer.characters)
   weights = {w: _SEARCH_WEIGHT * p for w, p in words.items()}
   return weights, ngram.lexicon(weights, tokenizer)
 
 
-def unweighted(nbests: NBests, lexicon: dict[str, float]) -> NBests:
-  """Takes the lexicon's weights out of the scores."""
+def check_spells(
+  tokenizer: tokenizers.Tokenizer, path: os.PathLike | str
+) -> tokenizers.CharTokenizer:
+  """Returns the tokenizer of a recognizer, if a lexicon can spell with it.
+
+  Args:
+    tokenizer: of the recognizer.
+    path: its file, for the error.
+
+  Raises:
+    ValueError: if its labels are not characters, with a space among them.
+  """
+  if not isinstance(tokenizer, tokenizers.CharTokenizer):
+    raise ValueError(
+      f'{path}: a lexicon spells words in characters; this model was trained '
+      "with another tokenizer than config.tokenizer='char'"
+    )
+  if ' ' not in tokenizer.characters:
+    raise ValueError(
+      f'{path}: a lexicon spells words with a space between them; this model '
+      f'knows the characters {tokenizer.characters!r}'
+    )
+  return tokenizer
+
+
+def unweighted(nbests: NBests, lexicon: Mapping[str, float]) -> NBests:
+  """Takes the lexicon's weights out of the scores, and orders by what is left.
+
+  Args:
+    nbests: of words of the lexicon.
+    lexicon: weights by word; without any the lists are as they were.
+  """
+  if not lexicon:
+    return nbests
   return [
-    [
-      ngram.Candidate(text, score - sum(lexicon[w] for w in text.split()))
-      for text, score in nbest
-    ]
+    sorted(
+      (
+        ngram.Candidate(text, score - sum(lexicon[w] for w in text.split()))
+        for text, score in nbest
+      ),
+      key=lambda candidate: -candidate.score,
+    )
     for nbest in nbests
   ]
 

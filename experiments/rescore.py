@@ -25,10 +25,10 @@ from experiments import (
   rescoring,
   results,
   scoring,
+  stage_cache,
   usage,
 )
 from experiments import recognizer as recognizer_lib
-from s8bqat_jax import data
 from s8bqat_jax.data import text as text_lib
 from s8bqat_jax.speech import significance
 
@@ -52,24 +52,22 @@ _NAME = flags.DEFINE_string('name', 'rescore', 'Of the results file.')
 def main(argv):
   usage.start(argv)
   files = nbest.named_files(_LM.value)
-  dev, scored = (data.load(f.value or '') for f in (_DEV, _DATA))
-  lines: list[str] = []
-  if _SENTENCES.value:
-    # What is tuned on or scored must be as new to it as to the others.
-    whole = text_lib.load_text(_SENTENCES.value).lines
-    lines = nbest.unheard(whole, dev, scored)
-  elif _WORDS.value:
+  if _WORDS.value and not _SENTENCES.value:
     raise app.UsageError('--words are those of --sentences: give both')
+  text = text_lib.load_text(_SENTENCES.value) if _SENTENCES.value else None
   rescorer = rescoring.Rescorer(
     recognizer_lib.find_model(_MODEL.value, None),
-    dev,
-    scored,
+    _DEV.value or '',
+    _DATA.value or '',
     _RUNS.value,
+    text=text,
+    words=_WORDS.value,
     beam=_BEAM.value,
     batch_size=_BATCH.value,
-    words=_WORDS.value,
-    sentences=lines,
   )
+  dev, scored = rescorer.dev, rescorer.scored
+  # Another copy may be searching.
+  stage_cache.patiently(lambda: rescorer.searched)
   found: dict[str, list[scoring.Hypothesis]] = {
     'first of the list': rescorer.first_of_lists(),
     'oracle': rescorer.best_of_lists(),
@@ -81,8 +79,8 @@ def main(argv):
     about[name] = {**more, **tuned}
 
   count = None
-  if _SENTENCES.value:
-    count = rescorer.counted(lines, _ORDER.value)
+  if text is not None:
+    count = rescorer.counted(_ORDER.value)
     add(f'{_ORDER.value}-gram', count)
   for stem, file in files.items():
     made, params, _ = language_model.load(file)
@@ -115,6 +113,7 @@ def main(argv):
     corpus={'spec': scored.spec, 'fingerprint': scored.fingerprint},
     tuned_on={'spec': dev.spec, 'fingerprint': dev.fingerprint},
     beam=_BEAM.value,
+    words=_WORDS.value,
   )
   print(results.table(rows))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +19,7 @@ from experiments import (
 )
 from s8bqat_jax import data
 from s8bqat_jax.data import corpus as corpus_lib
+from s8bqat_jax.data import text as text_lib
 from s8bqat_jax.speech import mixture, ngram
 
 _LISTS = 'lists.jsonl'
@@ -44,67 +44,88 @@ class Rescorer:
   def __init__(
     self,
     recognizer: os.PathLike | str,
-    dev: data.Corpus,
-    scored: data.Corpus,
+    dev: str,
+    scored: str,
     folder: os.PathLike | str,
     *,
+    text: text_lib.TextCorpus | None = None,
+    words: int = 0,
     beam: int = 16,
     batch_size: int = 16,
-    words: int = 0,
-    sentences: Sequence[str] = (),
   ):
-    """Searches nothing before it is asked for.
+    """Loads what there is; nothing is searched before it is asked for.
 
     Args:
       recognizer: its packed file.
-      dev: data that weights are tuned on.
-      scored: data that is scored.
+      dev: spec of the data that weights are tuned on.
+      scored: spec of the data that is scored.
       folder: where lists are kept.
+      text: what n-grams count and a lexicon's words come from.
+      words: if any, the search spells words alone, so many of the text's most
+        frequent ones.
       beam: hypotheses of a list.
       batch_size: utterances searched at a time.
-      words: if any, the search spells words of a lexicon alone, of so many,
-      sentences: which are the most frequent ones of these.
+
+    Raises:
+      ValueError: if there are to be words, and no text, or the recognizer
+        does not spell.
     """
-    self.path, self.folder = pathlib.Path(recognizer), pathlib.Path(folder)
-    self.dev, self.scored = dev, scored
-    self.beam, self._batch_size = beam, batch_size
-    self._words, self._sentences = words, sentences
+    self.folder, self.beam = pathlib.Path(folder), beam
+    self.hash = results.file_hash(pathlib.Path(recognizer))
+    self._model, params, _ = integer_recognizer.load(recognizer)
+    if words and text is None:
+      raise ValueError('a lexicon takes its words from a text: give both')
+    if words:
+      spells = nbest.check_spells(self._model.tokenizer, recognizer)
+    self._search = nbest.Search(self._model, params, beam, batch_size)
+    self.dev, self.scored = data.load(dev), data.load(scored)
+    # What is tuned on or scored must be as new to it as to the others.
+    of_text = text.lines if text is not None else ()
+    self.lines = nbest.unheard(of_text, self.dev, self.scored)
+    self._weights: dict[str, float] = {}
+    self._automaton = None
+    if words:
+      self._weights, self._automaton = nbest.lexicon(
+        (), self.lines, words, spells
+      )
 
   @functools.cached_property
+  def searched(self) -> tuple[nbest.NBests, nbest.NBests]:
+    """The lists of development data and of what is scored, as they are found.
+
+    Raises:
+      stage_cache.Busy: if another process is at it.
+    """
+    return self._found(self.dev), self._found(self.scored)
+
+  @property
   def lists(self) -> tuple[nbest.NBests, nbest.NBests]:
-    """The lists of development data, and of what is scored."""
-    loaded, params, _ = integer_recognizer.load(self.path)
-    search = nbest.Search(loaded, params, self.beam, self._batch_size)
-    if not self._words:
-      return self._found(search, self.dev), self._found(search, self.scored)
-    weights, automaton = nbest.lexicon(
-      (), self._sentences, self._words, loaded.tokenizer
+    """The same by the recognizer's scores, without a lexicon's weights."""
+    dev, scored = self.searched
+    return (
+      nbest.unweighted(dev, self._weights),
+      nbest.unweighted(scored, self._weights),
     )
-
-    def spelled(corpus):
-      return nbest.unweighted(search(corpus, automaton), weights)
-
-    return self._found(spelled, self.dev), self._found(spelled, self.scored)
 
   def about(self, corpus: data.Corpus) -> dict[str, Any]:
     """Returns all that the lists of a corpus depend on."""
     about = {
-      'recognizer': results.file_hash(self.path),
+      'recognizer': self.hash,
       'data': corpus_lib.cache_key(corpus),
       'beam': self.beam,
     }
-    if self._words:
-      about['lexicon'] = corpus_lib.fingerprint([self._words, *self._sentences])
+    if self._weights:
+      weights = sorted(self._weights.items())
+      about['lexicon'] = corpus_lib.fingerprint(weights)
     return about
 
-  def _found(
-    self, search: Callable[[data.Corpus], nbest.NBests], corpus: data.Corpus
-  ) -> nbest.NBests:
+  def _found(self, corpus: data.Corpus) -> nbest.NBests:
     about = self.about(corpus)
     folder = self.folder / f'nbest-{results.config_hash(about)}'
 
     def work(folder):
-      nbest.write_lists(folder / _LISTS, search(corpus))
+      lists = self._search(corpus, self._automaton)
+      nbest.write_lists(folder / _LISTS, lists)
       return {'data': corpus.spec}
 
     stage_cache.cached(folder, about, work)
@@ -116,9 +137,9 @@ class Rescorer:
     heard = {c.text for lists in self.lists for n in lists for c in n}
     return sorted(heard | {*self.dev.texts_N})
 
-  def counted(self, lines: Sequence[str], order: int) -> mixture.Known:
-    """Returns an n-gram of lines; `nbest.unheard` takes out what is scored."""
-    model = ngram.NGram(lines, order)
+  def counted(self, order: int) -> mixture.Known:
+    """Returns an n-gram of the text, without what is scored or tuned on."""
+    model = ngram.NGram(self.lines, order)
     return mixture.Known({t: model.word_log_probs(t) for t in self.texts})
 
   def known(
@@ -136,8 +157,8 @@ class Rescorer:
     return mixture.fit(first, second, self.dev.texts_N)
 
   def first_of_lists(self) -> list[scoring.Hypothesis]:
-    """What the recognizer alone would say."""
-    return scoring.of_texts(self.scored, nbest.choose(self.lists[1]))
+    """What the search would say."""
+    return scoring.of_texts(self.scored, nbest.choose(self.searched[1]))
 
   def best_of_lists(self) -> list[scoring.Hypothesis]:
     """What no choice from the lists can be better than."""

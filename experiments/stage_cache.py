@@ -114,6 +114,19 @@ def run(
   )
 
 
+def patiently(work: Callable[[], Result]) -> Result:
+  """Returns what comes of `work`, once nobody else is at it.
+
+  Args:
+    work: what may raise `Busy`.
+  """
+  while True:
+    try:
+      return work()
+    except Busy:
+      time.sleep(_POLL_SECONDS)
+
+
 def cached(
   folder: pathlib.Path,
   config: Mapping[str, Any],

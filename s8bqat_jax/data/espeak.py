@@ -211,7 +211,9 @@ class Synthesis:
   def texts_by_turn(self) -> Callable[[int, np.random.Generator], str]:
     """Returns what says the text of utterance i; a bad file is an error."""
     if self.texts:
-      in_turn = espeak_texts.owned(self.file, self.texts)
+      in_turn = espeak_texts.owned(
+        self.file, self.texts, espeak_texts.whole_sentences
+      )
       return lambda index, rng: in_turn[index % len(in_turn)]
     draw = espeak_texts.text_maker(self.kind, self.split, self.file)
     return lambda index, rng: draw(rng)

@@ -8,18 +8,18 @@ from collections.abc import Callable, Collection, Iterable
 import numpy as np
 
 from s8bqat_jax import files
-from s8bqat_jax.data import grammar
+from s8bqat_jax.data import grammar, text
 
 KINDS = ('digits', 'commands', 'grammar', 'text')
 
 
-def split_of(text: str) -> str:
+def split_of(sentence: str) -> str:
   """Returns the split that owns a text: a tenth each for dev and eval.
 
   Args:
-    text: What is read.
+    sentence: What is read.
   """
-  digest = hashlib.sha256(text.encode()).digest()
+  digest = hashlib.sha256(sentence.encode()).digest()
   return {0: 'dev', 1: 'eval'}.get(digest[0] % 10, 'train')
 
 
@@ -53,16 +53,39 @@ def read_sentences(path: pathlib.Path) -> list[str]:
   return found
 
 
-def owned(file: str | None, splits: Collection[str]) -> list[str]:
+def whole_sentences(path: pathlib.Path) -> list[str]:
+  """Returns the lines of a text file's spoken form that can be read aloud.
+
+  Those are what a language model of that form knows; `sentences` also reads
+  what is left of a sentence before an abbreviation.
+
+  Args:
+    path: Of the file; sentences of 2 to 20 words without `<unk>` are taken.
+  """
+  if not path.is_file():
+    raise ValueError(f'file={path}: no such file')
+  lines = files.read_text(path).splitlines()
+  every = dict.fromkeys(s for line in lines for s in text.spoken(line))
+  return [
+    s for s in every if text.UNKNOWN not in s and 2 <= len(s.split()) <= 20
+  ]
+
+
+def owned(
+  file: str | None,
+  splits: Collection[str],
+  read: Callable[[pathlib.Path], list[str]] = read_sentences,
+) -> list[str]:
   """Returns the sentences of a text file that belong to some splits.
 
   Args:
     file: The text file.
     splits: Whose sentences; see `split_of`.
+    read: (path) -> all of them.
   """
   if file is None:
     raise ValueError('espeak:text needs file=PATH, the sentences to read')
-  found = read_sentences(pathlib.Path(file).expanduser())
+  found = read(pathlib.Path(file).expanduser())
   own = [sentence for sentence in found if split_of(sentence) in splits]
   if not own:
     raise ValueError(

@@ -33,8 +33,9 @@ UNKNOWN = '<unk>'
 # Sentencepiece keeps `<unk>` to itself and learns no pieces for it, so that
 # subwords spell it as this character instead.
 _UNKNOWN_CHARACTER = '\u2047'
-# But for apostrophes, and the marks around `<unk>`.
-_PUNCTUATION = re.sub("['<>]", '', string.punctuation) + '“”‘’–—…'
+# But for the marks around `<unk>`.
+_PUNCTUATION = re.sub('[<>]', '', string.punctuation) + '“”‘’–—…'
+_CLITICS = '(?:s|t|d|m|ll|re|ve)'
 # scheme -> option -> what it means.
 SCHEMES: Mapping[str, Mapping[str, str]] = {
   'text': {
@@ -132,25 +133,36 @@ def _read(rest: str, options: Mapping[str, str]) -> tuple[list[str], list[int]]:
   articles = article_of_lines(lines)
   if form == 'written':
     return lines, articles
-  found = [(s, n) for line, n in zip(lines, articles) for s in _spoken(line)]
+  found = [(s, n) for line, n in zip(lines, articles) for s in spoken(line)]
   return [sentence for sentence, _ in found], [number for _, number in found]
 
 
-def _spoken(line: str) -> Iterator[str]:
-  """Yields the sentences of a line, as a recognizer would write them."""
+def spoken(line: str) -> Iterator[str]:
+  """Yields the sentences of a line, as a recognizer would write them.
+
+  Args:
+    line: of a text, its words and marks apart as in WikiText or not.
+  """
   if line.lstrip().startswith('='):
     return  # a heading
-  plain = line.lower().replace(' @-@ ', ' ').replace(" '", "'")
-  # A mark within a word ends no sentence.
-  for sentence in re.split(r'[.?!]+(?=\s|$)', plain):
+  # WikiText's marks within words and numbers, and its clitics.
+  plain = line.lower().replace(' @-@ ', ' ')
+  plain = re.sub(r' @[,.]@ ', '', plain)
+  plain = re.sub(rf" '(?={_CLITICS}(?:\s|$))", "'", plain)
+  # Where marks are words of their own, those of abbreviations end no sentence.
+  apart = re.search(r'\s[.?!](?:\s|$)', plain)
+  ends = r'(?:^|\s)[.?!]+(?=\s|$)' if apart else r'[.?!]+(?=\s|$)'
+  for sentence in re.split(ends, plain):
     bare = [word.strip(_PUNCTUATION) for word in sentence.split()]
     written = [
-      word if re.fullmatch(r"[a-z']+", word) else UNKNOWN
+      word if re.fullmatch(r"[a-z]+(?:'[a-z]+)*", word) else UNKNOWN
       for word in bare
-      if word
+      if any(map(str.isalnum, word))
     ]
     if set(written) - {UNKNOWN}:
-      yield ' '.join(written)
+      # Of several unknown words in a row one is left.
+      pairs = zip(written, ['', *written])
+      yield ' '.join(w for w, before in pairs if w != UNKNOWN or w != before)
 
 
 def _read_ptb(

@@ -176,6 +176,7 @@ def _check_forms(
     f'encode yields no QTensor among {names}',
   )
   _same_form(jax.eval_shape(qtensor.decode, shipped), params, 'decode(encode)')
+  trace('after_update', params, state, ctx._replace(average=None))
   new, new_state, moved = trace('after_update', params, state, ctx)
   _same_form(new, params, 'after_update: params')
   _same_form(new_state, state, 'after_update: state')

@@ -121,8 +121,12 @@ def test_text_reads_the_sentences_of_a_file(tmp_path):
 
 def test_sentences_are_read_in_turn(tmp_path):
   file = tmp_path / 'book.txt'
-  file.write_text('\n'.join(f'The {w} house.' for w in 'abcdefghijklmnopqrst'))
-  sentences = espeak_texts.read_sentences(file)
+  lines = [f'The U.S. {w} house .' for w in 'abcd']  # not to be read aloud
+  people = 'abcdefghijklmnopqrstuvwxyz'
+  lines += [f'The {w} has a house .' for w in people]
+  file.write_text('\n'.join(lines))
+  sentences = [f'the {w} has a house' for w in people]
+  assert espeak_texts.whole_sentences(file) == sentences
   held_out = [s for s in sentences if espeak_texts.split_of(s) != 'dev']
   spec = f'espeak:text?file={file}&cache=none&split=eval'
   count = len(held_out) + 2

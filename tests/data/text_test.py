@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from s8bqat_jax.data import corpus as corpus_lib
-from s8bqat_jax.data import espeak_texts, tfds
 from s8bqat_jax.data import text as lib
+from s8bqat_jax.data import tfds
 from s8bqat_jax.speech import tokenizers
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -66,8 +66,10 @@ class TestLoad:
     path.write_text(
       ' = One = \n'
       ' Yes , he did . " No " , she said !\n'
-      " in 1920 the <unk> @-@ old dog 's Media.Vision fell ( Senjō ) \n"
+      " in 1920 , the <unk> @-@ old dog 's Media.Vision fell ( Senjō ) \n"
       ' 7 , 8 . \n'
+      " In the U.S. they didn 't pay £ 1 @,@ 000 to ' the owners ' . So "
+      "1.5 m ? It 's a dogs ' life at 70 @.@ 5 ° ! \n"
       ' = Two = \n'
       ' Yes , he did . \n'
     )
@@ -76,13 +78,13 @@ class TestLoad:
       'yes he did',
       'no she said',
       "in <unk> the <unk> old dog's <unk> fell <unk>",
+      "in the <unk> they didn't pay <unk> to the owners",
+      'so <unk> m',
+      "it's a dogs life at <unk>",
       'yes he did',
     )
-    assert len(set(corpus.articles[:3])) == 1
-    assert corpus.articles[3] != corpus.articles[0]
-    # A recognizer's transcripts of it are among them.
-    whole = lib.load_text(f'text:{path}?form=spoken&part=all')
-    assert set(espeak_texts.read_sentences(path)) <= set(whole.lines)
+    assert len(set(corpus.articles[:6])) == 1
+    assert corpus.articles[6] != corpus.articles[0]
 
   def test_penn_treebank_by_path(self, tmp_path):
     (tmp_path / 'ptb.valid.txt').write_text(" no it was n't\n black <unk>\n")

@@ -10,7 +10,6 @@ import pytest
 
 from experiments import lm_matrix, lm_rescoring, rescoring, scoring
 from experiments.configs import lm
-from s8bqat_jax import data
 from s8bqat_jax.data import text as text_lib
 from s8bqat_jax.speech import mixture, ngram, significance
 
@@ -45,6 +44,7 @@ def config(spoken):
 @pytest.fixture
 def heard(monkeypatch):
   """The lists, as if a recognizer had made them."""
+  monkeypatch.setattr(rescoring.Rescorer, 'searched', (DEV, LISTS))
   monkeypatch.setattr(rescoring.Rescorer, 'lists', (DEV, LISTS))
 
 
@@ -53,7 +53,9 @@ def test_a_file_gets_its_error_rates_once(
 ):
   shutil.copy(lms['fresh'], tmp_path / 'shipped.safetensors')
   made = lm_rescoring.make(config, TEXT, tmp_path / 'lists')
+  assert not made.done(tmp_path / 'shipped.safetensors')
   found = made.evaluate(tmp_path / 'shipped.safetensors')
+  assert made.done(tmp_path / 'shipped.safetensors')
   errors_KxN = np.load(found[lm_rescoring.ERRORS])
   first, count, oracle = made.references()
   # Two of seven words, one of one, one more, and what was not heard at all.
@@ -79,6 +81,49 @@ def test_lists_are_searched_once(config, lms, tmp_path, monkeypatch):
   assert len(list(folder.iterdir())) == 2
   monkeypatch.setattr(rescoring.nbest, 'write_lists', None)
   assert lm_rescoring.make(config, TEXT, folder).references() == searched
+
+
+def rescorer(config, folder, **options):
+  section = config.rescore
+  return rescoring.Rescorer(
+    section.recognizer, section.dev, section.eval, folder, beam=3, **options
+  )
+
+
+def test_lists_are_of_the_texts_words(config, tmp_path):
+  heard = text_lib.TextCorpus(('b', 'b', 'ab ab ab', 'c'), '', 'text')
+  free = rescorer(config, tmp_path)
+  lists = rescorer(config, tmp_path, text=heard, words=2)
+  assert 'b' in lists.scored.texts_N and lists.lines == ['ab ab ab', 'c']
+  said = lambda of: {
+    w for found in of.searched for n in found for c in n for w in c.text.split()
+  }
+  assert said(lists) <= {'ab', 'c'}
+  assert said(free) - {'ab', 'c'}
+  # With other words they are other lists.
+  others = rescorer(config, tmp_path, text=heard, words=1)
+  keys = [str(of.about(of.dev)) for of in (free, lists, others)]
+  assert len(set(keys)) == 3
+  # What the words weighed in the search is gone.
+  weight = lists._weights
+  for with_it, without in zip(lists.searched[1], lists.lists[1]):
+    expected = [(t, x - sum(weight[w] for w in t.split())) for t, x in with_it]
+    for (text, score), found in zip(sorted(expected), sorted(without)):
+      assert found == (text, pytest.approx(score))
+
+
+def test_words_need_a_text(config, tmp_path):
+  with pytest.raises(ValueError, match='give both'):
+    rescorer(config, tmp_path, words=2)
+
+
+def test_intervals_are_over_articles(config, heard, tmp_path):
+  text = tmp_path / 'text.txt'
+  text.write_text(' = A = \nab c\nb\n = B = \nc ab a\n')
+  config.rescore.text = f'text:{text}'
+  made = lm_rescoring.make(config, TEXT, tmp_path / 'lists')
+  assert list(made._clusters_N) == ['0', '0', '1', 'a b']
+  assert made.references()[0]['articles'] == 3
 
 
 def test_cells_are_compared_over_their_seeds(config, heard, tmp_path):
@@ -115,12 +160,7 @@ def test_cells_are_compared_over_their_seeds(config, heard, tmp_path):
 
 
 def test_weights_are_those_of_development_data(config, heard, tmp_path):
-  lists = rescoring.Rescorer(
-    config.rescore.recognizer,
-    data.load(config.rescore.dev),
-    data.load(config.rescore.eval),
-    tmp_path,
-  )
+  lists = rescorer(config, tmp_path)
   # It knows the development transcripts, and is wrong about all the others.
   words = lambda text, x: np.full(len(text.split()) + 1, x)
   right = {'b c': -0.1, 'c a': -0.1, 'ab b': -0.1, 'a': -0.1, 'c ab': -0.1}

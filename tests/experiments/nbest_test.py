@@ -22,6 +22,19 @@ def test_unigrams_favor_the_task_and_add_up():
   assert found['a'] > found['b'] and found['c'] > found['d']
 
 
+def test_unigrams_without_a_task_are_the_sentences():
+  found = nbest.unigrams((), ['a a a b', 'c'], 2, ' abc')
+  assert found.keys() == {'a', 'b'}
+  assert math.exp(found['a']) == pytest.approx(0.75)
+
+
+def test_what_is_left_without_weights_is_ordered_by_that():
+  nbests = [_candidates(('a', -2.0), ('b a', -3.0)), []]
+  found = nbest.unweighted(nbests, {'a': -0.5, 'b': -1.5})
+  assert found == [_candidates(('b a', -1.0), ('a', -1.5)), []]
+  assert nbest.unweighted(nbests, {}) == nbests
+
+
 def test_oracle_takes_the_fewest_errors():
   lists = [
     [ngram.Candidate('a x', 0.0), ngram.Candidate('a b', -1.0)],

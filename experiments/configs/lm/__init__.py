@@ -88,12 +88,14 @@ def default() -> ml_collections.ConfigDict:
   # A packed recognizer whose N-best lists every file orders, alone and mixed
   # with an n-gram of the training text; '' for none. Weights are tuned on the
   # lists of `dev`. They are of the training text's most frequent words, or of
-  # whatever the recognizer spells (0).
+  # whatever the recognizer spells (0). `text` says where the transcripts come
+  # from, in articles, over which intervals are.
   config.rescore = ml_collections.ConfigDict(
     {
       'recognizer': '',
       'dev': '',
       'eval': '',
+      'text': '',
       'order': 4,
       'beam': 16,
       'words': 20_000,

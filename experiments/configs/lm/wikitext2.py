@@ -81,8 +81,9 @@ def get_config(text=None):
     heard = f'espeak:text?file={folder}/valid.txt&snr=5-30'
     config.rescore.recognizer = args['recognizer']
     config.rescore.beam = 32
-    # 98 sentences, three readings of each, and the other 989 once.
-    config.rescore.dev = f'{heard}&split=dev&texts=dev&utterances=294'
-    config.rescore.eval = f'{heard}&split=eval&texts=train,eval&utterances=989'
+    config.rescore.text = f'text:{folder}/valid.txt?form=spoken'
+    # 95 sentences, three readings of each, and the other 928 once.
+    config.rescore.dev = f'{heard}&split=dev&texts=dev&utterances=285'
+    config.rescore.eval = f'{heard}&split=eval&texts=train,eval&utterances=928'
   config.seeds = (0, 1, 2)
   return config

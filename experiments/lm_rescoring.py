@@ -24,6 +24,7 @@ from experiments import (
   scoring,
 )
 from experiments.stage_cache import RESULT, cached
+from s8bqat_jax.data import corpus as corpus_lib
 from s8bqat_jax.data import text as text_lib
 from s8bqat_jax.speech import mixture, significance
 
@@ -114,6 +115,7 @@ class Rescoring:
       'dev': self._lists.about(self._lists.dev),
       'eval': self._lists.about(self._lists.scored),
       'text': self._text,
+      'articles': corpus_lib.fingerprint(self._clusters_N),
       'order': self._order,
     }
 

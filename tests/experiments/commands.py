@@ -35,10 +35,23 @@ def results(folder: pathlib.Path, module: str, *args: str) -> dict:
   return json.loads(path.read_text())
 
 
+def refused(*args: str) -> str:
+  """Returns what `python -m ARGS` complains of; it must fail."""
+  done = _run('-m', *args)
+  assert done.returncode != 0, done.stdout
+  return done.stderr
+
+
 def _python(*args: str) -> str:
+  done = _run(*args)
+  assert done.returncode == 0, done.stderr
+  return done.stdout
+
+
+def _run(*args: str) -> subprocess.CompletedProcess[str]:
   # One device, as most machines have.
   flags = re.sub(r'(device_count)=\d+', r'\1=1', os.environ['XLA_FLAGS'])
-  done = subprocess.run(
+  return subprocess.run(
     [sys.executable, *args],
     cwd=ROOT,
     env={**os.environ, 'XLA_FLAGS': flags},
@@ -46,5 +59,3 @@ def _python(*args: str) -> str:
     text=True,
     timeout=300,
   )
-  assert done.returncode == 0, done.stderr
-  return done.stdout

@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from experiments import integer_recognizer, integer_wer
+from experiments import integer_recognizer
 from experiments import recognizer as recognizer_lib
 from s8bqat_jax.artifacts import packed_file
 from tests.experiments import commands
@@ -45,6 +45,13 @@ def test_what_ships_is_scored_audited_and_streamed(spoken, shipped, tmp_path):
   assert all(report['ok'] for report in proof['audit'].values())
 
 
-def test_floats_without_data_to_calibrate_on(spoken):
-  with pytest.raises(ValueError, match='asr.safetensors has neither ranges'):
-    integer_wer.quantized_weights(pathlib.Path(spoken[0]), None)
+def test_floats_without_data_to_calibrate_on(spoken, tmp_path):
+  asr, spec, _ = spoken
+  complaint = commands.refused(
+    'experiments.integer_wer',
+    f'--model={asr}',
+    f'--data={spec}',
+    f'--out={tmp_path}/results',
+  )
+  assert 'asr.safetensors has neither ranges nor development' in complaint
+  assert not (tmp_path / 'results').exists()

@@ -97,7 +97,11 @@ def bit_map(rows: Rows, axes: Any) -> None:
   axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
   labels = [f'{r["method"]}, {r["point"]}, seed {r["seed"]}' for r in rows]
   axes.set_yticks(range(len(rows)), labels, fontsize=7)
-  axes.figure.colorbar(image, ax=axes, label='bits')
+  widths = sorted({1, 2, 4, 8, *bits.ravel().tolist()})
+  bar = axes.figure.colorbar(
+    image, ax=axes, label='bits', ticks=widths, format='%d'
+  )
+  bar.minorticks_off()
 
 
 def traces(found: lm_sensitivity.Sensitivity, axes: Any) -> None:

@@ -295,6 +295,8 @@ def estimated_hours(
   hours, seconds = 0.0, {}
   for found, of_it in asked:
     steps, stages = 0.0, found.stages
+    if not of_it:
+      continue
     if not stages.float_done():
       steps += config.train.steps
     if any(c.metric == 'search' for c in of_it) and not found.ready('search'):
@@ -305,8 +307,10 @@ def estimated_hours(
       methods.METHODS[cell.method].trains and not done(cell, found)
       for cell in of_it
     )
-    model = stages.config.model.to_json()
-    if steps and model not in seconds:
+    if not steps:
+      continue
+    model = stages.config.model.to_json()  # which all seeds share
+    if model not in seconds:
       seconds[model] = stages.seconds_per_step()
-    hours += steps and seconds[model] * steps / 3600
+    hours += seconds[model] * steps / 3600
   return hours

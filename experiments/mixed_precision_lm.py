@@ -113,12 +113,13 @@ def _float_models(
   """Returns the models of every seed, {(seed, whether the smaller): model}."""
   smaller = config.copy_and_resolve_references()
   smaller.model.update(config.smaller.model)
+  models = (config, smaller) if config.smaller.cells else (config,)
   return {
     (seed, of is smaller): lm_sensitivity.Sensitivity(
       lm_stages.Stages(of, corpora, folder, seed, float_runs=roots)
     )
     for seed in config.seeds
-    for of in (config, *[smaller][: len(config.smaller.cells)])
+    for of in models
   }
 
 

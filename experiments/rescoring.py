@@ -98,7 +98,7 @@ class Rescorer:
     """
     return self._found(self.dev), self._found(self.scored)
 
-  @property
+  @functools.cached_property
   def lists(self) -> tuple[nbest.NBests, nbest.NBests]:
     """The same by the recognizer's scores, without a lexicon's weights."""
     dev, scored = self.searched

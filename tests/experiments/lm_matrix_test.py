@@ -306,6 +306,16 @@ def test_what_is_done_is_not_charged(config, stages, found):
   assert lib.estimated_hours(config, [(found, [kept])]) == 0
 
 
+def test_a_model_that_nothing_is_asked_of_is_not_charged(
+  config, stages, tmp_path
+):
+  other = lm_stages.Stages(config, stages.corpora, tmp_path, seed=7)
+  other = lm_sensitivity.Sensitivity(other)
+  assert not other.stages.float_done()
+  assert lib.estimated_hours(config, [(other, [])]) == 0
+  assert lib.estimated_hours(config, [(other, [lib.Cell('float')])]) > 0
+
+
 def test_questions_name_cells_of_the_matrix(config):
   known = set(lib.cells(config))
   asked = list(lib.pairs(config))

@@ -25,10 +25,11 @@ _WATCHED = 'dev/perplexity'
 def write(
   rows: Rows, found: lm_sensitivity.Sensitivity, path: pathlib.Path
 ) -> None:
-  """Writes `<path>.png` and those of bits, traces and residuals.
+  """Writes `<path>.png` and those of bits, scores and training.
 
-  `<path>_bits.png`, `<path>_traces.png`, `<path>_residuals.png` and
-  `<path>_curves.png` are left out as long as there is nothing to draw.
+  `<path>_bits.png`, `<path>_traces.png`, `<path>_divergences.png`,
+  `<path>_residuals.png` and `<path>_curves.png` are left out as long as there
+  is nothing to draw.
 
   Args:
     rows: of the experiment.
@@ -49,6 +50,10 @@ def write(
     figure, axes = plt.subplots(figsize=(9, 4), layout='constrained')
     traces(found, axes)
     plots.save(figure, plots.png(path, 'traces'))
+  if found.ready('kl'):
+    figure, axes = plt.subplots(figsize=(9, 5), layout='constrained')
+    divergences(found.divergences(), axes)
+    plots.save(figure, plots.png(path, 'divergences'))
   pulled = [row for row in rows if row['method'] == 'admm']
   if pulled:
     figure, pair = plt.subplots(1, 2, figsize=(11, 4), layout='constrained')
@@ -115,6 +120,28 @@ def traces(found: lm_sensitivity.Sensitivity, axes: Any) -> None:
   axes.errorbar(x, y, 1.96 * width, fmt='o', capsize=3)
   axes.set_xticks(x, list(weights), rotation=90, fontsize=7)
   axes.set(ylabel='Hessian trace / weights', yscale='log')
+
+
+def divergences(rows: Rows, axes: Any) -> None:
+  """Draws what each tensor's bits cost alone, a series for every width."""
+  names = list(dict.fromkeys(row['tensor'] for row in rows))
+  widths = sorted({row['bits'] for row in rows})
+  shades = plt.colormaps['viridis'](np.linspace(0, 0.9, len(widths)))
+  for bits, color in zip(widths, shades):
+    of = [row for row in rows if row['bits'] == bits]
+    axes.errorbar(
+      [names.index(row['tensor']) for row in of],
+      [row['nats'] for row in of],
+      [1.96 * (row['stderr'] or 0) for row in of],
+      fmt='o',
+      ms=4,
+      capsize=3,
+      color=color,
+      label=f'{bits} bit{"s" * (bits > 1)}',
+    )
+  axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+  axes.set(ylabel='divergence of the outputs, nats a token', yscale='log')
+  axes.legend(fontsize=8, loc='center left', bbox_to_anchor=(1, 0.5))
 
 
 def curves(rows: Rows, axes: Any) -> int:

@@ -24,7 +24,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from experiments import lm_stages, methods
+from experiments import lm_stages, methods, results
 from experiments.stage_cache import RESULT
 from s8bqat_jax import sensitivity
 from s8bqat_jax.artifacts import packed_file, qtensor
@@ -68,7 +68,7 @@ class Sensitivity:
     if metric == 'diagonal':
       return self._second_order(sensitivity.diagonal_scores, self._diagonal())
     if metric == 'kl':
-      return self._kl()
+      return _int_keys(self._divergences()['scores'])
     if metric == 'search':
       return self._search()
     if metric == 'size':
@@ -109,6 +109,33 @@ class Sensitivity:
       trees.replace(like, found['stderr']),
       found,
     )
+
+  def divergences(self) -> list[dict[str, Any]]:
+    """Returns what each tensor's bits cost alone, a row for every width.
+
+    `nats` a token, with its standard error if that is known; `nats_percent` of
+    the sum over all tensors at that width, where `weights_percent` of the
+    weights are.
+    """
+    found, weights = self._divergences(), trees.weights(self._params)
+    scores, stderr = (_int_keys(found[k]) for k in ('scores', 'stderr'))
+    count = sum(w.size for w in weights.values())
+    total = {
+      b: sum(of[b] for of in scores.values()) or np.nan
+      for b in self.config.choices
+    }
+    return [
+      {
+        'tensor': name,
+        'bits': bits,
+        'weights_percent': 100 * weights[name].size / count,
+        'nats': nats,
+        'stderr': results.finite(stderr[name][bits]),
+        'nats_percent': results.finite(100 * nats / total[bits]),
+      }
+      for name, of_it in scores.items()
+      for bits, nats in of_it.items()
+    ]
 
   def _diagonal(self) -> Any:
     self.traces()
@@ -299,7 +326,7 @@ class Sensitivity:
   def _widths(self) -> dict[str, tuple[int, ...]]:
     return {name: tuple(of) for name, of in self.sizes().items()}
 
-  def _kl(self) -> Scores:
+  def _divergences(self) -> dict[str, Any]:
     def work(folder):
       del folder
       found = sensitivity.kl_sensitivity(
@@ -312,7 +339,7 @@ class Sensitivity:
       return {'scores': found.scores, 'stderr': found.stderr}
 
     name, config = self._kl_stage()
-    return _int_keys(self.stages.stage('sensitivity', name, config, work))
+    return self.stages.stage('sensitivity', name, config, work)
 
   def _search(self) -> Scores:
     """Scores from mixtures that learn beside the weights."""
@@ -343,7 +370,8 @@ class Sensitivity:
       )
       return {'scores': found}
 
-    return _int_keys(self.stages.stage('sensitivity', name, config, work))
+    found = self.stages.stage('sensitivity', name, config, work)
+    return _int_keys(found['scores'])
 
   def _trace_stage(self) -> tuple[str, ml_collections.ConfigDict]:
     config = self._section('rtol', 'max_probes')
@@ -456,9 +484,8 @@ def _bytes(w: jax.Array, bits: int, rows: bool) -> float:
   return float(packed_file.packed_bytes({'w': _roughly(w, bits, rows)}) - empty)
 
 
-def _int_keys(found: Mapping[str, Any]) -> Scores:
+def _int_keys(scores: Mapping[str, Mapping[str, float]]) -> Scores:
   """Scores as they were before JSON made text of the widths."""
   return {
-    name: {int(b): x for b, x in of.items()}
-    for name, of in found['scores'].items()
+    name: {int(b): x for b, x in of.items()} for name, of in scores.items()
   }

@@ -215,6 +215,7 @@ def _write(config, corpora, rows, not_run, first, rescored, agreement) -> None:
     not_run=not_run,
     agreement=agreement,
     traces=first.traces()[2] if first.ready('trace') else None,
+    divergences=first.divergences() if first.ready('kl') else None,
     command=results.command(without=results.SHARING),
     config_hash=results.config_hash(config.to_dict()),
     **rescored,

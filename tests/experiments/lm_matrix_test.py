@@ -7,12 +7,20 @@ import ml_collections
 import numpy as np
 import pytest
 
-from experiments import language_model, lm_agreement, lm_sensitivity, lm_stages
+from experiments import (
+  language_model,
+  lm_agreement,
+  lm_sensitivity,
+  lm_stages,
+  methods,
+)
 from experiments import lm_matrix as lib
 from s8bqat_jax import sensitivity, training
 from s8bqat_jax.artifacts import packed_file
 from s8bqat_jax.data import text as text_lib
 from s8bqat_jax.data import text_windows
+from s8bqat_jax.quantizers import codebook
+from s8bqat_jax.quantizers import tree as trees
 from tests.experiments import toy_language
 
 
@@ -229,7 +237,7 @@ def test_admm_on_allocated_bits_ships_them(stages, found):
   bits = found.allocation('kl', 3).bits
   path = stages.train('admm', bits)
   tree = packed_file.load(path).tree
-  shipped = lm_sensitivity.trees.named(tree)
+  shipped = trees.named(tree)
   assert {n: shipped[n].bits for n in bits} == bits
   trained = stages.evaluate(path)
   rounded = stages.evaluate(stages.train('ptq lloyd-max', bits))
@@ -239,6 +247,33 @@ def test_admm_on_allocated_bits_ships_them(stages, found):
   watched = [r['dev/perplexity'] for r in logged if 'dev/perplexity' in r]
   assert len(watched) > 1
   np.testing.assert_allclose(watched[-1], trained['dev_perplexity'], rtol=1e-5)
+
+
+def test_divergences_are_of_each_tensor_alone(stages, found):
+  rows = found.divergences()
+  params = stages.float_params()
+  logits = lambda p, x: stages.model.logits(p, x[:, :-1])
+  logs = lambda p: [jax.nn.log_softmax(logits(p, x)) for x in found.windows()]
+  float_logs = logs(params)
+  for row in rows[:3]:
+    name, bits = row['tensor'], row['bits']
+    tensor = trees.named(params)[name]
+    snapped = codebook.snap(
+      tensor, methods.fit_centroids(tensor, 2**bits, rows=False)
+    )
+    alone = trees.replace(params, {name: snapped})
+    nats = np.mean(
+      [
+        (np.exp(a) * (a - b)).sum(-1).mean()
+        for a, b in zip(float_logs, logs(alone))
+      ]
+    )
+    np.testing.assert_allclose(row['nats'], nats, rtol=0.02, atol=1e-6)
+  for bits in stages.config.choices:
+    of = [row for row in rows if row['bits'] == bits]
+    assert [row['tensor'] for row in of] == list(found.sizes())
+    for parts in 'weights_percent', 'nats_percent':
+      np.testing.assert_allclose(sum(row[parts] for row in of), 100, rtol=1e-6)
 
 
 def test_predictions_are_held_against_measured_harm(stages, found):

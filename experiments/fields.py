@@ -55,7 +55,8 @@ _RECOGNIZER_DATA = {
   # The last: what recipes with a folder of their own are made of.
   **dict.fromkeys(('train', 'dev', 'eval', 'root'), _TEXT),
   **dict.fromkeys(
-    ('batch_size', 'num_buckets', 'normalize_utterances'), _whole(1)
+    ('batch_size', 'num_buckets', 'sort_within', 'normalize_utterances'),
+    _whole(1),
   ),
 }
 

@@ -11,6 +11,10 @@ import ml_collections
 
 from s8bqat_jax import data
 
+# Fields of `data` that came later: at this they change nothing, and what was
+# kept before them is found again.
+_LATER = {'sort_within': 1}
+
 
 def about(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """Returns a training's config, with the data behind its specs.
@@ -20,6 +24,11 @@ def about(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """
   found = {split: fingerprint(config.data[split]) for split in ('train', 'dev')}
   of_all = {**config.to_dict(), 'fingerprints': found}
+  of_all['data'] = {
+    name: value
+    for name, value in of_all['data'].items()
+    if name not in _LATER or value != _LATER[name]
+  }
   if config.get('pretrain'):
     of_all['pretrain'] = about(config.pretrain)
   return of_all

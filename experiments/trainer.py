@@ -100,6 +100,7 @@ def make_loader(
     recognizer.tokenizer,
     batch_size=config.data.batch_size,
     num_buckets=config.data.num_buckets,
+    sort_within=config.data.sort_within,
     seed=config.seed,
     perturb=recognizer_lib.make_perturbation(config.perturb),
     samples_per_label=recognizer.samples_per_frame if with_ctc else 0,

@@ -74,6 +74,9 @@ def default() -> ml_collections.ConfigDict:
   data.eval = ''
   data.batch_size = 16  # over all devices
   data.num_buckets = 4  # batch shapes, each compiled once
+  # Batches that are sorted by transcript length together: a long transcript
+  # costs its whole batch. 1 leaves all to chance.
+  data.sort_within = 1
   data.normalize_utterances = 200  # that the feature statistics come from
 
   # Waveform changes: speeds where audio is read, gain and noise in the step

@@ -124,14 +124,20 @@ class Plan:
   Attributes:
     buckets: The shapes, ascending.
     bucket_N: Each utterance's bucket; -1 leaves it out of every epoch.
+    label_lengths_N: Labels of each.
     seed: Of the shuffling.
     shuffle: False reads the utterances by bucket and index, as evaluation does.
+    sort_within: Batches of a shuffled bucket that are sorted by labels
+      together, so that those of a batch are about as many: the transducer loss
+      pays for the longest transcript of a batch.
   """
 
   buckets: tuple[Bucket, ...]
   bucket_N: np.ndarray
+  label_lengths_N: np.ndarray
   seed: int = 0
   shuffle: bool = True
+  sort_within: int = 1
 
   @functools.cached_property
   def steps_per_epoch(self) -> int:
@@ -151,9 +157,10 @@ class Plan:
     batches = []
     for k, bucket in enumerate(self.buckets):
       members_M = np.flatnonzero(self.bucket_N == k).astype(np.int32)
+      size = bucket.batch_size
       if self.shuffle:
         rng.shuffle(members_M)
-      size = bucket.batch_size
+        members_M = self._sorted(members_M, self.sort_within * size)
       padded_M = np.full(_round_up(len(members_M), size), -1, np.int32)
       padded_M[: len(members_M)] = members_M
       batches += [(bucket, rows_B) for rows_B in padded_M.reshape(-1, size)]
@@ -164,6 +171,13 @@ class Plan:
     return [
       PlannedBatch(first + j, epoch, *batches[i]) for j, i in enumerate(order)
     ]
+
+  def _sorted(self, members_M: np.ndarray, together: int) -> np.ndarray:
+    if self.sort_within > 1:
+      run_M = np.arange(len(members_M)) // together
+      order_M = np.lexsort((self.label_lengths_N[members_M], run_M))
+      members_M = members_M[order_M]
+    return members_M
 
   def batches(
     self, start: int = 0, stop: int | None = None
@@ -191,6 +205,7 @@ def make_plan(
   *,
   seed: int = 0,
   shuffle: bool = True,
+  sort_within: int = 1,
   stretch: float = 1.0,
   leave_out: Sequence[int] = (),
 ) -> Plan:
@@ -202,19 +217,20 @@ def make_plan(
     buckets: The shapes, e.g. of `make_buckets`.
     seed: Of the shuffling.
     shuffle: See `Plan`.
+    sort_within: And there.
     stretch: As for `make_buckets`.
     leave_out: Utterances that no epoch reads.
 
   Returns:
     The plan.
   """
+  if sort_within < 1:
+    raise ValueError(f'sort_within={sort_within}: expected 1 or more')
   ordered = tuple(sorted(buckets))
+  label_lengths_N = np.asarray(label_lengths_N)
   samples_N = _samples(durations_N, stretch)
   fits_NxK = np.stack(
-    [
-      (samples_N <= b.samples) & (np.asarray(label_lengths_N) <= b.labels)
-      for b in ordered
-    ],
+    [(samples_N <= b.samples) & (label_lengths_N <= b.labels) for b in ordered],
     axis=1,
   )
   leave_out_N = np.zeros(len(samples_N), bool)
@@ -229,7 +245,14 @@ def make_plan(
       f'(stretched {stretch:.2f}-fold) and {ordered[-1].labels} labels'
     )
   bucket_N = np.where(leave_out_N, -1, fits_NxK.argmax(axis=1))
-  return Plan(ordered, bucket_N.astype(np.int32), seed, shuffle)
+  return Plan(
+    ordered,
+    bucket_N.astype(np.int32),
+    label_lengths_N,
+    seed,
+    shuffle,
+    sort_within,
+  )
 
 
 def shard(

@@ -266,6 +266,7 @@ def make_loader(
   *,
   batch_size: int,
   num_buckets: int = 4,
+  sort_within: int = 1,
   seed: int = 0,
   train: bool = True,
   perturb: perturb_lib.Perturbation | None = None,
@@ -283,6 +284,7 @@ def make_loader(
     tokenizer: Anything with `encode`.
     batch_size: Rows of a global batch.
     num_buckets: Shapes at most.
+    sort_within: Batches that are sorted by labels together: see `Plan`.
     seed: Of shuffling and augmentation.
     train: Shuffle and skip bad audio; otherwise read each utterance once per
       epoch, in a fixed order, and raise on bad audio.
@@ -343,6 +345,7 @@ def make_loader(
     buckets,
     seed=seed,
     shuffle=train,
+    sort_within=sort_within,
     stretch=longest,
     leave_out=list(unfit),
   )

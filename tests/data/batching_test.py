@@ -68,6 +68,48 @@ def test_processes_partition_each_batch(corpus, count):
     np.testing.assert_array_equal(np.concatenate(parts), batch.indices_B)
 
 
+@hypothesis.given(corpora, st.integers(2, 5), st.integers(0, 3))
+def test_sorting_keeps_every_utterance_and_its_neighborhood(
+  corpus, together, epoch
+):
+  shuffled = _plan(corpus, batch_size=2)
+  arranged = _plan(corpus, batch_size=2, sort_within=together)
+  assert shuffled.steps_per_epoch == arranged.steps_per_epoch
+  rng = np.random.default_rng([0, epoch])
+  expected = []
+  for k in range(len(shuffled.buckets)):
+    members = np.flatnonzero(shuffled.bucket_N == k).astype(np.int32)
+    rng.shuffle(members)
+    for start in range(0, len(members), 2 * together):
+      run = members[start : start + 2 * together].tolist()
+      expected += sorted(run, key=lambda i: corpus[i][1])
+  # Batches come in a drawn order, each of them as above.
+  found = sorted(
+    (b.bucket, [i for i in b.indices_B.tolist() if i >= 0])
+    for b in arranged.epoch(epoch)
+  )
+  pairs = []
+  for k, bucket in enumerate(shuffled.buckets):
+    of = [i for i in expected if shuffled.bucket_N[i] == k]
+    pairs += [(bucket, of[i : i + 2]) for i in range(0, len(of), 2)]
+  assert found == sorted(pairs)
+
+
+def test_sorting_shortens_what_batches_are_padded_to():
+  rng = np.random.default_rng(0)
+  corpus = [(1.0, int(n)) for n in rng.integers(1, 60, 400)]
+
+  def padded(plan):
+    longest = (max(corpus[i][1] for i in b.indices_B if i >= 0) for b in plan)
+    return sum(longest)
+
+  plain = _plan(corpus, batch_size=8, num_buckets=1)
+  arranged = _plan(corpus, batch_size=8, num_buckets=1, sort_within=10)
+  assert padded(arranged.epoch(0)) < 0.7 * padded(plain.epoch(0))
+  order = lambda epoch: [b.indices_B.tolist() for b in arranged.epoch(epoch)]
+  assert order(0) != order(1)
+
+
 def test_epochs_and_seeds_differ_and_evaluation_does_not():
   corpus = [(1.0 + i / 10, i % 7) for i in range(50)]
 
@@ -133,6 +175,8 @@ def test_errors():
     _plan([])
   with pytest.raises(ValueError, match='batch_size=0'):
     _plan([(1.0, 1)], batch_size=0)
+  with pytest.raises(ValueError, match='sort_within=0'):
+    _plan([(1.0, 1)], sort_within=0)
   with pytest.raises(ValueError, match='number 1 has 9.00 s and 2 labels'):
     batching.make_plan(
       np.array([1.0, 9.0]), np.array([1, 2]), [batching.Bucket(20_000, 4, 2)]

@@ -23,15 +23,27 @@ def about(config: ml_collections.ConfigDict) -> dict[str, Any]:
     config: the whole config; its pretraining's is treated alike.
   """
   found = {split: fingerprint(config.data[split]) for split in ('train', 'dev')}
-  of_all = {**config.to_dict(), 'fingerprints': found}
-  of_all['data'] = {
-    name: value
-    for name, value in of_all['data'].items()
-    if name not in _LATER or value != _LATER[name]
-  }
+  of_all = {**without_data(config), 'fingerprints': found}
   if config.get('pretrain'):
     of_all['pretrain'] = about(config.pretrain)
   return of_all
+
+
+def without_data(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Returns what `about` says of a config where its data is not.
+
+  Args:
+    config: the whole config.
+  """
+  found = config.to_dict()
+  found['data'] = {
+    name: value
+    for name, value in found['data'].items()
+    if name not in _LATER or value != _LATER[name]
+  }
+  if config.get('pretrain'):
+    found['pretrain'] = without_data(config.pretrain)
+  return found
 
 
 def anywhere(config: Mapping[str, Any]) -> dict[str, Any]:

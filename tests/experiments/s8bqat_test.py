@@ -224,7 +224,8 @@ def test_published_floats_are_of_todays_config(path):
   size, fold = path.name.split('-')
   config = asc_strings.get_config()
   job = cells.Job(cells.Cell(size, 'float'), fold, 0)
-  wanted = json.loads(cells.float_config(config, job).to_json())
+  plain = keys.without_data(cells.float_config(config, job))
+  wanted = json.loads(json.dumps(plain))
   stored = json.loads((path / STAGE).read_text())
   assert set(stored.pop('fingerprints')) == {'train', 'dev'}
   assert keys.anywhere(stored) == keys.anywhere(wanted)

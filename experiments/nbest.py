@@ -20,7 +20,7 @@ from s8bqat_jax import data, files
 from s8bqat_jax.speech import beam, ngram, tokenizers, wer
 
 _WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0)
-_BONUSES = (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
+_BONUSES = (-3.0, -2.0, -1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 # Share of a word's unigram log-probability that a search by lexicon sees; the
 # ordering of the N-best takes it out again.
 _SEARCH_WEIGHT = 0.3

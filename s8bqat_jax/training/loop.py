@@ -147,6 +147,9 @@ def train(
         unit='step',
         disable=not (progress and lead),
         dynamic_ncols=True,
+        # The mean speed: steps are handed out in bursts and waited for where
+        # something is logged, and of those moments neither is the speed.
+        smoothing=0,
       )
     )
     if _exhausted(notes, config):

@@ -12,6 +12,7 @@ from collections.abc import (
 )
 from typing import Any, NamedTuple
 
+import ml_collections
 import numpy as np
 
 from experiments import (
@@ -117,6 +118,18 @@ def mean_bits(bits: int | Mapping[str, int], params: Any) -> float:
     return float(bits)
   sizes = {n: np.size(x) for n, x in trees.weights(params).items()}
   return sum(bits[n] * sizes[n] for n in bits) / sum(sizes.values())
+
+
+def smaller(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """Returns the config of the smaller model: of `config.smaller` and the rest.
+
+  Args:
+    config: of the experiment.
+  """
+  found = config.copy_and_resolve_references()
+  for section in ('model', 'train'):
+    found[section].update(config.smaller[section])
+  return found
 
 
 def pairs(config) -> Iterator[tuple[Cell, Cell]]:

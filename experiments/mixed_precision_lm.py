@@ -111,8 +111,7 @@ def _float_models(
   config, corpora, folder, roots
 ) -> dict[tuple[int, bool], lm_sensitivity.Sensitivity]:
   """Returns the models of every seed, {(seed, whether the smaller): model}."""
-  smaller = config.copy_and_resolve_references()
-  smaller.model.update(config.smaller.model)
+  smaller = lm_matrix.smaller(config)
   models = (config, smaller) if config.smaller.cells else (config,)
   return {
     (seed, of is smaller): lm_sensitivity.Sensitivity(

@@ -202,6 +202,17 @@ def test_cells_of_a_smaller_model_are_compared_with_the_headline(config):
   assert len(set(pairs)) == len(pairs)
 
 
+def test_the_smaller_model_differs_in_what_is_said_of_it(config):
+  config = config.copy_and_resolve_references()
+  config.smaller.model.width = 8
+  config.smaller.train.learning_rate = 0.5
+  found = lib.smaller(config)
+  assert (found.model.width, found.train.learning_rate) == (8, 0.5)
+  found.model.width = config.model.width
+  found.train.learning_rate = config.train.learning_rate
+  assert found.to_json() == config.to_json() and config.model.width != 8
+
+
 @pytest.mark.parametrize('name', ['adm, 3', 'admm', 'admm, 9', 'float, 3', ''])
 def test_names_that_are_no_uniform_cell(name):
   with pytest.raises(ValueError, match='expected a float method, or one of'):

@@ -81,9 +81,11 @@ def default() -> ml_collections.ConfigDict:
     {'admm': ('trace', 'diagonal', 'kl', 'search', 'size', 'random')}
   )
   config.choices = (1, 2, 3, 4, 5, 6, 8)
-  # A smaller model, by what differs in `model`, and its cells: 'METHOD', or
-  # 'METHOD, BITS'. `headline` is the cell that they are compared with.
-  config.smaller = ml_collections.ConfigDict({'model': {}, 'cells': ()})
+  # A smaller model, by what differs in `model` and `train`, and its cells:
+  # 'METHOD', or 'METHOD, BITS'. `headline` is what they are compared with.
+  config.smaller = ml_collections.ConfigDict(
+    {'model': {}, 'train': {}, 'cells': ()}
+  )
   config.headline = ''
   # A packed recognizer whose N-best lists every file orders, alone and mixed
   # with an n-gram of the training text; '' for none. Weights are tuned on the

@@ -11,7 +11,6 @@ transcript and not of padding.
 
 from __future__ import annotations
 
-import pathlib
 import statistics
 import time
 from collections.abc import Iterator
@@ -21,8 +20,9 @@ import jax
 import numpy as np
 from absl import app, flags
 
+from benchmarks import tasks
 from experiments import fitting, results, trainer, usage
-from experiments.configs.float import asc_strings, espeak_grammar
+from experiments.configs.float import espeak_grammar
 from s8bqat_jax import data
 
 _ROUNDS = flags.DEFINE_integer('rounds', 7, 'Turns of each plan.')
@@ -120,10 +120,7 @@ def configs() -> dict:
   grammar.data.train = grammar.data.train.replace(
     'hours=40', f'hours={_HOURS.value:g}'
   )
-  found = {'task A': grammar}
-  if (pathlib.Path(_DATA.value) / 'asc_commands').is_dir():
-    found['task B'] = asc_strings.get_config(f'data={_DATA.value}')
-  return found
+  return tasks.with_task_b({'task A': grammar}, _DATA.value)
 
 
 def main(argv):
@@ -138,7 +135,7 @@ def main(argv):
     'batching',
     rows,
     corpus=corpora,
-    not_run=[] if 'task B' in corpora else ['task B: no asc_commands corpus'],
+    not_run=tasks.missing(corpora),
     rounds=_ROUNDS.value,
     steps=_STEPS.value,
   )

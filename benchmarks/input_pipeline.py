@@ -11,7 +11,6 @@ median of the rounds' ratios.
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 import statistics
 import time
 from collections.abc import Iterable, Iterator
@@ -19,9 +18,9 @@ from collections.abc import Iterable, Iterator
 import jax
 from absl import app, flags
 
+from benchmarks import tasks
 from experiments import fitting, results, trainer, usage
 from experiments.configs.demo import digits
-from experiments.configs.float import asc_strings
 from s8bqat_jax import data, training
 
 _ROUNDS = flags.DEFINE_integer('rounds', 11, 'Turns of each loop.')
@@ -118,10 +117,7 @@ def configs() -> dict:
   demo.data.train = (
     f'espeak:digits?split=train&utterances={_UTTERANCES.value}&snr=15-35'
   )
-  found = {'demo': demo}
-  if (pathlib.Path(_DATA.value) / 'asc_commands').is_dir():
-    found['task B'] = asc_strings.get_config(f'data={_DATA.value}')
-  return found
+  return tasks.with_task_b({'demo': demo}, _DATA.value)
 
 
 def main(argv):
@@ -142,12 +138,11 @@ def main(argv):
       loop.compile(chosen)
       rows.append(measure(system, method, loop, chosen))
       print(results.table(rows[-1:]), flush=True)
-  missing = [] if 'task B' in corpora else ['task B: no asc_commands corpus']
   results.write(
     'input_pipeline',
     rows,
     corpus=corpora,
-    not_run=missing,
+    not_run=tasks.missing(corpora),
     rounds=_ROUNDS.value,
     steps=_STEPS.value,
   )

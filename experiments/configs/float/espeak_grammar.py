@@ -17,7 +17,7 @@ def get_config(text=None):
   Args:
     text: `joint` is what the joint network begins as; `train=long` trains it
       for twice the steps, in batches of transcripts of about the same length,
-      which take two thirds of the time.
+      which take less time.
   """
   args = common.arguments(
     text,

@@ -11,6 +11,7 @@ from s8bqat_jax import files
 from s8bqat_jax.data import grammar, text
 
 KINDS = ('digits', 'commands', 'grammar', 'text')
+_LENGTHS = range(2, 21)  # words of a sentence that is read
 
 
 def split_of(sentence: str) -> str:
@@ -36,16 +37,14 @@ def sentences(lines: Iterable[str]) -> list[str]:
     for sentence in re.split(r'[.?!]+', line.lower().replace(" '", "'")):
       plain = re.sub(r'[,;:"()\-]', ' ', sentence)
       words = plain.split()
-      if 2 <= len(words) <= 20 and re.fullmatch(r"[a-z' ]+", ' '.join(words)):
+      if len(words) in _LENGTHS and re.fullmatch(r"[a-z' ]+", ' '.join(words)):
         found[' '.join(words)] = None
   return list(found)
 
 
 def read_sentences(path: pathlib.Path) -> list[str]:
   """Returns the `sentences` of a text file; none at all is an error."""
-  if not path.is_file():
-    raise ValueError(f'file={path}: no such file')
-  found = sentences(files.read_text(path).splitlines())
+  found = sentences(_lines(path))
   if not found:
     raise ValueError(
       f'file={path}: holds no sentence of 2 to 20 words in the letters a-z'
@@ -62,13 +61,16 @@ def whole_sentences(path: pathlib.Path) -> list[str]:
   Args:
     path: Of the file; sentences of 2 to 20 words without `<unk>` are taken.
   """
+  every = dict.fromkeys(s for line in _lines(path) for s in text.spoken(line))
+  return [
+    s for s in every if text.UNKNOWN not in s and len(s.split()) in _LENGTHS
+  ]
+
+
+def _lines(path: pathlib.Path) -> list[str]:
   if not path.is_file():
     raise ValueError(f'file={path}: no such file')
-  lines = files.read_text(path).splitlines()
-  every = dict.fromkeys(s for line in lines for s in text.spoken(line))
-  return [
-    s for s in every if text.UNKNOWN not in s and 2 <= len(s.split()) <= 20
-  ]
+  return files.read_text(path).splitlines()
 
 
 def owned(

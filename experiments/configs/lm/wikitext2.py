@@ -36,7 +36,7 @@ SIZES = {
 }
 # Learning rates, where the default of 2e-3 is not the better of it and 6e-3 on
 # development text; of the others no second one was tried.
-_RATES = {'440k': 6e-3}
+_TRAIN = {'440k': {'learning_rate': 6e-3}}
 # In three bits a size takes no more than the one before it in eight.
 _SMALLER = {'1m': '440k', '2m5': '1m', '6m': '2m5'}
 
@@ -64,7 +64,7 @@ def get_config(text=None):
   config.data.dev = f'text:{folder}/valid.txt?part=dev&{form}'
   config.data.eval = f'text:{folder}/valid.txt?part=eval&{form}'
   config.model.update(SIZES[args['size']])
-  config.train.update(_train(args['size']))
+  config.train.update(_TRAIN.get(args['size'], {}))
   config.points = (4, 3, 2, '16x')
   config.easy_points = (8, 6, 5)
   config.mixed['straight-through'] = ('kl', 'diagonal')
@@ -73,7 +73,7 @@ def get_config(text=None):
   if args['size'] in _SMALLER:
     smaller = _SMALLER[args['size']]
     config.smaller.model.update(SIZES[smaller])
-    config.smaller.train.update(_train(smaller))
+    config.smaller.train.update(_TRAIN.get(smaller, {}))
     config.smaller.cells = ('float', 'ptq lloyd-max, 8')
     config.headline = 'straight-through, 3'
   if args['recognizer']:
@@ -94,7 +94,3 @@ def get_config(text=None):
     config.rescore.eval = f'{heard}&split=eval&texts=train,eval&utterances=2784'
   config.seeds = (0, 1, 2)
   return config
-
-
-def _train(size: str) -> dict[str, float]:
-  return {'learning_rate': _RATES[size]} if size in _RATES else {}

@@ -18,19 +18,29 @@ DEV_WINDOWS = 4  # what is measured takes so many times a score's windows
 
 def agreements(
   found: Mapping[int, lm_sensitivity.Sensitivity],
+  so_far: Sequence[Mapping[str, Any]] = (),
 ) -> list[dict[str, Any]]:
   """Returns the rows of `agreement` of every seed; prints why some are missing.
 
   Args:
-    found: the sensitivities by seed, of which those at hand are asked.
+    found: the sensitivities by seed, of which those are asked that have scores
+      at hand which took work.
+    so_far: rows that stay where nothing is found in their place.
   """
-
-  def work(seed):
-    ready = [m for m in lm_sensitivity.METRICS if found[seed].ready(m)]
-    return agreement(found[seed], ready)
-
-  rows, _ = stage_cache.run(found, work, failures=lm_sensitivity.FAILURES)
-  return [{'seed': seed, **row} for seed in rows for row in rows[seed]]
+  ready = {
+    seed: [m for m in lm_sensitivity.METRICS if of_seed.ready(m)]
+    for seed, of_seed in found.items()
+  }
+  seeds = [s for s in found if any(map(found[s].stage_folder, ready[s]))]
+  rows, _ = stage_cache.run(
+    seeds,
+    lambda seed: agreement(found[seed], ready[seed]),
+    failures=lm_sensitivity.FAILURES,
+  )
+  new = [{'seed': seed, **row} for seed in rows for row in rows[seed]]
+  place = lambda row: (row['seed'], row['metric'], row['point'])
+  merged = {place(row): dict(row) for row in (*so_far, *new)}
+  return list(merged.values())
 
 
 def agreement(

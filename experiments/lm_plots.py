@@ -15,7 +15,6 @@ import numpy as np  # noqa: E402
 from matplotlib import colors  # noqa: E402
 
 from experiments import lm_sensitivity, plots  # noqa: E402
-from s8bqat_jax import training  # noqa: E402
 from s8bqat_jax.quantizers import tree as trees  # noqa: E402
 
 Rows = Sequence[Mapping[str, Any]]
@@ -157,10 +156,9 @@ def curves(rows: Rows, axes: Any) -> int:
   methods: dict[str, int] = {}
   drawn = 0
   for row in (r for r in rows if r['seed'] == rows[0]['seed']):
-    logged = training.read_metrics(row['folder'])
     curve = [
       (r['step'], r[_WATCHED])
-      for r in logged
+      for r in row['logged']
       if np.isfinite(r.get(_WATCHED, np.nan))
     ]
     if not curve:
@@ -185,13 +183,11 @@ def curves(rows: Rows, axes: Any) -> int:
 def residuals(rows: Rows, axes: Sequence[Any]) -> None:
   """Draws ADMM's residuals over training, until codes freeze."""
   for row in rows:
-    logged = training.read_metrics(row['folder'])
-    training_steps = [r for r in logged if not r.get('quantizer/frozen')]
+    training_steps = [r for r in row['logged'] if not r.get('quantizer/frozen')]
     for name, one in zip(('primal', 'dual'), axes):
       # Of weights with a scale a row there is another: quantizer/1/primal.
-      keys = sorted(
-        {k for r in logged for k in r if re.fullmatch(rf'q.*/{name}', k)}
-      )
+      logged = set().union(*training_steps)
+      keys = sorted(k for k in logged if re.fullmatch(rf'q.*/{name}', k))
       for key, style in zip(keys, ('-', '--')):
         curve = [(r['step'], r[key]) for r in training_steps if key in r]
         if not curve:

@@ -96,7 +96,7 @@ class Rescoring:
       return metrics
 
     folder = self._folder(path)
-    found = cached(folder, self._about, work)
+    found = cached(folder, self.about, work)
     for spent in ('seconds', 'revision'):
       found.pop(spent)
     return {**found, ERRORS: str(folder / f'{ERRORS}.npy')}
@@ -106,11 +106,11 @@ class Rescoring:
     return (self._folder(path) / RESULT).exists()
 
   def _folder(self, path: pathlib.Path) -> pathlib.Path:
-    return path.parent / f'rescored-{results.config_hash(self._about)}'
+    return path.parent / f'rescored-{results.config_hash(self.about)}'
 
   @functools.cached_property
-  def _about(self) -> dict[str, Any]:
-    """All that error rates depend on, wherever it is."""
+  def about(self) -> dict[str, Any]:
+    """All that error rates depend on beside the file, wherever it is."""
     return {
       'dev': self._lists.about(self._lists.dev),
       'eval': self._lists.about(self._lists.scored),

@@ -283,6 +283,22 @@ class Sensitivity:
       found = sensitivity.allocate(scores, sizes, budget)
     return found
 
+  def about(self, metric: str, point: Point) -> dict[str, Any]:
+    """Returns what an allocation depends on, beside the float model.
+
+    Args:
+      metric: in `METRICS`.
+      point: what it may take.
+    """
+    section = self.config.sensitivity.to_dict()
+    del section['allocations']  # that predictions are held against
+    return {
+      'metric': metric,
+      'point': point,
+      'choices': self.config.choices,
+      'sensitivity': section,
+    }
+
   def windows(self, dev: bool = False, factor: int = 1) -> list[np.ndarray]:
     """Returns windows of the text: of training, where scores come from, or not.
 

@@ -191,6 +191,25 @@ class Stages:
     """Returns where a fine-tuning is, or will be."""
     return self.folder('train', method, self._with_method(method, bits))
 
+  def about(self, method: str, bits: int | Bits) -> dict[str, Any]:
+    """Returns what figures of a fine-tuning depend on, wherever its texts are.
+
+    Its float model counts by config.
+
+    Args:
+      method: in `methods.METHODS`.
+      bits: of every tensor, or of each; 32 for floats.
+    """
+    tuned = _content(self._with_method(method, bits))
+    del tuned['starts_from']
+    scoring = ('score_length', 'score_context')
+    return {
+      'float': _content(self.float_config),
+      'tuned': tuned,
+      'scored': {name: self.config.data[name] for name in scoring},
+      'fingerprints': list(self.corpora.fingerprints.values()),
+    }
+
   def done(self, method: str, bits: int | Bits) -> bool:
     """Whether a fine-tuning is done."""
     return (self.train_folder(method, bits) / RESULT).exists()
@@ -306,11 +325,8 @@ class Stages:
 
   def folder(self, kind: str, name: str, config) -> pathlib.Path:
     plain = name.replace(' ', '_')
-    content = json.loads(config.to_json())
-    for name in _NO_WEIGHT:
-      section, field = name.split('.')
-      content[section].pop(field, None)
-    return self.root / kind / f'{plain}-{results.config_hash(content)}'
+    key = results.config_hash(_content(config))
+    return self.root / kind / f'{plain}-{key}'
 
   def stage(
     self, kind: str, name: str, config: ml_collections.ConfigDict, work: Work
@@ -384,6 +400,15 @@ class Stages:
       'config': {language_model.CONFIG_KEY: self.model.to_config()},
       'tokenizer': self.corpora.tokenizer.to_config(),
     }
+
+
+def _content(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """What of a stage's config changes weights."""
+  content = json.loads(config.to_json())
+  for name in _NO_WEIGHT:
+    section, field = name.split('.')
+    content[section].pop(field, None)
+  return content
 
 
 def make_quantizer(

@@ -27,6 +27,7 @@ from experiments import (
   lm_matrix,
   lm_plots,
   lm_rescoring,
+  lm_rows,
   lm_sensitivity,
   lm_stages,
   results,
@@ -38,6 +39,12 @@ _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'A file of experiments/configs/lm.'
 )
 _LAUNCH = launch.define('runs/lm', seeds='seed')
+_PUBLISH = flags.DEFINE_bool(
+  'publish',
+  False,
+  'Keep rows in experiments/results/evaluations: whoever has them, and the '
+  'texts, need not train to work out the matrix, or to finish it.',
+)
 
 
 def main(argv):
@@ -58,46 +65,56 @@ def main(argv):
   folder = root / (config.stages or config.name)
   roots = root, *_LAUNCH.float_folders()
   found = _float_models(config, corpora, folder, roots)
-  of_job = lambda job: found[job.seed, job.cell.smaller]
   points = dict.fromkeys(job.cell.point for job in asked)
   found[config.seeds[0], False].check_sizes(points)
   rescoring = lm_rescoring.make(config, corpora.train_text, root / 'lists')
-  if not _LAUNCH.goes_on(
-    f'{len(asked)} of {len(planned)} cells',
-    lambda: lm_matrix.estimated_hours(
-      config,
-      [
-        (one, [job.cell for job in asked if of_job(job) is one])
-        for one in found.values()
-      ],
-    ),
-  ):
+  matrix = lm_rows.Rows(
+    found,
+    rescoring,
+    results.FOLDER / 'evaluations' / folder.name,
+    folder / 'published',
+    publishes=_PUBLISH.value,
+  )
+
+  def hours():
+    left = [job for job in asked if not matrix.done(job)]
+    of_model = lambda one: [j.cell for j in left if matrix.model(j) is one]
+    models = [(one, of_model(one)) for one in found.values()]
+    return lm_matrix.estimated_hours(config, models)
+
+  if not _LAUNCH.goes_on(f'{len(asked)} of {len(planned)} cells', hours):
     return
   try:
     rows, not_run = lm_matrix.run(
       asked,
-      lambda job: _row(of_job(job), job, rescoring),
+      matrix.row,
       planned=planned,
-      done=lambda job: _done(of_job(job), job.cell, rescoring),
+      done=matrix.done,
       max_hours=_LAUNCH.hours.value,
     )
     if not rows:
       print('nothing is done yet, nothing was written')
       return
     first = found[next(iter(rows)).seed, False]
-    rescored = _rescored(config, rows, rescoring)
+    of_scores = _of_scores(config, first)
     write = functools.partial(
-      _write, config, corpora, rows, not_run, first, rescored
+      _write,
+      config,
+      corpora,
+      rows,
+      not_run,
+      **_rescored(config, rows, rescoring),
     )
     # What took hours is written before what takes minutes.
-    write(_agreement_so_far(config))
-    agreement = lm_agreement.agreements(
+    write(**of_scores)
+    of_scores['agreement'] = lm_agreement.agreements(
       {
         seed: found[seed, False]
         for seed in dict.fromkeys(j.seed for j in rows if not j.cell.smaller)
-      }
+      },
+      so_far=of_scores['agreement'],
     )
-    write(agreement)
+    write(**of_scores)
   except stage_cache.Interrupted:
     print('interrupted; run the same command again to go on')
     return
@@ -122,56 +139,22 @@ def _float_models(
   }
 
 
-def _agreement_so_far(config) -> list[dict[str, Any]]:
-  """What the results file has of it, if it is of this config."""
-  if not (results.FOLDER / f'{config.name}.json').exists():
-    return []
-  old = results.read(config.name)
-  same = old.get('config_hash') == results.config_hash(config.to_dict())
-  return old.get('agreement', []) if same else []
-
-
-def _row(
-  found: lm_sensitivity.Sensitivity,
-  job: lm_matrix.Job,
-  rescoring: lm_rescoring.Rescoring | None,
-) -> dict[str, Any]:
-  """Trains a cell if it is not there, and scores its file."""
-  stages, (seed, cell) = found.stages, job
-  bits = lm_matrix.bits_of(cell, found)
-  shipped = stages.train(cell.method, bits)
-  metrics = stages.evaluate(shipped)
-  if rescoring is not None:
-    metrics |= rescoring.evaluate(shipped)
-  row = {
-    'system': 'Transformer LM',
-    'method': cell.label,
-    'bits': lm_matrix.mean_bits(bits, stages.float_params()),
-    'point': cell.point,
-    'seed': seed,
-    'split': 'eval',
-    'metrics': metrics,
+def _of_scores(config, first: lm_sensitivity.Sensitivity) -> dict[str, Any]:
+  """What a results file says of scores: found here, or what it has so far."""
+  so_far = {}
+  if (results.FOLDER / f'{config.name}.json').exists():
+    old = results.read(config.name)
+    if old.get('config_hash') == results.config_hash(config.to_dict()):
+      so_far = old
+  return {
+    'agreement': so_far.get('agreement', []),
+    'traces': first.traces()[2]
+    if first.ready('trace')
+    else so_far.get('traces'),
+    'divergences': first.divergences()
+    if first.ready('kl')
+    else so_far.get('divergences'),
   }
-  row['folder'] = str(stages.train_folder(cell.method, bits))
-  if not isinstance(bits, int):
-    spent = found.allocation(cell.metric or '', cell.point).bytes
-    row['allocation'] = bits
-    row['share_of_budget'] = spent / found.budget(cell.point)
-  return row
-
-
-def _done(
-  found: lm_sensitivity.Sensitivity,
-  cell: lm_matrix.Cell,
-  rescoring: lm_rescoring.Rescoring | None,
-) -> bool:
-  """Whether a row needs no work worth the name."""
-  if not lm_matrix.done(cell, found):
-    return False
-  if rescoring is None:
-    return True
-  bits = lm_matrix.bits_of(cell, found)
-  return rescoring.done(found.stages.train(cell.method, bits))
 
 
 def _rescored(config, rows, rescoring) -> dict[str, Any]:
@@ -190,18 +173,11 @@ def _by_cell(rows) -> dict[tuple[lm_matrix.Cell, int], dict[str, Any]]:
   return {(cell, seed): rows[seed, cell]['metrics'] for seed, cell in rows}
 
 
-def _without_folders(row: dict[str, Any]) -> dict[str, Any]:
-  """A row but for where this machine keeps what it is of."""
-  kept = 'line_nats', lm_rescoring.ERRORS
-  of_file = {k: v for k, v in row['metrics'].items() if k not in kept}
-  return {k: v for k, v in row.items() if k != 'folder'} | {'metrics': of_file}
-
-
-def _write(config, corpora, rows, not_run, first, rescored, agreement) -> None:
+def _write(config, corpora, rows, not_run, **more) -> None:
   """Writes the results file."""
   results.write(
     config.name,
-    [_without_folders(row) for row in rows.values()],
+    [lm_rows.outcome(row) for row in rows.values()],
     comparisons=lm_matrix.comparisons(
       _by_cell(rows),
       corpora.eval_text,
@@ -212,12 +188,9 @@ def _write(config, corpora, rows, not_run, first, rescored, agreement) -> None:
       {'spec': k, 'fingerprint': v} for k, v in corpora.fingerprints.items()
     ],
     not_run=not_run,
-    agreement=agreement,
-    traces=first.traces()[2] if first.ready('trace') else None,
-    divergences=first.divergences() if first.ready('kl') else None,
     command=results.command(without=results.SHARING),
     config_hash=results.config_hash(config.to_dict()),
-    **rescored,
+    **more,
   )
 
 

@@ -297,8 +297,8 @@ class Stages:
     evaluations.write(
       evaluations.path_of(root, _plain(_name(job)), about),
       about,
-      {k: v for k, v in metrics.items() if k != 'folder'},
-      hypotheses,
+      metrics={k: v for k, v in metrics.items() if k != 'folder'},
+      hypotheses=sorted(hypotheses),
     )
 
   def done(self, job: cells.Job) -> bool:
@@ -322,7 +322,8 @@ class Stages:
     return path if path.exists() else None
 
   def _read_published(self, path: pathlib.Path) -> dict[str, Any]:
-    metrics, hypotheses = evaluations.read(path)
+    metrics, recognized = evaluations.read(path, 'metrics', 'hypotheses')
+    hypotheses = [scoring.Hypothesis(*fields) for fields in recognized]
     folder = self.root / 'published' / path.name.removesuffix('.json.gz')
     scoring.write_hypotheses(folder / HYPOTHESES, hypotheses)
     return {**metrics, 'folder': str(folder)}

@@ -309,13 +309,36 @@ def test_a_point_that_no_metric_can_meet_costs_no_other_seed(
   def agreement(of_seed, metrics):
     if of_seed is found:
       raise sensitivity.InfeasibleError('too small')
-    return [{'metric': 'kl'}]
+    return [{'metric': 'kl', 'point': 3}]
 
   monkeypatch.setattr(lm_agreement, 'agreement', agreement)
+  found.divergences()
   other = lm_sensitivity.Sensitivity(found.stages)
   rows = lm_agreement.agreements({0: found, 1: other})
-  assert rows == [{'seed': 1, 'metric': 'kl'}]
+  assert rows == [{'seed': 1, 'metric': 'kl', 'point': 3}]
   assert 'too small' in capsys.readouterr().out
+
+
+def test_agreement_found_elsewhere_stays(config, stages, found, monkeypatch):
+  monkeypatch.setattr(
+    lm_agreement,
+    'agreement',
+    lambda of_seed, metrics: [{'metric': 'kl', 'point': 3, 'spearman': 0.9}],
+  )
+  found.divergences()
+  of = lambda seed, metric, spearman: {
+    'seed': seed,
+    'metric': metric,
+    'point': 3,
+    'spearman': spearman,
+  }
+  far = lm_stages.Stages(config, stages.corpora, stages.root, seed=7)
+  models = {0: found, 7: lm_sensitivity.Sensitivity(far)}
+  so_far = of(0, 'kl', 0.1), of(0, 'trace', 0.2), of(7, 'kl', 0.3)
+  assert lm_agreement.agreements(models, so_far) == [
+    of(0, 'kl', 0.9),
+    *so_far[1:],
+  ]
 
 
 def test_random_allocations_differ_and_cost_alike(found):

@@ -1,24 +1,32 @@
-"""Row scales of the tied embedding, through the language model's stages."""
+"""Rows of the language model experiment, here and published."""
 
-import jax
+import json
+
 import numpy as np
 import pytest
 
-from experiments import lm_sensitivity, lm_stages, methods
-from experiments.configs.lm import wikitext2
-from s8bqat_jax import quantizers, training
-from s8bqat_jax.artifacts import packed_file, qtensor
+from experiments import (
+  evaluations,
+  lm_matrix,
+  lm_rows,
+  lm_sensitivity,
+  lm_stages,
+  results,
+)
 from s8bqat_jax.quantizers import admm_tables, lloyd_max
-from s8bqat_jax.quantizers import tree as trees
 from tests.experiments import toy_language
 from tests.quantizers import quick
 
-EMBED = 'embed/embedding'
+JOBS = [
+  lm_matrix.Job(0, lm_matrix.Cell('float')),
+  lm_matrix.Job(0, lm_matrix.Cell('admm', 3)),
+  lm_matrix.Job(0, lm_matrix.Cell('ptq lloyd-max', 3, 'size')),
+]
 
 
 @pytest.fixture(autouse=True, scope='module')
 def quick_fit():
-  """Lloyd-Max from even centroids: the pipeline is tested, not the fit."""
+  """Lloyd-Max from even centroids: what is kept is tested, not the fit."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(lloyd_max, 'fit', quick.even)
     patch.setattr(admm_tables, 'fit_lloyd_max', quick.even)
@@ -26,137 +34,150 @@ def quick_fit():
 
 
 @pytest.fixture(scope='module')
-def stages(tmp_path_factory):
-  """Without row scales, and with them for the embedding, of a random model."""
-  folder = tmp_path_factory.mktemp('rows')
-  config = toy_language.config(folder, train=200, held_out=60)
-  config.train.log_every = 4
+def config(tmp_path_factory):
+  config = toy_language.config(
+    tmp_path_factory.mktemp('text'), train=200, held_out=60
+  )
+  config.train.update({'steps': 8, 'log_every': 4})
+  config.finetune.share = 1.0
+  config.points = (3,)
   config.choices = (2, 3)
-  with_rows = config.copy_and_resolve_references()
-  with_rows.row_scales = EMBED
-  corpora = lm_stages.Corpora(config)
-  made = [
-    lm_stages.Stages(c, corpora, folder / 'stages', progress=False)
-    for c in (config, with_rows)
+  return config
+
+
+@pytest.fixture(scope='module')
+def published(tmp_path_factory):
+  return tmp_path_factory.mktemp('published')
+
+
+@pytest.fixture(scope='module')
+def corpora(config):
+  return lm_stages.Corpora(config)
+
+
+@pytest.fixture(scope='module')
+def make(config, corpora, published):
+  """Rows whose stages are in a folder."""
+
+  def rows(root, config=config, **options):
+    found = {
+      (seed, False): lm_sensitivity.Sensitivity(
+        lm_stages.Stages(config, corpora, root, seed, progress=False)
+      )
+      for seed in (0, 1)
+    }
+    return lm_rows.Rows(found, None, published, root / 'kept', **options)
+
+  return rows
+
+
+@pytest.fixture(scope='module')
+def worked(make, tmp_path_factory):
+  """Rows worked out by training, which published them."""
+  matrix = make(tmp_path_factory.mktemp('stages'), publishes=True)
+  return matrix, [matrix.row(job) for job in JOBS]
+
+
+@pytest.fixture
+def no_training(worked, monkeypatch):
+  monkeypatch.delattr(lm_stages.Stages, 'fit')
+  monkeypatch.delattr(lm_stages.Stages, 'train')
+
+
+def test_a_row_says_what_was_trained_and_scored(worked):
+  matrix, rows = worked
+  floats, admm, mixed = rows
+  assert (floats['bits'], admm['bits'], admm['point']) == (32, 3, 3)
+  assert [r['step'] for r in admm['logged'] if 'loss' in r] == [4, 8]
+  assert set(mixed['allocation'].values()) <= {2, 3} and not mixed['logged']
+  assert 0.5 < mixed['share_of_budget'] <= 1
+  stages = matrix.model(JOBS[1]).stages
+  assert admm['metrics'] == stages.evaluate(stages.train('admm', 3))
+  for row in rows:
+    said = lm_rows.outcome(row)
+    json.dumps(said)
+    assert said['metrics']['perplexity'] == row['metrics']['perplexity']
+    assert not {'logged', 'line_nats'} & {*said, *said['metrics']}
+
+
+@pytest.mark.usefixtures('no_training')
+def test_published_rows_need_no_training(worked, make, corpora, tmp_path):
+  _, rows = worked
+  elsewhere = make(tmp_path / 'empty')
+  assert all(map(elsewhere.done, JOBS))
+  again = [elsewhere.row(job) for job in JOBS]
+  assert list(map(lm_rows.outcome, again)) == list(map(lm_rows.outcome, rows))
+  assert [r['logged'] for r in again] == [r['logged'] for r in rows]
+  cells = [job.cell for job in JOBS]
+  compared = [
+    lm_matrix.comparisons(
+      {(job.cell, job.seed): row['metrics'] for job, row in zip(JOBS, of)},
+      corpora.eval_text,
+      [(cells[0], cells[1]), (cells[0], cells[2])],
+      (0, 1),
+    )
+    for of in (again, rows)
   ]
-  path = folder / 'float.safetensors'
-  made[0]._save(path, made[0].model.init(jax.random.key(0)))
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(lm_stages.Stages, 'float_model', lambda self: path)
-    yield made
+  assert len(compared[0]) == 2 and compared[0] == compared[1]
 
 
-def _shipped(path):
-  return trees.quantized(packed_file.load(path).tree)
+@pytest.mark.usefixtures('worked')
+@pytest.mark.parametrize(
+  'other',
+  [
+    {'finetune.share': 0.5},
+    {'train.learning_rate': 0.5},
+    {'data.score_context': 4},
+  ],
+  ids=str,
+)
+def test_rows_of_another_model_are_not_taken(make, config, other, tmp_path):
+  changed = config.copy_and_resolve_references()
+  changed.update_from_flattened_dict(other)
+  admm = JOBS[1]
+  assert not make(tmp_path, changed).done(admm)
+  assert not make(tmp_path).done(lm_matrix.Job(1, admm.cell))
 
 
-def test_only_stages_that_rows_change_have_folders_of_their_own(stages):
-  plain, rows = stages
-  bits = {EMBED: 3, 'layer_0/ffn/up/kernel': 2}
-  for method in ('ptq lloyd-max', 'straight-through', 'admm'):
-    for width in (3, bits):
-      one, other = (s.train_folder(method, width) for s in stages)
-      assert one != other and one.parent == other.parent
-  for method in ('float', 'float continued'):
-    assert plain.train_folder(method, 32) == rows.train_folder(method, 32)
-  of = [lm_sensitivity.Sensitivity(s) for s in stages]
-  folder = lambda f, stage: f.stages.folder('sensitivity', *stage(f))
-  kinds = lm_sensitivity.Sensitivity
-  for stage in (kinds._trace_stage, kinds._search_stage):
-    assert folder(of[0], stage) == folder(of[1], stage)
-  assert folder(of[0], kinds._kl_stage) != folder(of[1], kinds._kl_stage)
+@pytest.mark.usefixtures('worked')
+def test_an_allocation_counts_by_its_scores_and_choices(make, config, tmp_path):
+  _, uniform, mixed = JOBS
+  changed = config.copy_and_resolve_references()
+  changed.sensitivity.max_probes += 1
+  changed.sensitivity.allocations += 1  # that predictions are held against
+  assert not make(tmp_path, changed).done(mixed)
+  assert make(tmp_path, changed).done(uniform)
+  changed.sensitivity.max_probes -= 1
+  assert make(tmp_path, changed).done(mixed)
 
 
-def test_the_embedding_ships_row_scales_and_predictions_see_them(stages):
-  _, rows = stages
-  found = lm_sensitivity.Sensitivity(rows)
-  bits = {n: 2 if n == EMBED else 3 for n in found.sizes()}
-  shipped = _shipped(rows.train('ptq lloyd-max', bits))
-  vocabulary = shipped[EMBED].shape[0]
-  assert shipped[EMBED].scale.shape == (vocabulary, 1)
-  assert {np.ndim(q.scale) for n, q in shipped.items() if n != EMBED} == {0}
-  assert {n: q.bits for n, q in shipped.items()} == bits
-  views = trees.named(found.quantized(bits))
-  for name, q in shipped.items():
-    np.testing.assert_array_equal(qtensor.dequantize(q), views[name])
+@pytest.mark.usefixtures('no_training')
+def test_what_was_worked_here_comes_before_what_is_published(
+  worked, make, published, tmp_path
+):
+  matrix, rows = worked
+  moved = lm_rows.Rows(matrix.models, None, tmp_path / 'none', tmp_path)
+  assert all(map(moved.done, JOBS))  # by its stages
+  (kept,) = published.glob('admm_3-0-*')
+  spoiled = make(tmp_path / 'empty')
+  whole = kept.read_bytes()
+  try:
+    kept.write_bytes(whole[:50])
+    with pytest.raises(ValueError, match='is no evaluation'):
+      spoiled.row(JOBS[1])
+  finally:
+    kept.write_bytes(whole)
 
 
-def test_bytes_count_the_scales_of_rows(stages):
-  plain, rows = (lm_sensitivity.Sensitivity(s) for s in stages)
-  vocabulary = len(trees.named(plain.stages.float_params())[EMBED])
-  for bits in (2, 3):
-    more = rows.sizes()[EMBED][bits] - plain.sizes()[EMBED][bits]
-    # Beside the scales themselves, their shape in the header.
-    assert 4 * (vocabulary - 1) <= more <= 4 * (vocabulary - 1) + 16
-    for found in (plain, rows):
-      file = found.stages.train('ptq lloyd-max', bits).stat().st_size
-      assert found._file_of(dict.fromkeys(found.sizes(), bits)) == file
+FOLDERS = sorted((results.FOLDER / 'evaluations').glob('lm_*'))
 
 
-def test_admm_trains_them_and_logs_the_other_tensors_by_the_usual_names(stages):
-  _, rows = stages
-  bits = dict.fromkeys(lm_sensitivity.Sensitivity(rows).sizes(), 2)
-  path = rows.train('admm', bits)
-  assert _shipped(path)[EMBED].scale.shape[1:] == (1,)
-  logged = training.read_metrics(path.parent)
-  names = {name for row in logged for name in row}
-  for name in ('primal', 'dual', 'distance', '1/primal', '1/dual', 'frozen'):
-    assert f'quantizer/{name}' in names
-  metrics = rows.evaluate(path)
-  assert metrics['bytes'] == path.stat().st_size
-
-
-def test_a_pattern_without_a_tensor_is_an_error(stages):
-  config = stages[1]._with_method('admm', {'head/kernel': 3})
-  with pytest.raises(ValueError, match=f"row_scales is '{EMBED}', expected"):
-    lm_stages.make_quantizer(config, 'admm', {'head/kernel': 3})
-
-
-@pytest.mark.parametrize('pattern', ['.*', 'layer_0/.*', 'nothing'])
-def test_only_rows_of_embeddings_have_scales(stages, tmp_path, pattern):
-  config = stages[1].config.copy_and_resolve_references()
-  config.row_scales = pattern
-  with pytest.raises(ValueError, match='expected tables of embeddings alone'):
-    lm_stages.Stages(config, stages[1].corpora, tmp_path)
-
-
-_ABLE = [name for name, method in methods.METHODS.items() if method.rows]
-_RUN = methods.Run(20, lambda step: 1e-2)
-
-
-@pytest.mark.parametrize('name', _ABLE)
-def test_methods_give_rows_scales_and_other_weights_one(name):
-  w = np.random.default_rng(0).normal(size=(12, 8)).astype(np.float32)
-  params = {'a': {'kernel': w}, 'embed': w}
-  rule = quantizers.Rule
-  member = methods.make(
-    name, 2, (rule('.*', 2),), _RUN, row_rules=(rule('em.*', 3),)
-  )
-  encoded = member.encode(params, member.init(params))
-  assert np.ndim(encoded['a']['kernel'].scale) == 0
-  assert encoded['embed'].scale.shape == (12, 1)
-  assert (encoded['a']['kernel'].bits, encoded['embed'].bits) == (2, 3)
-  alone = methods.make(name, 2, (), _RUN, row_rules=(rule('.*', 3),))
-  whole = alone.encode(params, alone.init(params))
-  assert whole['a']['kernel'].scale.shape == (12, 1)
-
-
-def test_methods_without_row_scales_say_so():
-  for name in set(methods.METHODS) - set(_ABLE):
-    with pytest.raises(ValueError, match=f'{name!r} has no row scales'):
-      rules = (quantizers.Rule('.*', 3),)
-      methods.make(name, 3, (), _RUN, row_rules=rules)
-
-
-def test_the_config_of_rows_shares_the_stages_of_the_one_without():
-  plain, rows = (
-    wikitext2.get_config(f'size=1m,rows={x}') for x in ('no', 'yes')
-  )
-  assert plain.to_dict() == wikitext2.get_config('size=1m').to_dict()
-  assert (plain.name, plain.row_scales, plain.stages) == (
-    'lm_wikitext2_1m', '', '',
-  )  # fmt: skip
-  assert rows.name == 'lm_wikitext2_1m_rows' and rows.stages == plain.name
-  assert rows.row_scales == EMBED
-  with pytest.raises(ValueError, match='expected one of no, yes'):
-    wikitext2.get_config('rows=maybe')
+@pytest.mark.parametrize('folder', FOLDERS, ids=[p.name for p in FOLDERS])
+def test_published_perplexities_are_those_of_their_lines(folder):
+  for path in folder.iterdir():
+    row, arrays = evaluations.read(path, 'row', 'arrays')
+    metrics = row['metrics']
+    nats = np.sum(arrays['line_nats'])
+    assert np.exp(nats / metrics['words']) == pytest.approx(
+      metrics['perplexity'], rel=1e-5
+    )

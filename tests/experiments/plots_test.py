@@ -1,7 +1,5 @@
 """Pictures of little data."""
 
-import json
-
 import matplotlib.image
 import matplotlib.pyplot as plt
 import numpy as np
@@ -26,9 +24,7 @@ def test_a_row_without_an_interval_is_a_point(axes):
 
 
 @pytest.mark.parametrize('frozen', [False, True])
-def test_residuals_of_a_training_that_was_frozen_at_once(
-  axes, frozen, tmp_path
-):
+def test_residuals_of_a_training_that_was_frozen_at_once(axes, frozen):
   logged = [
     {
       'step': step,
@@ -38,9 +34,7 @@ def test_residuals_of_a_training_that_was_frozen_at_once(
     }
     for step in (1, 2)
   ]
-  path = tmp_path / 'metrics.jsonl'
-  path.write_text(''.join(json.dumps(record) + '\n' for record in logged))
-  row = {'folder': str(tmp_path), 'point': 3, 'seed': 0}
+  row = {'logged': logged, 'point': 3, 'seed': 0}
   lm_plots.residuals([row], axes)
   drawn = [list(line.get_ydata()) for line in axes[0].lines]
   assert drawn == ([] if frozen else [[0.5, 0.25]])
@@ -55,16 +49,11 @@ def test_a_map_of_bits(axes):
   assert [text.get_text() for text in axes[0].texts] == ['2', '4', '8', '1']
 
 
-def test_curves_are_those_that_were_watched(axes, tmp_path):
-  for name, logged in (
-    ('watched', [{'step': 5, 'dev/perplexity': 9.0}, {'step': 6, 'loss': 1.0}]),
-    ('not', [{'step': 5, 'loss': 2.0}]),
-  ):
-    (tmp_path / name).mkdir()
-    text = ''.join(json.dumps(record) + '\n' for record in logged)
-    (tmp_path / name / 'metrics.jsonl').write_text(text)
+def test_curves_are_those_that_were_watched(axes):
+  watched = [{'step': 5, 'dev/perplexity': 9.0}, {'step': 6, 'loss': 1.0}]
   row = {'method': 'admm', 'point': 3, 'seed': 0}
-  rows = [{**row, 'folder': str(tmp_path / n)} for n in ('watched', 'not', '-')]
+  every = watched, [{'step': 5, 'loss': 2.0}], []
+  rows = [{**row, 'logged': logged} for logged in every]
   assert lm_plots.curves(rows, axes[0]) == 1
   (line,) = axes[0].lines
   assert list(line.get_ydata()) == [9.0] and line.get_label() == 'admm, 3'

@@ -15,9 +15,10 @@ from experiments import recognizer as recognizer_lib
 from s8bqat_jax import data, quantizers, training
 from s8bqat_jax.artifacts import packed_file
 from s8bqat_jax.models import rnnt
-from s8bqat_jax.quantizers import quantize_once
+from s8bqat_jax.quantizers import admm_tables, lloyd_max, quantize_once
 from s8bqat_jax.speech import features, normalize, tokenizers
 from s8bqat_jax.training import mesh as mesh_lib
+from tests.quantizers import quick
 
 B, S, U = 3, 16000, 4
 
@@ -28,6 +29,15 @@ def one_device():
     first = jax.devices()[:1]
     make = lambda devices=first: mesh_lib.make_mesh(devices)
     patch.setattr(training, 'make_mesh', make)
+    yield
+
+
+@pytest.fixture(scope='module')
+def quick_fit():
+  """Lloyd-Max from even centroids, where the fit is not what is tested."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(lloyd_max, 'fit', quick.even)
+    patch.setattr(admm_tables, 'fit_lloyd_max', quick.even)
     yield
 
 

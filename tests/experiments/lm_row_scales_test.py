@@ -8,21 +8,11 @@ from experiments import lm_sensitivity, lm_stages, methods
 from experiments.configs.lm import wikitext2
 from s8bqat_jax import quantizers, training
 from s8bqat_jax.artifacts import packed_file, qtensor
-from s8bqat_jax.quantizers import admm_tables, lloyd_max
 from s8bqat_jax.quantizers import tree as trees
 from tests.experiments import toy_language
-from tests.quantizers import quick
 
+pytestmark = pytest.mark.usefixtures('quick_fit')
 EMBED = 'embed/embedding'
-
-
-@pytest.fixture(autouse=True, scope='module')
-def quick_fit():
-  """Lloyd-Max from even centroids: the pipeline is tested, not the fit."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(lloyd_max, 'fit', quick.even)
-    patch.setattr(admm_tables, 'fit_lloyd_max', quick.even)
-    yield
 
 
 @pytest.fixture(scope='module')

@@ -13,24 +13,14 @@ from experiments import (
   lm_stages,
   results,
 )
-from s8bqat_jax.quantizers import admm_tables, lloyd_max
 from tests.experiments import toy_language
-from tests.quantizers import quick
 
+pytestmark = pytest.mark.usefixtures('quick_fit')
 JOBS = [
   lm_matrix.Job(0, lm_matrix.Cell('float')),
   lm_matrix.Job(0, lm_matrix.Cell('admm', 3)),
   lm_matrix.Job(0, lm_matrix.Cell('ptq lloyd-max', 3, 'size')),
 ]
-
-
-@pytest.fixture(autouse=True, scope='module')
-def quick_fit():
-  """Lloyd-Max from even centroids: what is kept is tested, not the fit."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(lloyd_max, 'fit', quick.even)
-    patch.setattr(admm_tables, 'fit_lloyd_max', quick.even)
-    yield
 
 
 @pytest.fixture(scope='module')

@@ -266,6 +266,12 @@ def check(config) -> None:
     config: of the experiment.
   """
   methods.final_phase('float', config.finetune.freeze)
+  for method in config.finetune.rates:
+    if method not in methods.METHODS:
+      raise ValueError(
+        f'config.finetune.rates has {method!r}: expected one of '
+        f'{", ".join(methods.METHODS)}'
+      )
   everything = set(cells(config))
   if config.smaller.cells and not config.smaller.model:
     raise ValueError(

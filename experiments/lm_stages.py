@@ -309,6 +309,9 @@ class Stages:
 
   def _with_method(self, method: str, bits: int | Bits):
     config = self.finetuning()
+    config.train.learning_rate = self.config.finetune.rates.get(
+      method, config.train.learning_rate
+    )
     named = bits if isinstance(bits, int) else dict(bits)
     config.method = ml_collections.ConfigDict(
       {

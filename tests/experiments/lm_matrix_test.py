@@ -225,6 +225,7 @@ def test_names_that_are_no_uniform_cell(name):
     ('headline', 'admm, 7', "headline is 'admm, 7': expected a cell of the"),
     ('headline', 'straight_through, 3', 'expected a float method'),
     ('finetune.freeze', 'best', "freeze is 'best', expected 'last' or"),
+    ('finetune.rates', {'adm': 1e-3}, "rates has 'adm': expected one of fl"),
   ],
 )
 def test_what_would_fail_after_hours_fails_before(

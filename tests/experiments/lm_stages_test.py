@@ -60,6 +60,22 @@ def test_a_run_goes_on_under_other_logging_and_scoring(config, tmp_path):
   assert int(outcome.state.step) == 40
 
 
+def test_a_methods_own_rate_moves_its_training_alone(config, tmp_path):
+  corpora = lm_stages.Corpora(config)
+  plain = lm_stages.Stages(config, corpora, tmp_path, progress=False)
+  config.finetune.rates['admm'] = 0.5
+  other = lm_stages.Stages(config, corpora, tmp_path, progress=False)
+  rates = [
+    of.about('admm', 3)['tuned']['train']['learning_rate']
+    for of in (plain, other)
+  ]
+  assert rates == [config.finetune.train.learning_rate, 0.5]
+  kept = 'straight-through', 'float continued', 'ptq lloyd-max'
+  for method in ('admm', *kept):
+    folders = {of.train_folder(method, 3).name for of in (plain, other)}
+    assert len(folders) == (1 if method in kept else 2)
+
+
 def test_sizes_are_those_of_todays_format(config, tmp_path, monkeypatch):
   corpora = lm_stages.Corpora(config)
   stages = lm_stages.Stages(config, corpora, tmp_path, progress=False)

@@ -55,6 +55,8 @@ def default() -> ml_collections.ConfigDict:
   finetune.train = ml_collections.ConfigDict(
     {'learning_rate': 5e-4, 'warmup_steps': 50, 'weight_decay': 0.0}
   )
+  # Learning rates of methods that want another one, {method: rate}.
+  finetune.rates = ml_collections.ConfigDict()
 
   # Weights whose rows have a scale each, as a pattern of names; '' for none.
   config.row_scales = ''
